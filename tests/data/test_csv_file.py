@@ -1,0 +1,164 @@
+"""CSV files: what is read, and what is found out without being said."""
+
+import bz2
+import gzip
+import lzma
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tuner.data import csv_file
+
+
+def table(place=0, header=True, labels=("0", "1", "2"), pixels=4, n=12):
+    """A file's text: image i has the label i mod 3 in column `place`, and the pixels i, i + 1, ..."""
+    lines = [[f"p{i}" for i in range(pixels)], *([str(i + j) for j in range(pixels)] for i in range(n))]
+    for i, cells in enumerate(lines):
+        cells.insert(place, labels[(i - 1) % len(labels)] if i else "label")
+    return "\n".join(",".join(cells) for cells in lines[0 if header else 1 :]) + "\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Write a file, and load it."""
+
+    def write_and_load(content, name="data.csv", test=None, **options):
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        if test is not None:
+            (tmp_path / "test.csv").write_text(test)
+            options["test_path"] = tmp_path / "test.csv"
+        return csv_file.load(tmp_path / name, **options)
+
+    return write_and_load
+
+
+def found(*parts, classes):
+    """(first pixel, class name) of every image, in the order of the first pixel."""
+    return sorted(
+        (int(image.flatten()[0]), classes[label])
+        for part in parts
+        for image, label in zip(part.images, part.labels.tolist(), strict=True)
+    )
+
+
+TABLE = table()
+EXPECTED = [(i, str(i % 3)) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param("data.csv", TABLE, id="plain"),
+        pytest.param("data.csv.gz", gzip.compress(TABLE.encode()), id="gz"),
+        pytest.param("data.csv.xz", lzma.compress(TABLE.encode()), id="xz"),
+        pytest.param("DATA.CSV.BZ2", bz2.compress(TABLE.encode()), id="bz2"),
+        pytest.param("data.txt", TABLE, id="another ending"),
+        pytest.param("data.csv", TABLE.replace("\n", "\r\n"), id="CRLF"),
+        pytest.param("data.csv", b"\xef\xbb\xbf" + TABLE.encode(), id="byte order mark"),
+        pytest.param("data.csv", "\n" + TABLE.replace("\n", "\n\n") + "   \n\n", id="blank lines"),
+        pytest.param("data.csv", TABLE.rstrip(), id="no newline at the end"),
+        pytest.param("data.csv", '"' + TABLE.rstrip().replace(",", '","').replace("\n", '"\n"') + '"', id="quoted"),
+        pytest.param("data.csv", TABLE.replace(",", " , "), id="blanks around"),
+        pytest.param("data.csv", TABLE.replace("\n", ".0\n"), id="whole floats"),
+        pytest.param("data.csv", table(place=2), id="label in the middle"),
+        pytest.param("data.csv", table(place=4), id="label last"),
+    ],
+)
+def test_reads(load, name, content):
+    data = load(content, name)
+    assert found(data.pool, data.test, classes=data.classes) == EXPECTED
+    assert data.pool.images.shape[1:] == data.test.images.shape[1:] == (1, 2, 2)
+    assert data.pool.images.dtype == torch.uint8
+    assert data.pool.labels.dtype == torch.int64
+    assert data.pool.images.is_contiguous()
+
+
+@pytest.mark.parametrize(("place", "label"), [(0, 0), (0, -5), (2, 2), (4, 4), (4, -1)])
+def test_without_a_header_the_label_is_a_column_number(load, place, label):
+    data = load(table(place, header=False), header=False, label=label)
+    assert found(data.pool, data.test, classes=data.classes) == EXPECTED
+
+
+def test_reads_what_numpy_savetxt_writes(tmp_path):
+    np.savetxt(tmp_path / "data.csv", np.array([[i % 3, i, 1, 2, 3] for i in range(12)]), delimiter=",")
+    data = csv_file.load(tmp_path / "data.csv", header=False, label=0)
+    assert found(data.pool, data.test, classes=data.classes) == EXPECTED
+
+
+def test_the_label_column_has_any_name(load):
+    data = load(TABLE.replace("label", "7"), label=7)  # as data.label=7 arrives from the command line
+    assert found(data.pool, data.test, classes=data.classes) == EXPECTED
+
+
+def test_a_home_folder_and_a_relative_path(tmp_path, monkeypatch):
+    (tmp_path / "data.csv").write_text(TABLE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(csv_file.load("~/data.csv").test) == 3
+    monkeypatch.chdir(tmp_path)
+    assert len(csv_file.load("data.csv").test) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "names", "meant"),
+    [
+        (("0", "1", "2"), None, ("0", "1", "2"), ("0", "1", "2")),
+        (("9", "10", "-1"), None, ("-1", "9", "10"), ("9", "10", "-1")),
+        (("1.0", "02", "+3"), None, ("1", "2", "3"), ("1", "2", "3")),
+        (("owl", "cat", "7"), None, ("7", "cat", "owl"), ("owl", "cat", "7")),
+        (("12e1", "1_0", "cat"), None, ("12e1", "1_0", "cat"), ("12e1", "1_0", "cat")),
+        (("0", "1", "2"), ["cat", "dog", "owl"], ("cat", "dog", "owl"), ("cat", "dog", "owl")),
+        (("dog", "0.0", "owl"), ["cat", "dog", "owl"], ("cat", "dog", "owl"), ("dog", "cat", "owl")),
+        (("3", "7", "5"), ["7", "5", "3"], ("7", "5", "3"), ("3", "7", "5")),
+        (("3", "7", "5"), OmegaConf.create([7, 5, 3]), ("7", "5", "3"), ("3", "7", "5")),
+    ],
+)
+def test_labels(load, labels, classes, names, meant):
+    data = load(table(labels=labels), classes=classes)
+    assert data.classes == names
+    assert found(data.pool, data.test, classes=data.classes) == [(i, meant[i % 3]) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "shape"),
+    [
+        (4, {}, (1, 2, 2)),
+        (12, {}, (3, 2, 2)),
+        (12, {"height": 3, "width": 4}, (1, 3, 4)),
+        (12, {"height": 1, "width": 4}, (3, 1, 4)),
+        (12, {"channels": 3}, (3, 2, 2)),
+        (36, {}, (1, 6, 6)),
+        (18, {"height": 2, "width": 3, "channels": 3}, (3, 2, 3)),
+    ],
+)
+def test_the_shape_is_given_or_follows_from_the_number_of_pixels(load, pixels, options, shape):
+    data = load(table(pixels=pixels), **options)
+    assert data.pool.images.shape[1:] == shape
+    c, h, w = shape
+    first = data.pool.images[0]
+    start = int(first[0, 0, 0])
+    assert torch.equal(first, torch.arange(start, start + pixels).reshape(h, w, c).permute(2, 0, 1))
+
+
+def test_a_second_file_is_the_test_split(load):
+    test = table(n=4, place=3, labels=("2", "0"))  # its label column may stand elsewhere, and classes may be lacking
+    data = load(TABLE, test=test, val_share=0.25)
+    assert found(data.pool, classes=data.classes) == EXPECTED
+    assert found(data.test, classes=data.classes) == [(0, "2"), (1, "0"), (2, "2"), (3, "0")]
+    assert (len(data.train), len(data.val), data.test_duplicates) == (9, 3, 4)
+
+
+def test_seed_and_shares_reach_the_split(load):
+    one, same, other = (load(table(n=60), val_share=0.5, test_share=0.4, seed=seed) for seed in (1, 1, 2))
+    assert (len(one.train), len(one.val), len(one.test)) == (18, 18, 24)
+    assert torch.equal(one.val, same.val)
+    assert not torch.equal(one.val, other.val)
+    assert torch.equal(one.test.images, other.test.images)
+
+
+def test_black_images_are_pointed_out(load, caplog):
+    load("label,a,b,c,d\n" + "cat,0,0,0,1\ndog,0,1,0,1\n" * 3)
+    assert caplog.messages == [
+        "data.csv has no pixel above 1: images all but black; were the pixels meant to reach 255?"
+    ]

@@ -1,0 +1,111 @@
+"""Splits are disjoint, cover the pool, keep every class's share, and follow the seed; the test rows never do."""
+
+import logging
+
+import pytest
+import torch
+
+from tuner import InputError
+from tuner.data import Samples, hold_out, split
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def samples(*counts: int) -> Samples:
+    """Images that all differ, `counts[i]` of class i, classes in turn."""
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    images = torch.arange(len(labels))[:, None, None, None] // torch.tensor([256, 1]) % 256  # the number in two bytes
+    return Samples(images.to(torch.uint8), labels)
+
+
+def counts(labels: torch.Tensor) -> list[int]:
+    return torch.bincount(labels, minlength=3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("per_class", "share", "val"),
+    [
+        ((100, 50, 10), 0.1, [10, 5, 1]),
+        ((100, 50, 4), 0.1, [10, 5, 1]),  # at least one
+        ((2, 2, 2), 0.01, [1, 1, 1]),
+        ((2, 3, 10), 0.99, [1, 2, 9]),  # never all
+        ((6, 6, 6), 1 / 3, [2, 2, 2]),
+    ],
+)
+def test_each_class_gives_its_share(per_class, share, val):
+    pool = samples(*per_class)
+    data = split(pool, samples(1, 1, 1), CLASSES, val_share=share, seed=0)
+    assert counts(pool.labels[data.val]) == val
+    assert counts(pool.labels[data.train]) == [n - v for n, v in zip(per_class, val, strict=True)]
+    assert sorted(data.train.tolist() + data.val.tolist()) == list(range(len(pool)))
+    assert data.train.dtype == data.val.dtype == torch.int64
+    assert data.classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("per_class", "share", "test"),
+    [((100, 50, 10), 0.2, [20, 10, 2]), ((3, 3, 3), 0.01, [1, 1, 1]), ((3, 4, 10), 0.99, [1, 2, 8])],
+)
+def test_held_out_images_are_a_share_of_each_class(per_class, share, test):
+    whole = samples(*per_class)
+    pool, held = hold_out(whole, CLASSES, test_share=share)
+    assert counts(held.labels) == test
+    rows = [tuple(image.flatten().tolist()) for image in (*pool.images, *held.images)]
+    assert sorted(rows) == sorted(tuple(image.flatten().tolist()) for image in whole.images)
+    assert rows[: len(pool)] == sorted(rows[: len(pool)])  # the file's order
+
+
+def test_the_seed_draws_validation_and_nothing_else():
+    whole = samples(40, 40, 40)
+    runs = [split(*hold_out(whole, CLASSES, test_share=0.2), CLASSES, val_share=0.2, seed=s) for s in (1, 1, 2)]
+    assert torch.equal(runs[0].val, runs[1].val)
+    assert not torch.equal(runs[0].val, runs[2].val)
+    for run in runs:
+        assert torch.equal(run.test.images, runs[0].test.images)
+        assert torch.equal(run.pool.images, runs[0].pool.images)
+
+
+def test_copies_of_test_images_are_counted_and_logged(caplog):
+    pool, test = samples(10, 10, 10), samples(4, 4, 4)  # test repeats the first 12 images
+    test.images[:9] += 100  # of which 9 now differ
+    with caplog.at_level(logging.INFO):
+        assert split(pool, test, CLASSES, val_share=0.2, seed=0).test_duplicates == 3
+    assert caplog.messages == ["3 of 12 test images have an exact copy in training or validation"]
+
+
+def test_no_copies_no_message(caplog):
+    test = samples(4, 4, 4)
+    test.images.add_(100)
+    with caplog.at_level(logging.INFO):
+        assert split(samples(10, 10, 10), test, CLASSES, val_share=0.2, seed=0).test_duplicates == 0
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), "half", None])
+def test_a_share_lies_between_0_and_1(share):
+    message = f"must lie above 0 and below 1, got {share!r}: 0.2 is usual"
+    with pytest.raises(InputError, match=f"^data.val_share {message}$"):
+        split(samples(9, 9, 9), samples(1, 1, 1), CLASSES, val_share=share, seed=0)
+    with pytest.raises(InputError, match=f"^data.test_share {message}$"):
+        hold_out(samples(9, 9, 9), CLASSES, test_share=share)
+
+
+def test_a_class_needs_an_image_for_each_part():
+    with pytest.raises(InputError) as error:
+        hold_out(samples(9, 2, 9), CLASSES, test_share=0.2)
+    assert str(error.value) == (
+        "class 'dog' has 2 images; at least 3 are needed, one each for training, validation and test: add images of it "
+        "or leave the class out"
+    )
+    with pytest.raises(InputError) as error:
+        split(samples(9, 9, 1), samples(1, 1, 1), CLASSES, val_share=0.2, seed=0)
+    assert str(error.value) == (
+        "class 'owl' has 1 image; at least 2 are needed, one each for training and validation: add images of it or "
+        "leave the class out"
+    )
+
+
+def test_one_class_is_not_enough():
+    with pytest.raises(InputError, match=r"^one class only \(cat\): give images of at least two classes$"):
+        split(samples(9), samples(1), ("cat",), val_share=0.2, seed=0)

@@ -1,0 +1,296 @@
+"""A torchvision network cut in two: a frozen part that runs once an image, and a trained part that runs every step.
+
+A *block* is a stage of the network. Its name is torchvision's own (`layer3`, `features.6`); only VGG and AlexNet, plain
+lists of layers without named stages, have blocks called block1, block2, ... as in the VGG paper, each ending with its
+max pooling. The network is traced on the meta device, so blocks and shapes are checked before any weights are read.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import fx, nn
+from torchvision.models import get_model, list_models
+
+from tuner import InputError
+from tuner.weights import find
+
+# Children of a torchvision network that are plain lists of its stages.
+STAGE_LISTS = ("features", "layers", "trunk_output", "blocks")
+# What may follow a stage without being one: norms, activations, the way from Swin's or ViT's layout to a map or vector.
+TRAILING_MODULES = (nn.BatchNorm2d, nn.LayerNorm, nn.ReLU, torchvision.ops.Permute)
+TRAILING_FUNCTIONS = (F.relu, torch.relu, operator.getitem)
+
+
+class Block(NamedTuple):
+    """Where a block ends in the traced graph, and what comes out there for one image."""
+
+    node: fx.Node
+    shape: tuple[int, ...]  # [C, H, W], or [C] for a vector; [H, W, C] inside Swin
+    channels_last: bool
+
+
+class Preprocess(nn.Module):
+    """uint8 [B, 1 or 3, H, W] -> [B, 3, size, size] in `dtype`: resized, then normalised as the weights expect.
+
+    The resize is bilinear with antialiasing, straight to a square, in float32.
+    """
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype):
+        super().__init__()
+        self.size, self.dtype = size, dtype
+        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
+        self.std = torch.tensor(std).view(1, 3, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float() / 255
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        x = (x - self.mean.to(x.device)) / self.std.to(x.device)  # one channel becomes three by broadcasting
+        return x.to(self.dtype, memory_format=torch.channels_last)
+
+
+class Pool(nn.Module):
+    """A block's output -> [B, F]: averaged to k x k if it is a map and k is given, then flattened."""
+
+    def __init__(self, k: int | None, channels_last: bool):
+        super().__init__()
+        self.k, self.channels_last = k, channels_last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 4:
+            x = x.permute(0, 3, 1, 2) if self.channels_last else x
+            x = x if self.k is None else F.adaptive_avg_pool2d(x, self.k)
+        return x.flatten(1)
+
+
+class Backbone:
+    """A network, where it is cut, and which weights it takes. Constructing one reads no weights.
+
+    name: any classification network of torchvision.   weights: see `tuner.weights.find`; random ones come from `seed`.
+    image_size: side of the square that images are resized to, pixels.
+    features: the last block whose output is used.   frozen: the last block that is not trained; None trains all.
+    pool: average-pool the used map to pool x pool; None keeps it.
+    mean, std: per channel, of pixels in 0..1; None takes those of the weights (ImageNet's for a file).
+    Raises InputError for an unknown network, weights or block, blocks in the wrong order, an impossible size or pool.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: str | None,
+        image_size: int,
+        features: str,
+        frozen: str | None,
+        pool: int | None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+    ):
+        if name not in list_models(module=torchvision.models):
+            known = ", ".join(list_models(module=torchvision.models))
+            raise InputError(f"model.name={name} is no classification network of torchvision; known: {known}")
+        self.name, self.image_size, self.features, self.frozen, self.pool = name, image_size, features, frozen, pool
+        self._net = _build(name)
+        self._graph = _trace(self._net, name, image_size)
+        self.blocks = _blocks(self._net, self._graph)
+        self._check_cut()
+        self.feature_size = self._feature_size()
+        self.weights = find(name, weights, seed)
+        self.mean = tuple(mean or self.weights.mean)
+        self.std = tuple(std or self.weights.std)
+
+    def _check_cut(self) -> None:
+        names = list(self.blocks)
+        for key, block in (("features", self.features), ("frozen", self.frozen)):
+            if block not in names and not (key == "frozen" and block is None):
+                raise InputError(f"model.{key}={block} is no block of {self.name}; known: {', '.join(names)}")
+        if self.frozen is not None and names.index(self.frozen) > names.index(self.features):
+            raise InputError(
+                f"model.frozen={self.frozen} lies behind model.features={self.features}, the last block that is used; "
+                f"the order is {', '.join(names)}"
+            )
+
+    def _feature_size(self) -> int:
+        block = self.blocks[self.features]
+        channels, *sides = (block.shape[-1], *block.shape[:-1]) if block.channels_last else block.shape
+        if self.pool is None or not sides:
+            return channels * math.prod(sides)
+        if not 1 <= self.pool <= min(sides):
+            raise InputError(
+                f"model.pool={self.pool} does not fit {self.features}'s map of {sides[0]} x {sides[1]} at "
+                f"model.image_size={self.image_size}; use 1 to {min(sides)}, null for the whole map, or larger images"
+            )
+        return channels * self.pool**2
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that decides what the frozen part computes from given images."""
+        return {
+            "network": self.name,
+            "weights": self.weights.key,
+            "block": self.frozen,
+            "pool": self.pool if self.frozen == self.features else None,
+            "image_size": self.image_size,
+            "mean": self.mean,
+            "std": self.std,
+            "torchvision": torchvision.__version__.split("+")[0],
+        }
+
+    @property
+    def cached_shape(self) -> tuple[int, ...]:
+        """What the frozen part gives for one image: [F] where only a head is trained, else the map at the cut."""
+        assert self.frozen is not None
+        return (self.feature_size,) if self.frozen == self.features else self.blocks[self.frozen].shape
+
+    def frozen_part(self, dtype: torch.dtype) -> nn.Module:
+        """Images uint8 [B, 1 or 3, H, W] -> `dtype` [B, *cached_shape]; eval mode, no gradients. Reads the weights.
+
+        Raises InputError where they can't be read or are another network's.
+        """
+        assert self.frozen is not None
+        block = self.blocks[self.frozen]
+        layers = self._between(None, block.node).to(dtype).to(memory_format=torch.channels_last)
+        pool = [Pool(self.pool, block.channels_last)] if self.frozen == self.features else []
+        preprocess = Preprocess(self.image_size, self.mean, self.std, dtype)
+        return nn.Sequential(preprocess, layers, *pool).eval().requires_grad_(False)
+
+    def trained_part(self) -> nn.Module | None:
+        """What lies between `frozen` and the head: cached maps, or uint8 images if nothing is frozen -> [B, F] float32.
+
+        None where only a head is trained: then nothing is read.
+        """
+        if self.frozen == self.features:
+            return None
+        end = self.blocks[self.features]
+        pool = Pool(self.pool, end.channels_last)
+        if self.frozen is not None:
+            return nn.Sequential(self._between(self.blocks[self.frozen].node, end.node), pool)
+        preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32)
+        return nn.Sequential(preprocess, self._between(None, end.node), pool)
+
+    def _between(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
+        """The network from behind `start` (None: from the images) up to `end`, as a module of its own."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        inside = False
+        for node in self._graph.nodes:
+            if node is start or (start is None and node.op == "placeholder"):
+                copies[node], inside = graph.placeholder("x"), True
+            elif inside:
+                copies[node] = graph.node_copy(node, lambda n: copies[n])
+            if node is end:
+                break
+        graph.output(copies[end])
+        part = fx.GraphModule(self._net, graph)
+        self._load(part)
+        return part
+
+    def _load(self, part: nn.Module) -> None:
+        """Give a part of the network its weights, under the names they have in the whole."""
+        expected = {k: v.shape for k, v in part.state_dict().items()}
+        state = self.weights.load()
+        for counter in (k for k in expected if k.endswith("num_batches_tracked")):
+            state.setdefault(counter, torch.tensor(0))  # BatchNorm's, absent in old files and of no effect here
+        problems = [f"{k} is missing" for k in expected if k not in state]
+        problems += [
+            f"{k} is {list(state[k].shape)} where {list(shape)} is expected"
+            for k, shape in expected.items()
+            if k in state and state[k].shape != shape
+        ]
+        if problems:
+            raise InputError(
+                f"model.weights: {self.weights.name} do not fit {self.name}: {problems[0]} "
+                f"({len(problems)} of {len(expected)} tensors are wrong); choose the model they were made for"
+            )
+        part.load_state_dict({k: state[k] for k in expected}, assign=True)
+
+
+def _build(name: str) -> nn.Module:
+    """The network without storage for its weights, in eval mode."""
+    # These two were trained on pixels scaled in another way, and undo ImageNet's normalisation themselves.
+    options = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("regnet"):
+        return get_model(name, weights=None).eval()  # its constructor reads values, which the meta device has not
+    with torch.device("meta"):
+        return get_model(name, weights=None, **options).eval()
+
+
+def _stages(net: nn.Module) -> list[str]:
+    """Names of the modules that are kept whole when the network is traced."""
+    names = []
+    for name, child in net.named_children():
+        names += [f"{name}.{k}" for k, _ in child.named_children()] if name in STAGE_LISTS else [name]
+    return names
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: list[str]):
+        super().__init__()
+        self.leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.leaves
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape that each node gives."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(getattr(result, "shape", ()))[1:]
+        return result
+
+
+def _trace(net: nn.Module, name: str, image_size: int) -> fx.Graph:
+    graph = _Tracer(_stages(net)).trace(net)
+    device = next(net.parameters()).device
+    try:
+        _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"{name} cannot take images of {image_size} x {image_size} ({str(error).splitlines()[0]}); "
+            "set model.image_size to the size that the network was made for, 224 for most"
+        ) from error
+    return graph
+
+
+def _blocks(net: nn.Module, graph: fx.Graph) -> dict[str, Block]:
+    """The stages of a traced network by name, in order."""
+    nodes = [n for n in graph.nodes if n.op != "output"]
+    modules = {n: net.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"}
+    classifier = max(i for i, n in enumerate(nodes) if n in modules and any(True for _ in modules[n].parameters()))
+    ends = {}  # index of a stage's node -> the stage's name
+    for i, node in enumerate(nodes[:classifier]):
+        if node in modules and _is_stage(modules[node]) and len(node.meta["shape"]) > 1 and _is_cut(nodes, i):
+            ends[i] = str(node.target)
+    if all(isinstance(modules[nodes[i]], nn.MaxPool2d) for i in ends):  # a plain list of layers: VGG, AlexNet
+        ends = {i: f"block{k}" for k, i in enumerate(ends, 1)}
+    blocks = {}
+    for i, name in ends.items():
+        while i + 1 < classifier and _is_trailing(nodes[i + 1], modules):
+            i += 1
+        in_swin = hasattr(net, "permute") and str(nodes[i].target) != "permute"  # Swin's own way out of channels last
+        blocks[name] = Block(nodes[i], nodes[i].meta["shape"], channels_last=in_swin)
+    return blocks
+
+
+def _is_stage(module: nn.Module) -> bool:
+    return isinstance(module, nn.MaxPool2d) or any(True for _ in module.children())
+
+
+def _is_cut(nodes: list[fx.Node], i: int) -> bool:
+    """Whether all that comes behind node i depends on the images through it alone."""
+    before = set(nodes[:i])
+    return not any(before & set(n.all_input_nodes) for n in nodes[i + 1 :])
+
+
+def _is_trailing(node: fx.Node, modules: dict[fx.Node, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[node], TRAILING_MODULES)
+    return node.op == "call_function" and node.target in TRAILING_FUNCTIONS

@@ -1,0 +1,192 @@
+"""A CSV table of labels and pixels: read fast and, where something is wrong, read again to say what and where.
+
+A good file is read by numpy's C parser, which refuses whatever is no whole number from 0 to 255. What it refuses is
+read row by row, slowly, to name the line and the column, or to take what is fine after all, such as 12.0.
+"""
+
+import bz2
+import csv
+import gzip
+import lzma
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from tuner import InputError
+
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?")  # no nan, no inf, no 1_000: those may be class names
+MISSING = ("", "nan")  # a label that is not there, as people and as numpy write it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the first line says.
+
+    columns: the header or, without one, numbers from 0.   label: the label column's place among them.
+    """
+
+    path: Path
+    columns: list[str]
+    label: int
+    header: bool
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def n_pixels(self) -> int:
+        return len(self.columns) - 1
+
+
+def layout(path: str | Path, label: str | int, header: bool) -> Layout:
+    """Find the columns of a file. label: a name in its header or, where header is false, a column number from 0."""
+    path = _existing(path)
+    first = next(rows(path), None)
+    if first is None:
+        raise InputError(f"{path.name} is empty: it needs a line an image, with a label and pixels")
+    if header:
+        columns = [cell.strip() for cell in first[1]]
+        if str(label) not in columns:
+            raise InputError(f"{path.name} has no column {label!r}, only {shortened(columns)}: {_hint(columns)}")
+        return Layout(path, columns, columns.index(str(label)), header)
+    columns = [str(i) for i in range(len(first[1]))]
+    if not isinstance(label, int) or not -len(columns) <= label < len(columns):
+        raise InputError(
+            f"data.header=false, so data.label must be a column number from 0 to {len(columns) - 1}, got {label!r}"
+        )
+    return Layout(path, columns, label % len(columns), header)
+
+
+def read(layout: Layout) -> tuple[list[str], np.ndarray]:
+    """The labels as they are written [N], and the pixels in the order of their columns, uint8 [N, P]."""
+    try:
+        return _read_fast(layout)
+    except (ValueError, Warning, *UNREADABLE):
+        return _read_carefully(layout)
+
+
+def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of each row that is not blank. Line 1 is the header; blank lines are counted."""
+    try:
+        with _open(path) as file:
+            reader = csv.reader(file)
+            for cells in reader:
+                if len(cells) > 1 or "".join(cells).strip():
+                    yield reader.line_num, cells
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path.name} is not UTF-8 text (byte 0x{error.object[error.start]:02x}): save it as UTF-8 or, if it is "
+            "compressed, let its name end in .gz, .xz or .bz2"
+        ) from error
+    except UNREADABLE as error:
+        raise InputError(
+            f"{path.name} cannot be read ({error}): it must be a whole CSV file, compressed as its name says or plain"
+        ) from error
+
+
+def data_rows(layout: Layout) -> Iterator[tuple[int, list[str]]]:
+    """`rows` without the header."""
+    return islice(rows(layout.path), int(layout.header), None)
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, for a message."""
+    return ", ".join(repr(name[:40]) for name in names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a CSV file in it")
+    if not path.exists():
+        raise InputError(f"there is no file {path} (seen from {Path.cwd()}): set data.path to your CSV file")
+    return path
+
+
+def _hint(columns: list[str]) -> str:
+    if len(columns) == 1:
+        return "the cells of a row must be separated by commas"
+    if all(NUMBER.fullmatch(column) for column in columns):
+        return "if it has no header, set data.header=false and data.label=0 (the number of the label's column)"
+    return "set data.label to the name of the label's column"
+
+
+def _open(path: Path) -> TextIO:
+    # utf-8-sig drops the mark that Excel writes first; newline="" is what the csv module asks for
+    opened: TextIO = OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="")
+    return opened
+
+
+def _read_fast(layout: Layout) -> tuple[list[str], np.ndarray]:
+    sides = layout.label, layout.n_pixels - layout.label
+    row = np.dtype([("left", "u1", (sides[0],)), ("label", "O"), ("right", "u1", (sides[1],))])
+    with _open(layout.path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("error", "loadtxt")  # older numpy only warns when it reads 1.5 as 1
+        table = np.loadtxt(file, row, comments=None, delimiter=",", quotechar='"', skiprows=int(layout.header), ndmin=1)
+    labels = [label.strip() for label in table["label"]]
+    if any(label.lower() in MISSING for label in labels):
+        raise ValueError("a label is missing")
+    return labels, np.concatenate([table["left"], table["right"]], axis=1)
+
+
+def _read_carefully(layout: Layout) -> tuple[list[str], np.ndarray]:
+    labels, pixels = [], []
+    for line, cells in data_rows(layout):
+        if len(cells) != len(layout.columns):
+            raise InputError(
+                f"line {line} of {layout.name} has {len(cells)} values; {len(layout.columns)} expected "
+                f"(label and {layout.n_pixels} pixels)"
+            )
+        labels.append(cells.pop(layout.label).strip())
+        if labels[-1].lower() in MISSING:
+            raise InputError(f"line {line} of {layout.name} has no label: fill it in or remove the line")
+        pixels.append(_row_of_pixels(layout, line, cells))
+    if not labels:
+        raise InputError(f"{layout.name} has a header and no rows: it needs a line an image")
+    return labels, np.stack(pixels)
+
+
+def _row_of_pixels(layout: Layout, line: int, cells: list[str]) -> np.ndarray:
+    try:
+        values = np.array(cells, dtype=np.float64)
+    except ValueError:
+        values = np.full(len(cells), np.nan)  # some cell is no number: look at each
+    if not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
+        raise InputError(_fault(layout, line, cells))
+    return values.astype(np.uint8)
+
+
+def _fault(layout: Layout, line: int, cells: list[str]) -> str:
+    place, fault = next((i, fault) for i, fault in enumerate(map(_cell_fault, cells)) if fault)
+    columns = layout.columns[: layout.label] + layout.columns[layout.label + 1 :]
+    hint = ""
+    if fault == "is fractional" and all(_cell_fault(cell) in ("", fault) and float(cell) <= 1 for cell in cells):
+        hint = "; this line lies in 0 to 1 and looks scaled: multiply the pixels by 255"
+    elif line == 1 and not layout.header:
+        hint = "; if line 1 names the columns, set data.header=true"
+    return (
+        f"line {line} of {layout.name}, column {columns[place]!r}: {cells[place][:40]!r} {fault}; every column but the "
+        f"label is a pixel, a whole number from 0 to 255{hint}"
+    )
+
+
+def _cell_fault(cell: str) -> str:
+    if not cell.strip():
+        return "is empty"
+    try:
+        value = float(cell)
+    except ValueError:
+        return "is no number"
+    if not 0 <= value <= 255:  # also where it is nan
+        return "is outside 0 to 255" if abs(value) < float("inf") else "is not finite"
+    return "" if value.is_integer() else "is fractional"

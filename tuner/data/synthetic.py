@@ -1,0 +1,36 @@
+"""Made-up images for tests: learnable, not trivial, no file."""
+
+import torch
+
+from tuner import InputError
+from tuner.data import Data, Samples, hold_out, split
+
+
+def load(
+    *,
+    n: int = 400,
+    classes: int = 4,
+    size: int = 16,
+    channels: int = 1,
+    noise: float = 80.0,
+    val_share: float = 0.2,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> Data:
+    """A coarse random pattern a class, and Gaussian noise on every pixel: images uint8 [n, channels, size, size].
+
+    noise: its standard deviation, in gray levels of 0 to 255; the patterns' own is about 26.
+    seed: draws the validation split only; the images and the test split are always the same.
+    Raises InputError where a number of anything is below 1 or the images are too few for the classes.
+    """
+    for name, value in (("n", n), ("classes", classes), ("size", size), ("channels", channels)):
+        if value < 1:
+            raise InputError(f"data.{name} must be a whole number above 0, got {value}")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % classes
+    coarse = 64 + 128 * torch.rand(classes, channels, 4, 4, generator=generator)
+    patterns = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")  # [classes, C, size, size]
+    images = patterns[labels] + noise * torch.randn(n, channels, size, size, generator=generator)
+    samples = Samples(images.round().clamp(0, 255).to(torch.uint8), labels)
+    names = tuple(f"class{i}" for i in range(classes))
+    return split(*hold_out(samples, names, test_share=test_share), names, val_share=val_share, seed=seed)

@@ -1,0 +1,240 @@
+"""The feature bank: what the frozen part of a network says about each image, computed once and kept in a file.
+
+A bank is one safetensors file, CACHE/banks/KEY.safetensors, with a tensor `features` [N, ...]. KEY is a hash of all
+that decides its content: weights, cut, pooling, preprocessing, precision, device type, library version, and the images.
+It is written under a temporary name, with a checksum, by one process at a time, and is memory-mapped to be read.
+
+    python -m tuner.features                      # list the banks: where they lie, how big they are, what they hold
+    python -m tuner.features --prune --days 30    # delete those that no run has used for 30 days
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from tuner import InputError
+from tuner.backbones import Backbone
+from tuner.files import replacing
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the same key would come to mean other numbers
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # safetensors' names
+
+
+def bank(
+    images: torch.Tensor, backbone: Backbone, *, cache_dir: Path, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """The frozen features of `images`, from the cache, or computed and cached now.
+
+    images: uint8 [N, C, H, W].   returns: `dtype` [N, *backbone.cached_shape], memory-mapped from the cache file.
+    Where the file is there and whole, the network doesn't run and its weights are not read. A damaged file is replaced,
+    with a warning. Of several processes that want the same bank, one computes it and the others wait.
+    Raises InputError where `cache_dir` can't be written or has no room.
+    """
+    key = {
+        "format": FORMAT,
+        **backbone.key,
+        "dtype": DTYPES[dtype],
+        "device": device.type,
+        "torch": torch.__version__.split("+")[0],
+        "images": _hash_images(images),
+        "count": len(images),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_dir / "banks" / f"{name}.safetensors"
+    shape = (len(images), *backbone.cached_shape)
+    with _locked(path):
+        features = _read(path, shape, dtype)
+        if features is None:
+            _build(path, key, images, backbone, shape, device, dtype)
+            features = _read(path, shape, dtype)
+        else:
+            log.info("features of %s images: cached in %s (%s)", f"{len(images):,}", path, _size(path.stat().st_size))
+            os.utime(path)  # the time of last use, for --prune
+    if features is None:
+        raise OSError(f"{path} is damaged though it was just written: check the disk, or set cache_dir to another one")
+    return features
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a bank's lock, so that one process builds it while the others wait. The system frees it should we die."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("another process is computing %s: waiting for it", path)
+            lock.acquire()
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"the cache folder {folder} cannot be written ({error.strerror}); set cache_dir=FOLDER")
+
+
+def _hash_images(images: torch.Tensor) -> str:
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    for chunk in images.split(4096):
+        digest.update(chunk.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+    """A bank's features, memory-mapped; None where there is no such file, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            features = file.get_tensor("features")
+            checksum = file.metadata()["sha256"]
+    except (SafetensorError, KeyError, TypeError) as error:
+        log.warning("the feature bank %s is damaged (%s): computing it again", path, error)
+        return None
+    if tuple(features.shape) != shape or features.dtype != dtype or _checksum(features) != checksum:
+        log.warning("the feature bank %s is damaged (its checksum is wrong): computing it again", path)
+        return None
+    return features
+
+
+def _checksum(features: torch.Tensor) -> str:
+    digest = hashlib.sha256()
+    for chunk in features.flatten().view(torch.uint8).split(1 << 24):
+        digest.update(chunk.numpy())
+    return digest.hexdigest()
+
+
+def _build(
+    path: Path,
+    key: dict[str, Any],
+    images: torch.Tensor,
+    backbone: Backbone,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    size = math.prod(shape) * dtype.itemsize
+    for left in path.parent.glob(
+        f".{path.name}.*"
+    ):  # of a process that was killed: we hold the lock, so none is at work
+        left.unlink()
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise InputError(
+            f"the features need {_size(size)} and {path.parent} has {_size(free)} free; set cache_dir to a larger "
+            "disk, set model.pool, or free some with `python -m tuner.features --prune`"
+        )
+    log.info("features of %s images: computing them into %s (%s)", f"{len(images):,}", path, _size(size))
+    start = time.perf_counter()
+    batches = extract(images, backbone, device=device, dtype=dtype)
+    digest = hashlib.sha256()
+    try:
+        with replacing(path) as file:
+            file.write(_header(key, shape, dtype, "0" * 64))
+            for batch in batches:
+                content = batch.flatten().view(torch.uint8).numpy().data
+                digest.update(content)
+                file.write(content)
+            file.seek(0)
+            file.write(_header(key, shape, dtype, digest.hexdigest()))
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    seconds = time.perf_counter() - start
+    log.info("features computed in %.0f s (%.0f images/s)", seconds, len(images) / seconds)
+
+
+def _header(key: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, checksum: str) -> bytes:
+    """https://github.com/huggingface/safetensors#format: the length of a JSON text, 8 bytes, and that text."""
+    header = {
+        "__metadata__": {"sha256": checksum, "key": json.dumps(key)},
+        "features": {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, math.prod(shape) * dtype.itemsize]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def extract(
+    images: torch.Tensor, backbone: Backbone, *, device: torch.device, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    """Run the frozen part over uint8 [N, C, H, W], with a progress bar; yields `dtype` [B, ...] on the CPU."""
+    network = backbone.frozen_part(dtype).to(device)
+    bar = tqdm(total=len(images), desc=f"{backbone.name} features", unit="image", disable=None)
+    with torch.inference_mode(), bar:
+        for batch in images.split(batch_size(backbone.image_size, device)):
+            yield network(batch.to(device, non_blocking=True)).cpu().contiguous()
+            bar.update(len(batch))
+
+
+def batch_size(image_size: int, device: torch.device) -> int:
+    """Images a batch, so that memory stays the same at every image size; by measurement, benchmarks/README.md."""
+    at_64 = 64 if device.type == "cpu" else 2048
+    return max(1, at_64 * 64**2 // image_size**2)
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}"
+        n /= 1000
+    return f"{n:.1f} GB"
+
+
+def banks(cache_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The bank files of a cache with their keys (empty where the file is damaged), the longest unused first."""
+    for path in sorted((cache_dir / "banks").glob("*.safetensors"), key=lambda p: p.stat().st_mtime):
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield path, json.loads(file.metadata()["key"])
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+            yield path, {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m tuner.features", description="List the feature banks, or delete some.")
+    parser.add_argument(
+        "--cache-dir", default=os.environ.get("TUNER_CACHE", "~/.cache/tuner"), help="default %(default)s"
+    )
+    parser.add_argument("--prune", action="store_true", help="delete banks instead of listing them")
+    parser.add_argument("--days", type=float, default=0, help="only those not used for so many days")
+    args = parser.parse_args()
+    cache_dir, total = Path(args.cache_dir).expanduser(), 0
+    for path, key in banks(cache_dir):
+        size, unused = path.stat().st_size, (time.time() - path.stat().st_mtime) / 86400
+        if unused < args.days:
+            continue
+        what = (
+            "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images".format(**key)
+            if key
+            else "damaged"
+        )
+        print(f"{'deleted ' if args.prune else ''}{path.name}  {_size(size):>7}  used {unused:.1f} days ago  {what}")
+        total += size
+        if args.prune:
+            path.unlink()
+    print(f"{_size(total)} {'freed' if args.prune else 'used'} in {cache_dir / 'banks'}")
+
+
+if __name__ == "__main__":
+    main()
