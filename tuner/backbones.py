@@ -5,6 +5,7 @@ lists of layers without named stages, have blocks called block1, block2, ... as 
 max pooling. The network is traced on the meta device, so blocks and shapes are checked before any weights are read.
 """
 
+import copy
 import math
 import operator
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model, list_models
 
 from tuner import InputError
@@ -96,20 +98,31 @@ class Backbone:
             known = ", ".join(list_models(module=torchvision.models))
             raise InputError(f"model.name={name} is no classification network of torchvision; known: {known}")
         self.name, self.image_size, self.features, self.frozen, self.pool = name, image_size, features, frozen, pool
+        if type(image_size) is not int or image_size < 1:
+            raise InputError(f"model.image_size={image_size} must be a whole number of pixels, at least 1")
+        if pool is not None and (type(pool) is not int or pool < 1):
+            raise InputError(f"model.pool={pool} must be a whole number of at least 1, or null for the whole map")
         self._net = _build(name)
-        self._graph = _trace(self._net, name, image_size)
+        self._graph, self._limit = _trace(self._net, image_size)
         self.blocks = _blocks(self._net, self._graph)
         self._check_cut()
         self.feature_size = self._feature_size()
         self.weights = find(name, weights, seed)
-        self.mean = tuple(mean or self.weights.mean)
-        self.std = tuple(std or self.weights.std)
+        self.mean = _per_channel("mean", self.weights.mean if mean is None else mean)
+        self.std = _per_channel("std", self.weights.std if std is None else std)
 
     def _check_cut(self) -> None:
         names = list(self.blocks)
         for key, block in (("features", self.features), ("frozen", self.frozen)):
-            if block not in names and not (key == "frozen" and block is None):
-                raise InputError(f"model.{key}={block} is no block of {self.name}; known: {', '.join(names)}")
+            if block in names or (key == "frozen" and block is None):
+                continue
+            known = ", ".join(names) or "none"
+            if self._limit:
+                raise InputError(
+                    f"model.{key}={block} is no block of {self.name} at model.image_size={self.image_size}; known: "
+                    f"{known}; it goes no further ({self._limit}): use the size it was made for, 224 for most"
+                )
+            raise InputError(f"model.{key}={block} is no block of {self.name}; known: {known}")
         if self.frozen is not None and names.index(self.frozen) > names.index(self.features):
             raise InputError(
                 f"model.frozen={self.frozen} lies behind model.features={self.features}, the last block that is used; "
@@ -121,7 +134,7 @@ class Backbone:
         channels, *sides = (block.shape[-1], *block.shape[:-1]) if block.channels_last else block.shape
         if self.pool is None or not sides:
             return channels * math.prod(sides)
-        if not 1 <= self.pool <= min(sides):
+        if self.pool > min(sides):
             raise InputError(
                 f"model.pool={self.pool} does not fit {self.features}'s map of {sides[0]} x {sides[1]} at "
                 f"model.image_size={self.image_size}; use 1 to {min(sides)}, null for the whole map, or larger images"
@@ -175,7 +188,7 @@ class Backbone:
         return nn.Sequential(preprocess, self._between(None, end.node), pool)
 
     def _between(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-        """The network from behind `start` (None: from the images) up to `end`, as a module of its own."""
+        """The network from behind `start` (None: from the images) up to `end`, sharing nothing with another part."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         inside = False
@@ -187,7 +200,7 @@ class Backbone:
             if node is end:
                 break
         graph.output(copies[end])
-        part = fx.GraphModule(self._net, graph)
+        part = copy.deepcopy(fx.GraphModule(self._net, graph))
         self._load(part)
         return part
 
@@ -211,14 +224,27 @@ class Backbone:
         part.load_state_dict({k: state[k] for k in expected}, assign=True)
 
 
+def _per_channel(key: str, values: Sequence[float]) -> tuple[float, ...]:
+    least, rule = (0.0, " above 0") if key == "std" else (-math.inf, "")
+    numbers = isinstance(values, Sequence) and all(isinstance(v, int | float) and least < v < math.inf for v in values)
+    if not numbers or len(values) != 3:
+        raise InputError(f"model.{key}={values} must be three numbers{rule}: red, green and blue, of pixels in 0..1")
+    return tuple(float(v) for v in values)
+
+
+class _NoStorage(TorchFunctionMode):
+    """Weights, which modules make with torch.empty, get no memory. The rest is real: RegNet computes its widths."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+
+
 def _build(name: str) -> nn.Module:
-    """The network without storage for its weights, in eval mode."""
+    """The network on the meta device, in eval mode."""
     # These two were trained on pixels scaled in another way, and undo ImageNet's normalisation themselves.
     options = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
-    if name.startswith("regnet"):
-        return get_model(name, weights=None).eval()  # its constructor reads values, which the meta device has not
-    with torch.device("meta"):
-        return get_model(name, weights=None, **options).eval()
+    with _NoStorage():
+        return get_model(name, weights=None, **options).eval().to("meta")
 
 
 def _stages(net: nn.Module) -> list[str]:
@@ -247,17 +273,14 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def _trace(net: nn.Module, name: str, image_size: int) -> fx.Graph:
+def _trace(net: nn.Module, image_size: int) -> tuple[fx.Graph, str]:
+    """The network's graph, its nodes with the shapes they give, and why images of this size get no further, if so."""
     graph = _Tracer(_stages(net)).trace(net)
-    device = next(net.parameters()).device
     try:
-        _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device=device))
+        _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(
-            f"{name} cannot take images of {image_size} x {image_size} ({str(error).splitlines()[0]}); "
-            "set model.image_size to the size that the network was made for, 224 for most"
-        ) from error
-    return graph
+        return graph, str(error).partition("\n")[0].partition(" but got Proxy")[0]  # a Proxy tells nobody anything
+    return graph, ""
 
 
 def _blocks(net: nn.Module, graph: fx.Graph) -> dict[str, Block]:
@@ -267,7 +290,7 @@ def _blocks(net: nn.Module, graph: fx.Graph) -> dict[str, Block]:
     classifier = max(i for i, n in enumerate(nodes) if n in modules and any(True for _ in modules[n].parameters()))
     ends = {}  # index of a stage's node -> the stage's name
     for i, node in enumerate(nodes[:classifier]):
-        if node in modules and _is_stage(modules[node]) and len(node.meta["shape"]) > 1 and _is_cut(nodes, i):
+        if node in modules and _is_stage(modules[node]) and len(node.meta.get("shape", ())) > 1 and _is_cut(nodes, i):
             ends[i] = str(node.target)
     if all(isinstance(modules[nodes[i]], nn.MaxPool2d) for i in ends):  # a plain list of layers: VGG, AlexNet
         ends = {i: f"block{k}" for k, i in enumerate(ends, 1)}

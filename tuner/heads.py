@@ -35,6 +35,8 @@ def widths(width: int | Sequence[int], depth: int | None) -> tuple[int, ...]:
 
     Raises InputError where the two contradict each other.
     """
+    if isinstance(width, str):
+        raise InputError(f"model.head.width={width} must be a whole number or a list of them")
     if isinstance(width, Sequence):
         if depth not in (None, len(width)):
             raise InputError(f"model.head.depth={depth} contradicts model.head.width={list(width)}; leave depth null")
@@ -48,7 +50,7 @@ class Stack(nn.Module):
     """K heads whose first layers, where nearly all the arithmetic is, are one matrix product.
 
     Their first weights lie side by side in one matrix [sum of first widths, F]. Each head has ordinary parameters that
-    are views into it, with gradients that are views too: an optimizer sees K separate heads. Deeper layers are separate.
+    are views into it, with gradients that are views too: an optimizer sees K heads. Deeper layers are separate.
     """
 
     def __init__(self, in_features: int, num_classes: int, heads: Sequence[Head], device: torch.device):
@@ -83,7 +85,12 @@ class Stack(nn.Module):
         return [*self.first[k], *self.deeper[k].parameters()]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features [B, F] -> logits [K, B, classes]."""
+        """Features [B, F] -> logits [K, B, classes]. Each image's features are first brought to mean 0 and variance 1.
+
+        That is LayerNorm (Ba et al., arXiv:1607.06450) without parameters: backbones differ in scale by a factor of
+        1,000, and one lr should suit them all.
+        """
+        x = F.layer_norm(x, x.shape[1:])
         first = F.linear(x, self.weight, self.bias).split(self.outputs, dim=1)  # K of [B, first width]
         logits = []
         for head, h, layers in zip(self.heads, first, self.deeper, strict=True):

@@ -5,7 +5,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tuner import InputError, metrics, plots
 from tuner.backbones import Backbone
 from tuner.data import Data, Samples
 from tuner.features import bank
-from tuner.fit import DivergedError, Fitted, Metrics, fit, predict, score
+from tuner.fit import DivergedError, Fitted, Metrics, Schedule, fit, predict, score
 from tuner.heads import Classifier, Head, Stack, widths
 from tuner.runs import Run
 
@@ -44,33 +45,41 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     # 1. The network and where it is cut; the head on top of it; the images and how they are split.
     model_cfg: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
     head_cfg = model_cfg.pop("head")
-    backbone = Backbone(**model_cfg, seed=cfg.seed)
+    with called("model"):
+        backbone = Backbone(**model_cfg, seed=cfg.seed)
     head = Head(widths(head_cfg["width"], head_cfg["depth"]), head_cfg["dropout"], seed=cfg.seed)
-    data: Data = build(cfg.data)
+    data: Data = build("data", cfg)
     run.result |= {"class_names": data.classes, "n_train": len(data.train), "n_val": len(data.val)}
     run.result |= {"n_test": len(data.test), "test_duplicates": data.test_duplicates}
 
-    # 2. What the frozen part makes of each image: computed once, then read from the cache.
-    def inputs(images: torch.Tensor) -> torch.Tensor:
-        if backbone.frozen is None:
-            return images.to(device)
-        cache_dir = Path(cfg.cache_dir).expanduser()
-        return bank(images, backbone, cache_dir=cache_dir, device=device, dtype=precision).to(device)
-
-    x = inputs(data.pool.images)  # [N, F] under a head alone
-    run.result |= {"seconds_features": round(time.perf_counter() - start, 2)}
-
-    # 3. Train what is above the cut.
+    # 2. What is trained: a stack of one head, and the blocks that are not frozen.
     trunk = backbone.trained_part()
     stack = Stack(backbone.feature_size, len(data.classes), [head], device)
     model = Classifier(trunk.to(device) if trunk else None, stack)
+    with called("optimizer"):
+        optimizer: torch.optim.Optimizer = build("optimizer", cfg)(model.parameters_of(0))
+    with called("scheduler"):
+        schedule: Schedule = build("scheduler", cfg)
+        schedule(0.0)
     run.result |= {"trained_parameters": sum(p.numel() for p in model.parameters_of(0))}
-    optimizer = build(cfg.optimizer)(model.parameters_of(0))
+
+    # 3. What the frozen part makes of each image: computed once, then read from the cache.
+    def inputs(images: torch.Tensor) -> torch.Tensor:
+        if backbone.frozen is None:
+            return images.to(device)
+        begin = time.perf_counter()
+        features = bank(images, backbone, cache_dir=cache_dir(cfg), device=device, dtype=precision).to(device)
+        run.result["seconds_features"] = round(run.result.get("seconds_features", 0) + time.perf_counter() - begin, 2)
+        return features
+
+    x = inputs(data.pool.images)  # [N, F] under a head alone
+
+    # 4. Train what is above the cut.
     with tqdm(total=cfg.epochs, desc="training", unit="epoch", disable=None) as bar:
         [fitted] = fit(
             model,
             optimizer,
-            [build(cfg.scheduler)],
+            [schedule],
             x,
             data.pool.labels,
             data.train,
@@ -87,7 +96,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     if fitted.error:
         raise fitted.error
 
-    # 4. Score the weights that are saved, those of the best epoch; the test split is read here, once, or not at all.
+    # 5. Score the weights that are saved, those of the best epoch; the test split is read here, once, or not at all.
     model.load_state(0, fitted.state)
     run.save_model(fitted.state, data.classes)
     options = {"batch_size": cfg.batch_size, "precision": precision}
@@ -193,26 +202,43 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises InputError for the first value of the root config that is out of range."""
+    """Raises InputError for the first value of the config that is missing or out of range."""
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise InputError(f"{key} has no default; give it, as in {key}=VALUE")
     for key, holds, rule in RULES:
         value = OmegaConf.select(cfg, key)
         if not holds(value):
             raise InputError(f"{key}={value} must be {rule}")
 
 
+def cache_dir(cfg: DictConfig) -> Path:
+    return Path(cfg.cache_dir).expanduser()
+
+
 def wanted(choice: bool | str, in_sweep: bool) -> bool:
     return not in_sweep if choice == "auto" else bool(choice)
 
 
-def build(cfg: DictConfig) -> Any:
-    """What a config's `_target_` makes. An InputError from there comes through as it is; other refusals become one."""
+def build(group: str, cfg: DictConfig) -> Any:
+    """What the `_target_` of a config group makes. Raises InputError for a target or a keyword that it can't take."""
+    with called(group):
+        try:
+            return hydra.utils.instantiate(cfg[group], _convert_="all", _execution_whitelist_=TRUSTED)
+        except InstantiationException as error:
+            hint = "; name packages you trust in TUNER_TRUST, as in TUNER_TRUST='mypackage.*'"
+            reason = " ".join(str(error).split())
+            raise InputError(reason + (hint if "whitelist" in reason else "")) from error
+
+
+@contextmanager
+def called(group: str) -> Iterator[None]:
+    """Python's and torch's complaints about the arguments that a config group gives, as InputErrors."""
     try:
-        return hydra.utils.instantiate(cfg, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        hint = "; name packages you trust in TUNER_TRUST, as in TUNER_TRUST='mypackage.*'"
-        raise InputError(" ".join(str(error).split()) + (hint if "whitelist" in str(error) else "")) from error
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{group}: {str(error).splitlines()[0]}") from error
 
 
 def choose_device(choice: str) -> torch.device:
@@ -267,7 +293,8 @@ def main(cfg: DictConfig) -> float:
             run.finish("failed", error=f"{type(error).__name__}: {error}")
             raise
     except (InputError, DivergedError) as error:
-        log.error("error: %s", error)
+        log.error("%s", error)
+        log.debug("where it came from, for hydra.verbose=true", exc_info=error)
         if in_sweep:
             raise  # the sweeper's to handle
         sys.exit(1)  # the line above says it all: no traceback

@@ -1,11 +1,13 @@
 """Pretrained weights: which ones a name stands for, what identifies their content, and reading them safely."""
 
 import hashlib
+import logging
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +19,15 @@ from tuner import InputError
 BUNDLED = Path(__file__).parent / "assets" / "vgg16_imagenet_features.safetensors"  # float16, torchvision's key names
 BUNDLED_AS = "IMAGENET1K_FEATURES"  # torchvision's name of the same weights: it gives their preprocessing
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What torchvision's own files call some layers of DenseNet and ViT, and what these have been called since.
+RENAMED = {
+    r"(denselayer\d+\.(?:norm|conv))\.([12])\.": r"\1\2.",
+    r"\.mlp\.linear_1\.": ".mlp.0.",
+    r"\.mlp\.linear_2\.": ".mlp.3.",
+}
 State = dict[str, torch.Tensor]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,16 +60,18 @@ def find(network: str, spec: str | None, seed: int) -> Weights:
     if spec in published.__members__:
         enum = published[spec]
         preset = enum.transforms()
-        # torchvision puts the start of the content's sha256 into the file's name, and checks it after a download
+        # torchvision puts the start of the content's sha256 into the file's name
         return Weights(spec, enum.url.rsplit("/", 1)[-1], preset.mean, preset.std, lambda: _download(enum))
-    path = Path(spec).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(str(spec)).expanduser()
+        checksum = _sha256(path)
+    except (OSError, RuntimeError, ValueError) as error:  # no home, a zero byte
         known = [*(["bundled"] if network == "vgg16" else []), *published.__members__]
         raise InputError(
-            f"model.weights={spec} is no file and no weights of {network}; "
-            f"use {', '.join(known)}, a path, or null (random)"
-        )
-    return Weights(str(path), _sha256(path), IMAGENET_MEAN, IMAGENET_STD, lambda: _read(path))
+            f"model.weights={spec} is no file that can be read ({getattr(error, 'strerror', error)}) and no weights of "
+            f"{network}; use {', '.join(known)}, a path, or null (random)"
+        ) from error
+    return Weights(str(path), checksum, IMAGENET_MEAN, IMAGENET_STD, lambda: _read(path))
 
 
 def _read(path: Path) -> State:
@@ -72,7 +84,7 @@ def _read(path: Path) -> State:
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
         # torch's own words for a pickle with code in it are an invitation to run that code
         unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = "not a PyTorch file of tensors alone" if unsafe else str(error).splitlines()[0]
+        reason = "not a PyTorch file of tensors alone" if unsafe else str(error).partition("\n")[0]
         raise InputError(
             f"model.weights={path} cannot be read ({reason}); it must be a whole .safetensors or PyTorch state dict"
         ) from error
@@ -80,25 +92,41 @@ def _read(path: Path) -> State:
         raise InputError(
             f"model.weights={path} holds no state dict (names to tensors); save model.state_dict() as .safetensors"
         )
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return {_current(name): value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _current(name: str) -> str:
+    for old, new in RENAMED.items():
+        name = re.sub(old, new, name)
+    return name
 
 
 def _download(enum: WeightsEnum) -> State:
-    """From torch's cache of checkpoints, or through torchvision's download with its progress bar and hash check."""
+    """From torch's cache of checkpoints; if it isn't there, torch puts it there, with a progress bar."""
+    folder, name = Path(torch.hub.get_dir()) / "checkpoints", enum.url.rsplit("/", 1)[-1]
+    path, checksum = folder / name, Path(name).stem.rpartition("-")[-1]
     try:
-        return dict(enum.get_state_dict(progress=True, check_hash=True, weights_only=True))
-    except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        if not path.exists():
+            log.info("downloading %s to %s", enum.url, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(enum.url, str(path), checksum)
+        whole = _sha256(path).startswith(checksum)
+    except (OSError, HTTPException, RuntimeError) as error:
         raise InputError(
-            f"{enum.url.rsplit('/', 1)[-1]} could not be had from {enum.url} ({error}); put the file into {folder}, "
+            f"{name} could not be had from {enum.url} ({error}); put the file into {folder}, "
             "or set model.weights to a path, to bundled (vgg16), or to null (random)"
         ) from error
+    if not whole:
+        raise InputError(f"{path} is damaged: its sha256 must begin with {checksum}; delete it to have it downloaded")
+    return _read(path)
 
 
 def _random(network: str, seed: int) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return dict(get_model(network, weights=None).state_dict())
+        # these two are slow to draw their weights, and warn unless told that they should
+        options = {"init_weights": True} if network in ("googlenet", "inception_v3") else {}
+        return dict(get_model(network, weights=None, **options).state_dict())
 
 
 def _sha256(path: Path) -> str:

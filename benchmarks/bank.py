@@ -1,0 +1,147 @@
+"""What the feature bank costs and what it saves, for the default recipe. Ratios within one run; times are medians.
+
+    python benchmarks/bank.py [--device cpu|cuda] [--images 1200] [--repeats 5]
+
+extraction   the bank's own path (uint8 images to a checksummed file) against a bare loop of the same layers of
+             torchvision's vgg16.features over batches that were preprocessed beforehand, in the same precision.
+epoch        an epoch of the head's training on cached features against one with the frozen network in the loop.
+"""
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from torch import nn
+from torchvision.models import vgg16
+
+from tuner import features
+from tuner.backbones import Backbone, Preprocess
+from tuner.data import fmnist_small
+from tuner.fit import constant, fit
+from tuner.heads import Classifier, Head, Stack
+from tuner.train import CONF, choose_device, choose_precision, describe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--images", type=int, default=1200)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    dtype = choose_precision("auto", device)
+    torch.set_flush_denormal(True)  # as in a run
+    with initialize_config_dir(str(CONF)):
+        cfg = compose("train")
+    options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "features", "pool")}
+    backbone = Backbone(**options, frozen=cfg.model.features)
+    data = fmnist_small.load()
+    images, labels = data.pool.images[: args.images], data.pool.labels[: args.images]
+
+    print(f"{describe(device)}, {platform.processor() or platform.machine()}, torch {torch.__version__}, {dtype}")
+    print(f"{backbone.name} to {backbone.features}, {backbone.image_size} px, {len(images):,} images")
+    x = extraction(images, backbone, device, dtype, args.repeats)
+    epoch(x, images, labels, backbone, cfg, device, dtype, args.repeats)
+
+
+def extraction(
+    images: torch.Tensor, backbone: Backbone, device: torch.device, dtype: torch.dtype, repeats: int
+) -> torch.Tensor:
+    """Prints the rates; returns the features, [N, F]."""
+    size = features.batch_size(backbone.image_size, device)
+    preprocess = Preprocess(backbone.image_size, backbone.mean, backbone.std, dtype).to(device)
+    batches = [preprocess(batch.to(device)) for batch in images.split(size)]
+    layers = vgg16(weights=None).features[: int(str(backbone.blocks[backbone.features].node.target).split(".")[1]) + 1]
+    layers.load_state_dict({k.removeprefix("features."): v for k, v in backbone.weights.load().items()}, strict=False)
+    layers = layers.eval().to(device, dtype).to(memory_format=torch.channels_last)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                layers(batch)
+        wait(device)
+
+    def banked() -> torch.Tensor:
+        with tempfile.TemporaryDirectory() as folder:
+            return features.bank(images, backbone, cache_dir=Path(folder), device=device, dtype=dtype).clone()
+
+    rates = alternate({"bare loop": bare, "bank": banked}, len(images), repeats)
+    print(f"extraction: bank / bare loop = {compare(rates, 'bank', 'bare loop')} of the rate")
+    return banked().to(device)
+
+
+def epoch(
+    x: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    backbone: Backbone,
+    cfg: object,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+) -> None:
+    rows = torch.arange(len(images))
+    head = Head((cfg.model.head.width,), cfg.model.head.dropout, 0)  # type: ignore[attr-defined]
+
+    def train(inputs: torch.Tensor, trunk: nn.Module | None) -> None:
+        model = Classifier(trunk, Stack(backbone.feature_size, 10, [head], device))
+        optimizer = torch.optim.AdamW(model.stack.parameters_of(0), lr=1e-3, fused=True)
+        common = {"grad_clip": None, "patience": None, "precision": dtype, "seed": 0, "on_epoch": lambda *_: None}
+        options = {"epochs": 1, "batch_size": cfg.batch_size, "label_smoothing": [0.0]}  # type: ignore[attr-defined]
+        fit(model, optimizer, [constant], inputs, labels, rows, rows[:1], **options, **common)
+        wait(device)
+
+    class InLoop(nn.Module):
+        """The frozen network as people put it into the loop: no gradients, its output not kept."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = backbone.frozen_part(dtype).to(device)
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                return self.network(batch)
+
+    frozen = InLoop()
+    runs = {"network in the loop": lambda: train(images.to(device), frozen), "cached features": lambda: train(x, None)}
+    rates = alternate(runs, len(images), repeats)
+    print(
+        f"epoch: cached / network in the loop = {compare(rates, 'cached features', 'network in the loop')} times as fast"
+    )
+
+
+def alternate(runs: dict[str, Callable[[], object]], n: int, repeats: int) -> dict[str, list[float]]:
+    """Images/s of each run, taken in turns so that the machine's moods hit all alike; the first turn warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                rates[name].append(n / (time.perf_counter() - start))
+    for name, values in rates.items():
+        low, high = min(values), max(values)
+        print(f"  {name:<20} {statistics.median(values):>10,.0f} images/s   (of {repeats}: {low:,.0f} to {high:,.0f})")
+    return rates
+
+
+def compare(rates: dict[str, list[float]], ours: str, theirs: str) -> str:
+    """The median of the turns' ratios, with their range."""
+    ratios = [a / b for a, b in zip(rates[ours], rates[theirs], strict=True)]
+    return f"{statistics.median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})"
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Every config file composes, and its leaves can be made."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tuner.backbones import Backbone
+from tuner.heads import Head, widths
+from tuner.train import CONF, build, check
+
+FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml") if path.parent != CONF)
+MANDATORY = {  # what an option leaves to the user
+    "data/csv": ["data.path=images.csv"],
+    "model/torchvision": ["model.name=convnext_tiny", "model.features=features.5"],
+}
+
+
+def composed(file):
+    group, option = file.parts
+    with initialize_config_dir(str(CONF)):
+        return compose("train", [f"{group}={option}", *MANDATORY.get(str(file), [])], return_hydra_config=True)
+
+
+@pytest.mark.parametrize("file", FILES, ids=map(str, FILES))
+def test_it_composes(file):
+    cfg = composed(file)
+    task = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    check(task)
+    model = OmegaConf.to_container(task.model, resolve=True)
+    head = model.pop("head")
+    assert Backbone(**model, seed=0).feature_size > 0
+    assert Head(widths(head["width"], head["depth"]), head["dropout"], seed=0)
+    assert build("optimizer", task)([torch.nn.Parameter(torch.zeros(1))])
+    assert 0 < build("scheduler", task)(0.0) <= 1
+
+
+@pytest.mark.parametrize("file", FILES, ids=map(str, FILES))
+def test_it_opens_with_what_it_is(file):
+    lines = (CONF / file).with_suffix(".yaml").read_text().splitlines()
+    assert any(line.startswith("# ") and "@package" not in line for line in lines[:2])
+
+
+def test_the_default_config_is_what_the_readme_promises():
+    with initialize_config_dir(str(CONF)):
+        cfg = compose("train", ["optimizer=sgd", "model.head.width=1024", "data=fashion_mnist"])
+    assert cfg.model.name == "vgg16"
+    assert cfg.model.weights == "bundled"
+    assert cfg.optimizer._target_ == "torch.optim.SGD"
+    assert cfg.model.head.width == 1024
+    assert cfg.data._target_.startswith("tuner.data.fashion_mnist")

@@ -1,0 +1,59 @@
+"""Who may import whom. Imports run one way, and a library appears only in the rooms that it belongs to."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "tuner"
+MAY_IMPORT = {  # room -> the other rooms that it may import
+    "files": set(),
+    "data": {"files"},
+    "weights": set(),
+    "backbones": {"weights"},
+    "features": {"backbones", "files"},
+    "heads": set(),
+    "fit": {"heads"},
+    "metrics": set(),
+    "plots": {"files"},
+    "runs": {"files", "plots"},
+    "train": {"backbones", "data", "features", "fit", "heads", "metrics", "plots", "runs"},
+}
+ONLY_IN = {
+    "hydra": {"train"},
+    "omegaconf": {"train"},
+    "optuna": set(),
+    "pandas": {"runs", "plots"},
+    "matplotlib": {"runs", "plots"},
+    "sklearn": {"metrics"},
+    "torchvision": {"backbones", "weights", "data"},
+}
+
+
+def imported() -> list[tuple[str, str]]:
+    """(room, module) for each import in the package, with tuner.x.y for what comes from the package itself."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found += [(room, alias.name) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: a relative import"
+                names = [f"tuner.{alias.name}" for alias in node.names] if node.module == "tuner" else [node.module]
+                found += [(room, str(name)) for name in names]
+    return found
+
+
+def test_rooms_import_one_way():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    for room, module in imported():
+        parts = module.split(".")
+        if parts[0] == "tuner" and len(parts) > 1 and parts[1] in rooms and parts[1] != room:
+            assert parts[1] in MAY_IMPORT[room], f"{room} imports {module}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_stays_in_its_rooms(library):
+    rooms = {room for room, module in imported() if module.split(".")[0] == library}
+    assert rooms <= ONLY_IN[library]
