@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import nn
 from torchvision.models import vgg16
@@ -93,7 +92,14 @@ def epoch(
     def train(inputs: torch.Tensor, trunk: nn.Module | None) -> None:
         model = Classifier(trunk, Stack(backbone.feature_size, 10, [head], device))
         optimizer = torch.optim.AdamW(model.stack.parameters_of(0), lr=1e-3, fused=True)
-        common = {"grad_clip": None, "patience": None, "precision": dtype, "seed": 0, "on_epoch": lambda *_: None}
+        common = {
+            "grad_clip": None,
+            "keep": "last",
+            "patience": None,
+            "precision": dtype,
+            "seed": 0,
+            "on_epoch": lambda *_: None,
+        }
         options = {"epochs": 1, "batch_size": cfg.batch_size, "label_smoothing": [0.0]}  # type: ignore[attr-defined]
         fit(model, optimizer, [constant], inputs, labels, rows, rows[:1], **options, **common)
         wait(device)
@@ -112,9 +118,8 @@ def epoch(
     frozen = InLoop()
     runs = {"network in the loop": lambda: train(images.to(device), frozen), "cached features": lambda: train(x, None)}
     rates = alternate(runs, len(images), repeats)
-    print(
-        f"epoch: cached / network in the loop = {compare(rates, 'cached features', 'network in the loop')} times as fast"
-    )
+    ratio = compare(rates, "cached features", "network in the loop")
+    print(f"epoch: cached features / network in the loop = {ratio} times as fast")
 
 
 def alternate(runs: dict[str, Callable[[], object]], n: int, repeats: int) -> dict[str, list[float]]:

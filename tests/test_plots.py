@@ -91,8 +91,8 @@ def test_curves(metrics, best, accuracy, loss, tmp_path):
     assert drawn(plots.loss(metrics, best), tmp_path) == loss
 
 
-def test_a_best_epoch_outside_the_run_is_refused():
-    with pytest.raises(ValueError, match="best_epoch must be an epoch of metrics, which end at 3; it is 4"):
+def test_a_saved_epoch_outside_the_run_is_refused():
+    with pytest.raises(ValueError, match="saved_epoch must be an epoch of metrics, which end at 3; it is 4"):
         plots.accuracy(history(3), 4)
 
 

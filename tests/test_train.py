@@ -64,8 +64,8 @@ def test_a_run_leaves_a_complete_folder(command):
     r = result(folder)
     assert r["status"] == "complete"
     assert (r["n_train"], r["n_val"], r["n_test"], r["seed"], r["epochs"]) == (256, 64, 80, 0, 3)
-    assert r["val_accuracy"] == pytest.approx(curve.val_accuracy.max(), abs=1e-6)
-    assert r["best_epoch"] == curve.val_accuracy.idxmax() + 1
+    assert r["val_accuracy"] == pytest.approx(curve.val_accuracy.iloc[-1], abs=1e-6)
+    assert r["saved_epoch"] == 3
     assert r["trained_parameters"] == 128 * 2 * 2 * 64 + 64 + 64 * 4 + 4
     assert r["device"].startswith("cpu")
     assert set(r["versions"]) >= {"tuner", "python", "torch", "torchvision", "hydra-core", "optuna"}
@@ -140,7 +140,7 @@ def test_another_seed_keeps_the_test_images(command):
         ("model.frozen=block1",),
         ("model.frozen=null",),
         ("optimizer=sgd", "scheduler=cosine", "grad_clip=1.0", "label_smoothing=0.1"),
-        ("optimizer=adam", "scheduler=constant", "patience=1", "epochs=8"),
+        ("optimizer=adam", "scheduler=constant", "patience=1", "keep=best", "epochs=8"),
         ("model.head.depth=0",),
         ("precision=fp32",),
         ("precision=bf16",),
@@ -221,6 +221,8 @@ WRONG = [  # arguments, what the one line says
     (("label_smoothing=1",), "label_smoothing=1 must be at least 0 and less than 1"),
     (("grad_clip=0",), "grad_clip=0 must be more than 0, or null"),
     (("patience=0",), "patience=0 must be a whole number of at least 1, or null"),
+    (("patience=3",), "patience=3 ends a run after its best epoch, so it needs keep=best"),
+    (("keep=first",), "keep=first must be last or best"),
     (("precision=fp16",), "precision=fp16 must be auto, bf16 or fp32"),
     (("test=maybe",), "test=maybe must be auto, true or false"),
     (("model.head.dropout=1.5",), "model.head.dropout=1.5 must be at least 0 and less than 1"),
@@ -228,8 +230,8 @@ WRONG = [  # arguments, what the one line says
     (("model.features=block9",), "model.features=block9 is no block of vgg16; known: block1, block2, block3"),
     (("model.frozen=block9",), "model.frozen=block9 is no block of vgg16; known: block1, block2, block3"),
     (("model.pool=99",), "model.pool=99 does not fit"),
-    (("model.weights=nowhere.pth",), "model.weights=nowhere.pth is no file and no weights of vgg16; use bundled"),
-    (("model.weights=IMAGENET",), "model.weights=IMAGENET is no file and no weights of vgg16; use bundled, IMAGENET1K"),
+    (("model.weights=nowhere.pth",), r"model.weights=nowhere.pth is no file .*and no weights of vgg16; use bundled"),
+    (("model.weights=IMAGENET",), r"model.weights=IMAGENET is no file .*; use bundled, IMAGENET1K_V1"),
     (("+model.colour=red",), r"model: .*unexpected keyword argument 'colour'"),
     (("device=cuda:77",), "device=cuda:77"),
     (("device=tpu",), "device=tpu must be auto, cpu"),

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ def bank(
     """The frozen features of `images`, from the cache, or computed and cached now.
 
     images: uint8 [N, C, H, W].   returns: `dtype` [N, *backbone.cached_shape], memory-mapped from the cache file.
-    Where the file is there and whole, the network doesn't run and its weights are not read. A damaged file is replaced,
-    with a warning. Of several processes that want the same bank, one computes it and the others wait.
-    Raises InputError where `cache_dir` can't be written or has no room.
+    Where the file is there and whole, the network doesn't run, its weights are not read, and `cache_dir` may be
+    read-only. A damaged file is replaced, with a warning. Of several processes that want the same bank, one computes it
+    and the others wait. Raises InputError where `cache_dir` must be written and can't be, or has no room.
     """
     key = {
         "format": FORMAT,
@@ -58,13 +58,16 @@ def bank(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_dir / "banks" / f"{name}.safetensors"
     shape = (len(images), *backbone.cached_shape)
-    with _locked(path):
-        features = _read(path, shape, dtype)
-        if features is None:
-            _build(path, key, images, backbone, shape, device, dtype)
-            features = _read(path, shape, dtype)
-        else:
-            log.info("features of %s images: cached in %s (%s)", f"{len(images):,}", path, _size(path.stat().st_size))
+    features = _read(path, shape, dtype, logging.DEBUG)  # without the lock: a bank comes into being whole
+    if features is None:
+        with _locked(path):
+            features = _read(path, shape, dtype, logging.WARNING)  # another process may have been first
+            if features is None:
+                _build(path, key, images, backbone, shape, device, dtype)
+                features = _read(path, shape, dtype, logging.WARNING)
+    else:
+        log.info("features of %s images: cached in %s (%s)", f"{len(images):,}", path, _size(features.nbytes))
+        with suppress(OSError):
             os.utime(path)  # the time of last use, for --prune
     if features is None:
         raise OSError(f"{path} is damaged though it was just written: check the disk, or set cache_dir to another one")
@@ -82,7 +85,7 @@ def _locked(path: Path) -> Iterator[None]:
         except Timeout:
             log.info("another process is computing %s: waiting for it", path)
             lock.acquire()
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # older versions of filelock: no locks on this file system
         raise _unwritable(path.parent, error) from error
     try:
         yield
@@ -90,8 +93,9 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"the cache folder {folder} cannot be written ({error.strerror}); set cache_dir=FOLDER")
+def _unwritable(folder: Path, error: OSError | NotImplementedError) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"the cache folder {folder} cannot be written ({reason}); set cache_dir=FOLDER")
 
 
 def _hash_images(images: torch.Tensor) -> str:
@@ -101,19 +105,19 @@ def _hash_images(images: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
-    """A bank's features, memory-mapped; None where there is no such file, or it is damaged."""
-    if not path.exists():
-        return None
+def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype, level: int) -> torch.Tensor | None:
+    """A bank's features, memory-mapped; None where there is no such file, or it is damaged, which is logged."""
     try:
         with safe_open(path, framework="pt") as file:
             features = file.get_tensor("features")
             checksum = file.metadata()["sha256"]
-    except (SafetensorError, KeyError, TypeError) as error:
-        log.warning("the feature bank %s is damaged (%s): computing it again", path, error)
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        log.log(level, "the feature bank %s is damaged (%s): computing it again", path, error)
         return None
     if tuple(features.shape) != shape or features.dtype != dtype or _checksum(features) != checksum:
-        log.warning("the feature bank %s is damaged (its checksum is wrong): computing it again", path)
+        log.log(level, "the feature bank %s is damaged (its checksum is wrong): computing it again", path)
         return None
     return features
 
@@ -135,24 +139,21 @@ def _build(
     dtype: torch.dtype,
 ) -> None:
     size = math.prod(shape) * dtype.itemsize
-    for left in path.parent.glob(
-        f".{path.name}.*"
-    ):  # of a process that was killed: we hold the lock, so none is at work
-        left.unlink()
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise InputError(
-            f"the features need {_size(size)} and {path.parent} has {_size(free)} free; set cache_dir to a larger "
-            "disk, set model.pool, or free some with `python -m tuner.features --prune`"
-        )
-    log.info("features of %s images: computing them into %s (%s)", f"{len(images):,}", path, _size(size))
     start = time.perf_counter()
-    batches = extract(images, backbone, device=device, dtype=dtype)
     digest = hashlib.sha256()
     try:
+        for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed: we hold the lock, none works
+            left.unlink()
+        free = shutil.disk_usage(path.parent).free
+        if free < size:
+            raise InputError(
+                f"the features need {_size(size)} and {path.parent} has {_size(free)} free; set cache_dir to a larger "
+                "disk, set model.pool, or free some with `python -m tuner.features --prune`"
+            )
+        log.info("features of %s images: computing them into %s (%s)", f"{len(images):,}", path, _size(size))
         with replacing(path) as file:
             file.write(_header(key, shape, dtype, "0" * 64))
-            for batch in batches:
+            for batch in extract(images, backbone, device=device, dtype=dtype):
                 content = batch.flatten().view(torch.uint8).numpy().data
                 digest.update(content)
                 file.write(content)
@@ -181,9 +182,11 @@ def extract(
     """Run the frozen part over uint8 [N, C, H, W], with a progress bar; yields `dtype` [B, ...] on the CPU."""
     network = backbone.frozen_part(dtype).to(device)
     bar = tqdm(total=len(images), desc=f"{backbone.name} features", unit="image", disable=None)
-    with torch.inference_mode(), bar:
+    with bar:
         for batch in images.split(batch_size(backbone.image_size, device)):
-            yield network(batch.to(device, non_blocking=True)).cpu().contiguous()
+            with torch.inference_mode():  # not around the yield: it would stay on in a caller that stops midway
+                features = network(batch.to(device, non_blocking=True)).cpu().contiguous()
+            yield features
             bar.update(len(batch))
 
 
@@ -201,14 +204,17 @@ def _size(n: float) -> str:
     return f"{n:.1f} GB"
 
 
-def banks(cache_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The bank files of a cache with their keys (empty where the file is damaged), the longest unused first."""
-    for path in sorted((cache_dir / "banks").glob("*.safetensors"), key=lambda p: p.stat().st_mtime):
+def banks(cache_dir: Path) -> Iterator[tuple[Path, str]]:
+    """The bank files of a cache and what each holds, the longest unused first."""
+    paths = [*(cache_dir / "banks").glob("*.safetensors"), *(cache_dir / "banks").glob(".*.partial")]
+    for path in sorted(paths, key=lambda p: p.stat().st_mtime):
         try:
             with safe_open(path, framework="pt") as file:
-                yield path, json.loads(file.metadata()["key"])
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
-            yield path, {}
+                key = json.loads(file.metadata()["key"])
+            what = "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images".format(**key)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            what = "damaged"
+        yield path, "unfinished" if path.suffix == ".partial" else what
 
 
 def main() -> None:
@@ -220,19 +226,14 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=0, help="only those not used for so many days")
     args = parser.parse_args()
     cache_dir, total = Path(args.cache_dir).expanduser(), 0
-    for path, key in banks(cache_dir):
+    for path, what in banks(cache_dir):
         size, unused = path.stat().st_size, (time.time() - path.stat().st_mtime) / 86400
-        if unused < args.days:
-            continue
-        what = (
-            "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images".format(**key)
-            if key
-            else "damaged"
-        )
+        if unused < (max(args.days, 1) if args.prune and what == "unfinished" else args.days):
+            continue  # an unfinished file that is younger than a day may be at work
+        if args.prune:
+            path.unlink(missing_ok=True)
         print(f"{'deleted ' if args.prune else ''}{path.name}  {_size(size):>7}  used {unused:.1f} days ago  {what}")
         total += size
-        if args.prune:
-            path.unlink()
     print(f"{_size(total)} {'freed' if args.prune else 'used'} in {cache_dir / 'banks'}")
 
 

@@ -24,11 +24,11 @@ class DivergedError(ArithmeticError):
 
 @dataclass
 class Fitted:
-    """How one head's training went; `state` is from the first epoch with the best validation accuracy."""
+    """How one head's training went: `epochs` of it, and the epoch whose weights are kept, with its metrics."""
 
-    best_epoch: int = 0
     epochs: int = 0
-    metrics: Metrics = field(default_factory=dict)  # of the best epoch
+    epoch: int = 0
+    metrics: Metrics = field(default_factory=dict)
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     error: DivergedError | None = None
 
@@ -66,6 +66,7 @@ def fit(
     batch_size: int,
     label_smoothing: Sequence[float],
     grad_clip: float | None,
+    keep: str,
     patience: int | None,
     precision: torch.dtype,
     seed: int,
@@ -77,8 +78,9 @@ def fit(
     schedules, label_smoothing: one a head.
     x: [N, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N].
     train, val: int64, rows of both.
-    grad_clip: largest norm of a head's gradient, or None.   patience: epochs without a better validation accuracy after
-        which a head's training ends, or None.
+    grad_clip: largest norm of a head's gradient, or None.
+    keep: the epoch whose weights are kept: "last", or "best" in validation accuracy, the latest of equals.
+    patience: epochs without a better validation accuracy after which a head's training ends, or None.
     precision: of matrix products; the weights and the optimizer's state are float32.
     seed: of the batch order and dropout.
     on_epoch: gets train_loss, train_accuracy (means over the epoch, with dropout on), val_loss, val_accuracy, lr (of
@@ -96,7 +98,7 @@ def fit(
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
         model.train()
-        totals = torch.zeros(2, len(fitted), device=smoothing.device)  # loss and hits, of each head
+        totals = torch.zeros(2, len(fitted), dtype=torch.float64, device=smoothing.device)  # loss and hits of each head
         for rows in train[torch.randperm(len(train), generator=order)].split(batch_size):
             target = labels[rows].to(smoothing.device)
             log_p = _log_probabilities(model, x[rows], precision)  # [K, B, classes]
@@ -126,7 +128,7 @@ def fit(
             }
             for k in range(len(fitted))
         ]
-        going = [_note(f, model, k, epoch, metrics[k], patience) for k, f in enumerate(fitted)]
+        going = [_note(f, model, k, epoch, metrics[k], keep, patience) for k, f in enumerate(fitted)]
         on_epoch(epoch, metrics)
         if not any(going):
             break
@@ -137,9 +139,11 @@ def _factor(schedule: Schedule, steps: int, step: int) -> float:
     return schedule(step / steps)
 
 
-def _note(fitted: Fitted, model: Classifier, k: int, epoch: int, metrics: Metrics, patience: int | None) -> bool:
+def _note(
+    fitted: Fitted, model: Classifier, k: int, epoch: int, metrics: Metrics, keep: str, patience: int | None
+) -> bool:
     """Write down head k's epoch; say whether its training goes on."""
-    if fitted.error or (patience is not None and fitted.epochs - fitted.best_epoch >= patience):
+    if fitted.error or (patience is not None and fitted.epochs - fitted.epoch >= patience):
         return False
     fitted.epochs = epoch
     if not math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
@@ -148,10 +152,10 @@ def _note(fitted: Fitted, model: Classifier, k: int, epoch: int, metrics: Metric
             "lower optimizer.lr, or set grad_clip"
         )
         return False
-    if metrics["val_accuracy"] > fitted.metrics.get("val_accuracy", -1):
-        fitted.best_epoch, fitted.metrics = epoch, metrics
+    if keep == "last" or metrics["val_accuracy"] >= fitted.metrics.get("val_accuracy", 0):
+        fitted.epoch, fitted.metrics = epoch, metrics
         fitted.state = {name: tensor.detach().clone() for name, tensor in model.state(k).items()}
-    return patience is None or epoch - fitted.best_epoch < patience
+    return patience is None or epoch - fitted.epoch < patience
 
 
 def _log_probabilities(model: Classifier, batch: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
@@ -177,4 +181,4 @@ def predict(
 def score(log_p: torch.Tensor, labels: torch.Tensor) -> tuple[list[float], list[float]]:
     """Cross-entropy and accuracy of each head, from log-probabilities [K, N, classes] and labels int64 [N]."""
     losses = [F.nll_loss(head, labels).item() for head in log_p]
-    return losses, (log_p.argmax(2) == labels).float().mean(1).tolist()
+    return losses, (log_p.argmax(2) == labels).double().mean(1).tolist()

@@ -41,35 +41,35 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(file, format="png", dpi=150)
 
 
-def accuracy(metrics: pd.DataFrame, best_epoch: int) -> Figure:
-    """Train and validation accuracy by epoch; `best_epoch` (they count from 1) is the one whose weights are saved.
+def accuracy(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
+    """Train and validation accuracy by epoch; `saved_epoch` (they count from 1) is the one whose weights are saved.
 
     metrics: one row an epoch, with the columns of metrics.csv. Values may be NaN, a whole column too.
     """
     note = "Train accuracy is the running mean over the epoch, with dropout on; validation is measured after it."
-    figure = _figure(_curve_title(metrics, best_epoch, "accuracy"), note=note)
+    figure = _figure(_curve_title(metrics, saved_epoch, "accuracy"), note=note)
     axes = _axes(figure)
-    low, high = _curves(axes, metrics, best_epoch, "accuracy")
+    low, high = _curves(axes, metrics, saved_epoch, "accuracy")
     room = max(high - low, 0.05)
     axes.set_ylim(max(low - 0.2 * room, -0.01), min(high + 0.1 * room, 1.01))
-    _mark_saved(axes, best_epoch, height=0.03)
+    _mark_saved(axes, saved_epoch, height=0.03)
     axes.set(xlabel="epoch", ylabel="accuracy")
     return figure
 
 
-def loss(metrics: pd.DataFrame, best_epoch: int) -> Figure:
+def loss(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
     """Train and validation loss by epoch, with the learning rate below. Arguments as for `accuracy`."""
     note = "Train loss is the running mean over the epoch, with dropout on; validation is measured after it."
-    figure = _figure(_curve_title(metrics, best_epoch, "loss"), height=6.2, note=note)
+    figure = _figure(_curve_title(metrics, saved_epoch, "loss"), height=6.2, note=note)
     grid = figure.add_gridspec(2, 1, height_ratios=[4, 1])
     axes = _axes(figure, grid[0])
-    low, high = _curves(axes, metrics, best_epoch, "loss")
+    low, high = _curves(axes, metrics, saved_epoch, "loss")
     if high > 20 * low > 0:  # one wild epoch must not flatten all the others
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(0, 1.25 * high or 1)
-    _mark_saved(axes, best_epoch, height=0.93)
+    _mark_saved(axes, saved_epoch, height=0.93)
     axes.set(ylabel="loss")
 
     rates = _axes(figure, grid[1], sharex=axes)
@@ -204,17 +204,17 @@ def _short(name: str, limit: int = 26) -> str:
     return name if len(name) <= limit else f"{name[:half]}…{name[-half:]}"
 
 
-def _curve_title(metrics: pd.DataFrame, best_epoch: int, quantity: str) -> str:
-    best, last = metrics[metrics["epoch"] == best_epoch], metrics["epoch"].max()
+def _curve_title(metrics: pd.DataFrame, saved_epoch: int, quantity: str) -> str:
+    best, last = metrics[metrics["epoch"] == saved_epoch], metrics["epoch"].max()
     if best.empty:
-        raise ValueError(f"best_epoch must be an epoch of metrics, which end at {last}; it is {best_epoch}")
+        raise ValueError(f"saved_epoch must be an epoch of metrics, which end at {last}; it is {saved_epoch}")
     for split, column in (("Validation", f"val_{quantity}"), ("Train", f"train_{quantity}")):
         if np.isfinite(value := float(best[column].iloc[0])):
-            return f"{split} {quantity} {value:.3f} (epoch {best_epoch} of {last})"
-    return f"{quantity.capitalize()} is not a finite number at epoch {best_epoch} of {last}"
+            return f"{split} {quantity} {value:.3f} (epoch {saved_epoch} of {last})"
+    return f"{quantity.capitalize()} is not a finite number at epoch {saved_epoch} of {last}"
 
 
-def _curves(axes: Axes, metrics: pd.DataFrame, best_epoch: int, quantity: str) -> tuple[float, float]:
+def _curves(axes: Axes, metrics: pd.DataFrame, saved_epoch: int, quantity: str) -> tuple[float, float]:
     """Draws both curves with their names at their right ends; returns the lowest and the highest value."""
     curves = {}
     for split, column in (("train", f"train_{quantity}"), ("validation", f"val_{quantity}")):
@@ -225,8 +225,8 @@ def _curves(axes: Axes, metrics: pd.DataFrame, best_epoch: int, quantity: str) -
     for split, values in curves.items():
         style: dict[str, Any] = {"color": COLOURS[split], "marker": "o"}
         axes.plot(values.index, values, linewidth=2.5, markersize=6 if len(metrics) <= 40 else 0, **style)
-        if best_epoch in values:
-            axes.plot(best_epoch, values[best_epoch], markersize=10, **style)
+        if saved_epoch in values:
+            axes.plot(saved_epoch, values[saved_epoch], markersize=10, **style)
         # One name stands on its curve's height and the other hangs from it: they cannot overlap.
         end, side = values.index[-1], "bottom" if split == upper else "top"
         label = f"{split} {values[end]:.3f}"
@@ -239,11 +239,11 @@ def _curves(axes: Axes, metrics: pd.DataFrame, best_epoch: int, quantity: str) -
     return float(every.min()), float(every.max())
 
 
-def _mark_saved(axes: Axes, best_epoch: int, height: float) -> None:
+def _mark_saved(axes: Axes, saved_epoch: int, height: float) -> None:
     """A line at the saved epoch, named at `height`, 0..1 of the axes, on its roomier side."""
-    axes.axvline(best_epoch, color=MUTED, linewidth=1.2, linestyle=":", zorder=1)
-    side, sign = ("right", -1) if best_epoch > np.mean(axes.get_xlim()) else ("left", 1)
-    text, place = f"saved weights: epoch {best_epoch}", (best_epoch, height)
+    axes.axvline(saved_epoch, color=MUTED, linewidth=1.2, linestyle=":", zorder=1)
+    side, sign = ("right", -1) if saved_epoch > np.mean(axes.get_xlim()) else ("left", 1)
+    text, place = f"saved weights: epoch {saved_epoch}", (saved_epoch, height)
     _annotate(axes, text, place, (8 * sign, 0), axes.get_xaxis_transform(), ha=side, color=MUTED, bbox=PAPER)
 
 

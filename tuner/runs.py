@@ -65,7 +65,7 @@ class Run:
 
     def finish(self, status: str, **more: Any) -> None:
         """result.json: `status` is complete, pruned or failed."""
-        result = {"status": status, **self.result, **more, "versions": versions()}
+        result = {"status": status, **more, **self.result, "versions": versions()}
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 

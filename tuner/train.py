@@ -37,6 +37,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     """One run, from the config to the run folder. Returns the validation accuracy of the weights that are saved."""
     start = time.perf_counter()
     check(cfg)
+    torch.set_flush_denormal(True)  # an optimizer's fading averages end in numbers that CPUs are very slow with
     device = choose_device(cfg.device)
     precision = choose_precision(cfg.precision, device)
     run.result |= {"seed": cfg.seed, "device": describe(device), "precision": str(precision).removeprefix("torch.")}
@@ -88,6 +89,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
             batch_size=cfg.batch_size,
             label_smoothing=[cfg.label_smoothing],
             grad_clip=cfg.grad_clip,
+            keep=cfg.keep,
             patience=cfg.patience,
             precision=precision,
             seed=cfg.seed,
@@ -96,7 +98,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     if fitted.error:
         raise fitted.error
 
-    # 5. Score the weights that are saved, those of the best epoch; the test split is read here, once, or not at all.
+    # 5. Save the weights and score them; the test split is read here, once, or not at all.
     model.load_state(0, fitted.state)
     run.save_model(fitted.state, data.classes)
     options = {"batch_size": cfg.batch_size, "precision": precision}
@@ -121,12 +123,12 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
         train_accuracy=train_accuracy,
         test_accuracy=accuracies.get("test"),
         epochs=fitted.epochs,
-        best_epoch=fitted.best_epoch,
+        saved_epoch=fitted.epoch,
         reported_split=split,
         seconds=round(seconds, 2),
     )
     test = f", test accuracy {accuracies['test']:.4f} ({len(data.test):,} images)" if "test" in accuracies else ""
-    best = f"validation accuracy {val_accuracy:.4f} (epoch {fitted.best_epoch})"
+    best = f"validation accuracy {val_accuracy:.4f} (epoch {fitted.epoch})"
     log.info("%s%s, %.0f s: %s", best, test, seconds, run.folder)
     return val_accuracy
 
@@ -152,8 +154,8 @@ def report(
         return
     curve = run.metrics()
     worst = metrics.most_confident_mistakes(labels, predicted, confidence, 25)
-    run.save_plot("accuracy", plots.accuracy(curve, fitted.best_epoch))
-    run.save_plot("loss", plots.loss(curve, fitted.best_epoch))
+    run.save_plot("accuracy", plots.accuracy(curve, fitted.epoch))
+    run.save_plot("loss", plots.loss(curve, fitted.epoch))
     run.save_plot("train_vs_test", plots.train_vs_test(accuracies))
     run.save_plot("confusion_matrix", plots.confusion_matrix(counts, classes, split))
     run.save_plot("per_class", plots.per_class(per_class, split))
@@ -193,6 +195,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("label_smoothing", lambda v: _number(v) and 0 <= v < 1, "at least 0 and less than 1"),
     ("grad_clip", lambda v: v is None or (_number(v) and v > 0), "more than 0, or null"),
     ("patience", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
+    ("keep", lambda v: v in ("last", "best"), "last or best"),
     ("optimizer.lr", lambda v: _number(v) and v > 0, "more than 0"),
     ("optimizer.weight_decay", lambda v: v is None or (_number(v) and v >= 0), "at least 0"),
     ("precision", lambda v: v in ("auto", "bf16", "fp32"), "auto, bf16 or fp32"),
@@ -209,6 +212,10 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not holds(value):
             raise InputError(f"{key}={value} must be {rule}")
+    if cfg.patience is not None and cfg.keep == "last":
+        raise InputError(
+            f"patience={cfg.patience} ends a run after its best epoch, so it needs keep=best, not keep=last"
+        )
 
 
 def cache_dir(cfg: DictConfig) -> Path:
