@@ -51,7 +51,7 @@ def test_a_run_leaves_a_complete_folder(command):
     assert code == 0
     [folder] = run_folders(Path("outputs"))
     last = output.strip().splitlines()[-1]
-    assert re.search(r"validation accuracy 0\.\d{4} \(epoch \d\), test accuracy 0\.\d{4} \(80 images\)", last)
+    assert re.search(r"validation accuracy 0\.\d{4}, test accuracy 0\.\d{4} \(80 images\)", last)
     assert last.endswith(str(folder.absolute()))
 
     assert {path.name for path in folder.iterdir()} == FILES | {".hydra", "plots"}

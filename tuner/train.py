@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +77,12 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     x = inputs(data.pool.images)  # [N, F] under a head alone
 
     # 4. Train what is above the cut.
+    knobs = {key: cfg[key] for key in ("epochs", "batch_size", "grad_clip", "keep", "patience", "seed")}
+    knobs |= {"label_smoothing": [cfg.label_smoothing], "precision": precision}
+    labels, train, val = data.pool.labels, data.train, data.val
     with tqdm(total=cfg.epochs, desc="training", unit="epoch", disable=None) as bar:
-        [fitted] = fit(
-            model,
-            optimizer,
-            [schedule],
-            x,
-            data.pool.labels,
-            data.train,
-            data.val,
-            epochs=cfg.epochs,
-            batch_size=cfg.batch_size,
-            label_smoothing=[cfg.label_smoothing],
-            grad_clip=cfg.grad_clip,
-            keep=cfg.keep,
-            patience=cfg.patience,
-            precision=precision,
-            seed=cfg.seed,
-            on_epoch=lambda epoch, metrics: on_epoch(run, bar, epoch, metrics[0]),
-        )
+        note = partial(on_epoch, run, bar)
+        [fitted] = fit(model, optimizer, [schedule], x, labels, train, val, **knobs, on_epoch=note)
     if fitted.error:
         raise fitted.error
 
@@ -102,7 +90,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     model.load_state(0, fitted.state)
     run.save_model(fitted.state, data.classes)
     options = {"batch_size": cfg.batch_size, "precision": precision}
-    _, [train_accuracy] = score(predict(model, x, data.train, **options), data.pool.labels[data.train])
+    _, [train_accuracy] = score(predict(model, x, train, **options), labels[train])
     val_accuracy = fitted.metrics["val_accuracy"]
     accuracies = {"train": train_accuracy, "validation": val_accuracy}
     if wanted(cfg.test, in_sweep):
@@ -110,7 +98,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
         log_p = predict(model, inputs(samples.images), rows, **options)
         _, [accuracies["test"]] = score(log_p, samples.labels)
     else:
-        split, samples, rows = "validation", data.pool, data.val
+        split, samples, rows = "validation", data.pool, val
         log_p = predict(model, x, rows, **options)
     draw = wanted(cfg.plots, in_sweep)
     report(run, split, log_p[0], samples, rows, data.classes, accuracies, fitted, draw)
@@ -128,8 +116,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
         seconds=round(seconds, 2),
     )
     test = f", test accuracy {accuracies['test']:.4f} ({len(data.test):,} images)" if "test" in accuracies else ""
-    best = f"validation accuracy {val_accuracy:.4f} (epoch {fitted.epoch})"
-    log.info("%s%s, %.0f s: %s", best, test, seconds, run.folder)
+    log.info("validation accuracy %.4f%s, %.0f s: %s", val_accuracy, test, seconds, run.folder)
     return val_accuracy
 
 
@@ -169,8 +156,9 @@ def report(
     run.save_plot("examples", examples)
 
 
-def on_epoch(run: Run, bar: tqdm, epoch: int, m: Metrics) -> None:
+def on_epoch(run: Run, bar: tqdm, epoch: int, of_heads: list[Metrics]) -> None:
     """Write an epoch down and show it: on the bar, or as a line where the output is no terminal."""
+    [m] = of_heads
     run.log_epoch(epoch, m)
     text = f"loss {m['train_loss']:.4f} (val {m['val_loss']:.4f}), "
     text += f"accuracy {m['train_accuracy']:.4f} (val {m['val_accuracy']:.4f})"
