@@ -162,8 +162,9 @@ def on_epoch(run: Run, bar: tqdm, epoch: int, of_heads: list[Metrics]) -> None:
     run.log_epoch(epoch, m)
     text = f"loss {m['train_loss']:.4f} (val {m['val_loss']:.4f}), "
     text += f"accuracy {m['train_accuracy']:.4f} (val {m['val_accuracy']:.4f})"
-    bar.set_postfix_str(text)
+    bar.set_postfix_str(text, refresh=False)
     bar.update()
+    bar.refresh()
     if bar.disable:
         log.info("epoch %d/%d: %s", epoch, bar.total, text)
 
