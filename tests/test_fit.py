@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -174,6 +176,20 @@ def test_a_trunk_is_trained_with_its_head():
     assert fitted.metrics["val_accuracy"] > 0.5
     assert all(not torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
     assert {"trunk.0.weight", "trunk.1.running_mean", "head.0.weight"} <= set(fitted.state)
+
+
+def test_nothing_of_a_training_outlives_it():
+    """Without waiting for Python to look for cycles: in a sweep, each trial's weights must go when it ends."""
+    gc.collect()
+    gc.disable()
+    try:
+        result = run([SPECS[0]])
+        model, weight = weakref.ref(result[2]), weakref.ref(result[2].stack.weight)
+        del result
+        assert model() is None
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_what_on_epoch_raises_ends_the_training():

@@ -4,12 +4,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from tuner.heads import Classifier
 
@@ -93,7 +91,8 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     smoothing = torch.tensor(label_smoothing, device=model.stack.weight.device)[:, None]  # [K, 1]
     steps = epochs * math.ceil(len(train) / batch_size)
-    lr = LambdaLR(optimizer, [partial(_factor, schedule, steps) for schedule in schedules])
+    step, groups = 0, optimizer.param_groups
+    lrs = [group["lr"] for group in groups]
     fitted = [Fitted() for _ in schedules]
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
@@ -104,14 +103,15 @@ def fit(
             log_p = _log_probabilities(model, x[rows], precision)  # [K, B, classes]
             losses = -log_p.gather(2, target.expand(len(log_p), -1)[..., None])[..., 0]  # [K, B]
             smoothed = (1 - smoothing) * losses - smoothing * log_p.mean(2)
+            for group, lr, schedule in zip(groups, lrs, schedules, strict=True):
+                group["lr"] = lr * schedule(step / steps)
             optimizer.zero_grad(set_to_none=True)
             smoothed.mean(1).sum().backward()  # heads share no weights: the gradient of the sum is each one's own
             if grad_clip is not None:
-                for group in optimizer.param_groups:
+                for group in groups:
                     torch.nn.utils.clip_grad_norm_(group["params"], grad_clip)
-            used = [group["lr"] for group in optimizer.param_groups]
             optimizer.step()
-            lr.step()
+            step += 1
             with torch.no_grad():  # nothing here waits for the device
                 totals += torch.stack([losses.sum(1), (log_p.argmax(2) == target).sum(1)])
         train_loss, train_accuracy = (totals / len(train)).tolist()
@@ -123,7 +123,7 @@ def fit(
                 "train_accuracy": train_accuracy[k],
                 "val_loss": val_loss[k],
                 "val_accuracy": val_accuracy[k],
-                "lr": used[k],
+                "lr": groups[k]["lr"],
                 "seconds": seconds,
             }
             for k in range(len(fitted))
@@ -133,10 +133,6 @@ def fit(
         if not any(going):
             break
     return fitted
-
-
-def _factor(schedule: Schedule, steps: int, step: int) -> float:
-    return schedule(step / steps)
 
 
 def _note(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -62,8 +63,9 @@ class Stack(nn.Module):
         self.bias = nn.Parameter(torch.empty(sum(self.outputs), device=device))
         rows = zip(self.weight.data.split(self.outputs), self.bias.data.split(self.outputs), strict=True)
         self.first = [(nn.Parameter(weight), nn.Parameter(bias)) for weight, bias in rows]
-        self.weight.register_post_accumulate_grad_hook(lambda shared: self._hand_out(shared, 0))
-        self.bias.register_post_accumulate_grad_hook(lambda shared: self._hand_out(shared, 1))
+        for which, shared in enumerate((self.weight, self.bias)):
+            # no reference to self: a cycle would keep the stack's memory until Python looks for cycles
+            shared.register_post_accumulate_grad_hook(partial(_hand_out, [pair[which] for pair in self.first]))
         self.deeper = nn.ModuleList(
             nn.ModuleList(nn.Linear(i, o, device=device) for i, o in pairwise(s[1:])) for s in sizes
         )
@@ -72,13 +74,6 @@ class Stack(nn.Module):
             for i, parameter in enumerate(self.parameters_of(k)):
                 bound = sizes[k][i // 2] ** -0.5  # weight and bias of a layer follow each other
                 parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-
-    def _hand_out(self, shared: torch.Tensor, which: int) -> None:
-        """Give each head its rows of the gradient, and keep none, so that the next step's is not added to it."""
-        assert shared.grad is not None
-        for first, gradient in zip(self.first, shared.grad.split(self.outputs), strict=True):
-            first[which].grad = gradient
-        shared.grad = None
 
     def parameters_of(self, k: int) -> list[nn.Parameter]:
         """Head k's parameters: weight and bias of each layer, from the features to the classes."""
@@ -98,6 +93,14 @@ class Stack(nn.Module):
                 h = layer(F.dropout(F.relu(h), head.dropout, self.training))
             logits.append(h)
         return torch.stack(logits)
+
+
+def _hand_out(views: Sequence[nn.Parameter], shared: torch.Tensor) -> None:
+    """Give each view its rows of the shared gradient, and keep none, so that the next step's is not added to it."""
+    assert shared.grad is not None
+    for view, gradient in zip(views, shared.grad.split([len(view) for view in views]), strict=True):
+        view.grad = gradient
+    shared.grad = None
 
 
 class Classifier(nn.Module):
