@@ -131,7 +131,9 @@ def test_patience_ends_a_head_that_no_longer_improves():
     fast = (Head((64,), 0.0, 1), 1e-1, 0.0, 0.0)  # at its best early
     options = {"epochs": 20, "patience": 3, "keep": "best", "schedule": constant}
     [early], history, _ = run([fast], **options)
-    assert early.epochs == len(history) == early.epoch + 3 < 20
+    assert early.epochs == len(history) == early.best_epoch + 3 < 20
+    stuck = (Head((), 0.0, 1), 1e-9, 0.0, 0.0)  # equal is not better
+    assert run([stuck], **options)[0][0].epochs == 4
     slow = (Head((64,), 0.0, 1), 1e-5, 0.0, 0.0)
     results, history, _ = run([fast, slow], **options)
     assert (results[0].epoch, results[0].epochs) == (early.epoch, early.epochs)

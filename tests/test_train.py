@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from tuner import features, train, weights
+from tuner.runs import Run
 
 TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
 FILES = {"metrics.csv", "result.json", "model.safetensors", "per_class.csv", "confusion_matrix.csv", "train.log"}
@@ -291,6 +292,13 @@ def test_a_failed_run_can_be_done_again_in_its_folder(command):
     code, _ = command(*TINY, "hydra.run.dir=mine")
     assert code == 0
     assert result(Path("mine"))["status"] == "complete"
+
+
+def test_a_run_that_is_killed_is_not_taken_for_the_failed_one_before_it(tmp_path):
+    for name in ("result.json", "model.safetensors"):
+        (tmp_path / name).write_text('{"status": "failed"}')
+    Run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv"}
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:

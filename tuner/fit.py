@@ -22,10 +22,15 @@ class DivergedError(ArithmeticError):
 
 @dataclass
 class Fitted:
-    """How one head's training went: `epochs` of it, and the epoch whose weights are kept, with its metrics."""
+    """How one head's training went: `epochs` of it, and the `epoch` whose weights are kept, with its metrics.
+
+    best_epoch: the first with the best validation accuracy, from which patience counts.
+    """
 
     epochs: int = 0
     epoch: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
     metrics: Metrics = field(default_factory=dict)
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     error: DivergedError | None = None
@@ -139,19 +144,22 @@ def _note(
     fitted: Fitted, model: Classifier, k: int, epoch: int, metrics: Metrics, keep: str, patience: int | None
 ) -> bool:
     """Write down head k's epoch; say whether its training goes on."""
-    if fitted.error or (patience is not None and fitted.epochs - fitted.epoch >= patience):
+    if fitted.error or (patience is not None and fitted.epochs - fitted.best_epoch >= patience):
         return False
     fitted.epochs = epoch
     if not math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
         fitted.error = DivergedError(
-            f"the loss is {metrics['train_loss']:.3g} in epoch {epoch} at lr {metrics['lr']:.3g}: "
-            "lower optimizer.lr, or set grad_clip"
+            f"the loss is not finite (train {metrics['train_loss']:.3g}, validation {metrics['val_loss']:.3g}) "
+            f"in epoch {epoch} at lr {metrics['lr']:.3g}: lower optimizer.lr, or set grad_clip"
         )
         return False
-    if keep == "last" or metrics["val_accuracy"] >= fitted.metrics.get("val_accuracy", 0):
+    accuracy = metrics["val_accuracy"]
+    if keep == "last" or accuracy >= fitted.best_accuracy:
         fitted.epoch, fitted.metrics = epoch, metrics
         fitted.state = {name: tensor.detach().clone() for name, tensor in model.state(k).items()}
-    return patience is None or epoch - fitted.epoch < patience
+    if accuracy > fitted.best_accuracy:
+        fitted.best_epoch, fitted.best_accuracy = epoch, accuracy
+    return patience is None or epoch - fitted.best_epoch < patience
 
 
 def _log_probabilities(model: Classifier, batch: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
