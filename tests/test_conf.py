@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 from tuner.backbones import Backbone
 from tuner.heads import Head, widths
-from tuner.train import CONF, build, check
+from tuner.settings import build, check
+from tuner.train import CONF
 
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml") if path.parent != CONF)
 MANDATORY = {  # what an option leaves to the user

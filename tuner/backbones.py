@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, list_models
 
 from tuner import InputError
@@ -187,8 +188,21 @@ class Backbone:
         preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32)
         return nn.Sequential(preprocess, self._between(None, end.node), pool)
 
+    def macs(self) -> int:
+        """Multiply-adds that the network needs for one image, up to the block that is used."""
+        image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            self._part(None, self.blocks[self.features].node)(image)
+        return int(counter.get_total_flops()) // 2
+
     def _between(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
         """The network from behind `start` (None: from the images) up to `end`, sharing nothing with another part."""
+        part = copy.deepcopy(self._part(start, end))
+        self._load(part)
+        return part
+
+    def _part(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
+        """The same on the meta device."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         inside = False
@@ -200,9 +214,7 @@ class Backbone:
             if node is end:
                 break
         graph.output(copies[end])
-        part = copy.deepcopy(fx.GraphModule(self._net, graph))
-        self._load(part)
-        return part
+        return fx.GraphModule(self._net, graph)
 
     def _load(self, part: nn.Module) -> None:
         """Give a part of the network its weights, under the names they have in the whole."""

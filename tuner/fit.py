@@ -63,9 +63,10 @@ def fit(
     x: torch.Tensor,
     labels: torch.Tensor,
     train: torch.Tensor,
-    val: torch.Tensor,
+    val: torch.Tensor | None,
     *,
     epochs: int,
+    stop: int | None = None,
     batch_size: int,
     label_smoothing: Sequence[float],
     grad_clip: float | None,
@@ -80,7 +81,8 @@ def fit(
     optimizer: its parameter group k holds head k's parameters, with its own lr, weight decay and so on.
     schedules, label_smoothing: one a head.
     x: [N, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N].
-    train, val: int64, rows of both.
+    train, val: int64, rows of both; without `val`, metrics have no val_loss and val_accuracy, and `keep` must be "last".
+    epochs: that the schedules are for; `stop`, where given, ends the training after so many of them.
     grad_clip: largest norm of a head's gradient, or None.
     keep: the epoch whose weights are kept: "last", or "best" in validation accuracy, the latest of equals.
     patience: epochs without a better validation accuracy after which a head's training ends, or None.
@@ -99,7 +101,7 @@ def fit(
     step, groups = 0, optimizer.param_groups
     lrs = [group["lr"] for group in groups]
     fitted = [Fitted() for _ in schedules]
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, (stop or epochs) + 1):
         start = time.perf_counter()
         model.train()
         totals = torch.zeros(2, len(fitted), dtype=torch.float64, device=smoothing.device)  # loss and hits of each head
@@ -120,19 +122,12 @@ def fit(
             with torch.no_grad():  # nothing here waits for the device
                 totals += torch.stack([losses.sum(1), (log_p.argmax(2) == target).sum(1)])
         train_loss, train_accuracy = (totals / len(train)).tolist()
-        val_loss, val_accuracy = score(predict(model, x, val, batch_size=batch_size, precision=precision), labels[val])
-        seconds = time.perf_counter() - start
-        metrics = [
-            {
-                "train_loss": train_loss[k],
-                "train_accuracy": train_accuracy[k],
-                "val_loss": val_loss[k],
-                "val_accuracy": val_accuracy[k],
-                "lr": groups[k]["lr"],
-                "seconds": seconds,
-            }
-            for k in range(len(fitted))
-        ]
+        columns = {"train_loss": train_loss, "train_accuracy": train_accuracy}
+        if val is not None:
+            log_p = predict(model, x, val, batch_size=batch_size, precision=precision)
+            columns["val_loss"], columns["val_accuracy"] = score(log_p, labels[val])
+        columns |= {"lr": [group["lr"] for group in groups], "seconds": [time.perf_counter() - start] * len(fitted)}
+        metrics = [{name: column[k] for name, column in columns.items()} for k in range(len(fitted))]
         going = [_note(f, model, k, epoch, metrics[k], keep, patience) for k, f in enumerate(fitted)]
         on_epoch(epoch, metrics)
         if not any(going):
@@ -147,13 +142,14 @@ def _note(
     if fitted.error or (patience is not None and fitted.epochs - fitted.best_epoch >= patience):
         return False
     fitted.epochs = epoch
-    if not math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
+    losses = {"train": metrics["train_loss"], "validation": metrics.get("val_loss", 0.0)}
+    if not all(map(math.isfinite, losses.values())):
         fitted.error = DivergedError(
-            f"the loss is not finite (train {metrics['train_loss']:.3g}, validation {metrics['val_loss']:.3g}) "
+            f"the loss is not finite (train {losses['train']:.3g}, validation {losses['validation']:.3g}) "
             f"in epoch {epoch} at lr {metrics['lr']:.3g}: lower optimizer.lr, or set grad_clip"
         )
         return False
-    accuracy = metrics["val_accuracy"]
+    accuracy = metrics.get("val_accuracy", 0.0)
     if keep == "last" or accuracy >= fitted.best_accuracy:
         fitted.epoch, fitted.metrics = epoch, metrics
         fitted.state = {name: tensor.detach().clone() for name, tensor in model.state(k).items()}

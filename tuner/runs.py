@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
 
 from tuner import InputError, __version__, plots
@@ -43,17 +44,20 @@ class Run:
             file.write((",".join(METRICS) + "\n").encode())
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Append an epoch's row to metrics.csv."""
+        """Append an epoch's row to metrics.csv; what there is no metric for stays empty."""
         with (self.folder / "metrics.csv").open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([epoch, *(f"{metrics[name]:.6g}" for name in METRICS[1:])])
+            values = (f"{metrics[name]:.6g}" if name in metrics else "" for name in METRICS[1:])
+            csv.writer(file, lineterminator="\n").writerow([epoch, *values])
 
     def metrics(self) -> pd.DataFrame:
         return pd.read_csv(self.folder / "metrics.csv")
 
-    def save_model(self, state: Mapping[str, torch.Tensor], classes: Sequence[str]) -> None:
-        """model.safetensors: what was trained, with the class names in its metadata."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-        with replacing(self.folder / "model.safetensors") as file:
+    def save_model(
+        self, state: Mapping[str, torch.Tensor], classes: Sequence[str], name: str = "model.safetensors"
+    ) -> None:
+        """What was trained, with the class names in its metadata."""
+        tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
+        with replacing(self.folder / name) as file:
             file.write(save(tensors, metadata={"class_names": json.dumps(list(classes))}))
 
     def save_table(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -63,6 +67,11 @@ class Run:
         with replacing(self.folder / name) as file:
             file.write(text.getvalue().encode())
 
+    def save_config(self, config: DictConfig) -> None:
+        """config.yaml, with interpolations as they are."""
+        with replacing(self.folder / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(config).encode())
+
     def save_plot(self, name: str, figure: Figure) -> None:
         """plots/NAME.png"""
         (self.folder / "plots").mkdir(exist_ok=True)
@@ -70,7 +79,7 @@ class Run:
 
     def finish(self, status: str, **more: Any) -> None:
         """result.json: `status` is complete, pruned or failed."""
-        result = {"status": status, **more, **self.result, "versions": versions()}
+        result = {"status": status, **self.result, **more, "versions": versions()}
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 

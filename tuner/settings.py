@@ -1,0 +1,134 @@
+"""From a config to what it names: its values checked, its parts built, its device and precision chosen."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from tuner import InputError
+
+log = logging.getLogger("tuner.settings")
+# A config may name these as _target_; TUNER_TRUST adds more, such as "mypackage.*".
+TRUSTED = ("tuner.*", "torch.optim.*", *filter(None, os.environ.get("TUNER_TRUST", "").split(",")))
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= least
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("seed", _whole(0), "a whole number of at least 0"),
+    ("epochs", _whole(1), "a whole number of at least 1"),
+    ("batch_size", _whole(1), "a whole number of at least 1"),
+    ("label_smoothing", lambda v: _number(v) and 0 <= v < 1, "at least 0 and less than 1"),
+    ("grad_clip", lambda v: v is None or (_number(v) and v > 0), "more than 0, or null"),
+    ("patience", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
+    ("keep", lambda v: v in ("last", "best"), "last or best"),
+    ("optimizer.lr", lambda v: _number(v) and v > 0, "more than 0"),
+    ("optimizer.weight_decay", lambda v: v is None or (_number(v) and v >= 0), "at least 0"),
+    ("precision", lambda v: v in ("auto", "bf16", "fp32"), "auto, bf16 or fp32"),
+    ("objective", lambda v: v in ("accuracy", "accuracy_and_cost"), "accuracy or accuracy_and_cost"),
+    ("final.seeds", _whole(0), "a whole number of at least 0"),
+    ("final.epochs", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
+    ("test", lambda v: v in ("auto", True, False), "auto, true or false"),
+    ("plots", lambda v: v in ("auto", True, False), "auto, true or false"),
+)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises InputError for the first value of the config that is missing or out of range."""
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise InputError(f"{key} has no default; give it, as in {key}=VALUE")
+    for key, holds, rule in RULES:
+        value = OmegaConf.select(cfg, key)
+        if not holds(value):
+            raise InputError(f"{key}={value} must be {rule}")
+    if cfg.patience is not None and cfg.keep == "last":
+        raise InputError(
+            f"patience={cfg.patience} ends a run after its best epoch, so it needs keep=best, not keep=last"
+        )
+    if cfg.final.epochs is not None and not (cfg.final.epochs <= cfg.epochs and cfg.final.seeds):
+        raise InputError(
+            f"final.epochs={cfg.final.epochs} must be at most epochs={cfg.epochs}, and final.seeds={cfg.final.seeds} at least 1"
+        )
+
+
+def cache_dir(cfg: DictConfig) -> Path:
+    return Path(cfg.cache_dir).expanduser()
+
+
+def wanted(choice: bool | str, in_sweep: bool) -> bool:
+    return not in_sweep if choice == "auto" else bool(choice)
+
+
+def build(group: str, cfg: DictConfig) -> Any:
+    """What the `_target_` of a config group makes. Raises InputError for a target or a keyword that it can't take."""
+    with called(group):
+        try:
+            return hydra.utils.instantiate(cfg[group], _convert_="all", _execution_whitelist_=TRUSTED)
+        except InstantiationException as error:
+            hint = "; name packages you trust in TUNER_TRUST, as in TUNER_TRUST='mypackage.*'"
+            reason = " ".join(str(error).split())
+            raise InputError(reason + (hint if "whitelist" in reason else "")) from error
+
+
+@contextmanager
+def called(group: str) -> Iterator[None]:
+    """Python's and torch's complaints about the arguments that a config group gives, as InputErrors."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{group}: {str(error).splitlines()[0]}") from error
+
+
+def choose_device(choice: str) -> torch.device:
+    """`auto` takes a CUDA GPU where there is one. Raises InputError for a device that this machine does not have."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if choice == "auto":
+        choice = "cuda" if gpus else "cpu"
+        log.info("device: %s (auto: %s)", choice, f"torch sees {gpus} CUDA GPUs" if gpus else "torch sees no CUDA GPU")
+    if str(choice).startswith("cuda") and not gpus:
+        raise InputError(
+            f"device={choice}, but torch {torch.__version__} sees no CUDA GPU; use device=cpu or device=auto"
+        )
+    if choice not in ("cpu", "cuda", *(f"cuda:{i}" for i in range(gpus))):
+        raise InputError(f"device={choice} must be auto, cpu{''.join(f', cuda:{i}' for i in range(gpus))}")
+    if choice != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device(choice)
+
+
+def choose_precision(choice: str, device: torch.device) -> torch.dtype:
+    """`auto` takes bfloat16 where the hardware multiplies it, which is faster, else float32."""
+    if choice != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[choice]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    log.info(
+        "precision: %s (auto: %s %s bfloat16)", "bf16" if native else "fp32", device, "has" if native else "has no"
+    )
+    return torch.bfloat16 if native else torch.float32
+
+
+def describe(device: torch.device) -> str:
+    """The device for result.json, with its name or threads."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"

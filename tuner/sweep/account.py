@@ -1,0 +1,183 @@
+"""The account of a study: which trials count, which may still be asked for, and what becomes of those that were lost."""
+
+import math
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from tuner.sweep.trial import OUTCOME, Outcome
+
+# System attributes of a trial.
+OWNER = "owner"  # the sweep that runs it
+SURPLUS = "surplus"  # asked for beyond the budget: it never ran
+EXCUSED = "excused"  # it was interrupted, which is no attempt
+HISTORY = "retry_history"  # the trials that it was before; Optuna's own name, as is failed_trial
+
+
+class Account:
+    """A study's budget of `n_trials`, shared by all the sweeps on it.
+
+    A trial counts while it runs and when it is complete, pruned or failed. One that was lost, because its process was
+    killed or interrupted, does not: a copy with the same parameters takes its place, at most `retries` times.
+
+    locks: a folder that the sweeps share, with a lock of the study and one of each sweep that is alive.
+    told: called with the number and outcome of each trial that the study is told of here.
+    """
+
+    def __init__(
+        self, study: Study, locks: Path, name: str, *, n_trials: int, retries: int, told: Callable[[int, Outcome], None]
+    ):
+        self.study, self.locks, self.owner = study, locks, name
+        self.n_trials, self.retries, self.told = n_trials, retries, told
+        self.lock = FileLock(locks / "study.lock", poll_interval=0.005)
+        self.exhausted = threading.Event()  # the sampler has no more points
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """While this sweep runs. The system ends the lock with the process, however that ends."""
+        lock = FileLock(self._alive(self.owner))
+        with lock:
+            yield
+        self._alive(self.owner).unlink(missing_ok=True)
+
+    def _alive(self, owner: str) -> Path:
+        return self.locks / f"{owner}.alive"
+
+    def _is_alive(self, owner: str | None) -> bool:
+        if owner is None or owner == self.owner:
+            return owner == self.owner
+        path = self._alive(owner)
+        if not path.exists():  # ended; or on a machine that does not share this folder, where only that one can tell
+            return not owner.startswith(f"{socket.gethostname()}:")
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink(missing_ok=True)
+            return False
+        except Timeout:
+            return True
+
+    # What there is
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def trial(self, number: int) -> FrozenTrial:
+        storage = self.study._storage
+        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
+
+    def counting(self) -> list[FrozenTrial]:
+        """The trials that use up the budget."""
+        trials = self.trials()
+        again = {trial.system_attrs[HISTORY][-1] for trial in trials if HISTORY in trial.system_attrs}
+        return [
+            trial
+            for trial in trials
+            if trial.state != TrialState.WAITING and trial.number not in again and SURPLUS not in trial.system_attrs
+        ]
+
+    def room(self) -> bool:
+        return len(self.counting()) < self.n_trials and not self.exhausted.is_set()
+
+    def running_elsewhere(self) -> int:
+        return sum(trial.state == TrialState.RUNNING for trial in self.trials())
+
+    def failures(self) -> int:
+        return sum(trial.state == TrialState.FAIL for trial in self.counting())
+
+    # Ask and tell
+
+    def ask(self) -> Trial | None:
+        """The next trial, or None where the budget is used up."""
+        with self.lock:
+            if not self.room():
+                return None
+            trial = self.study.ask()
+            self._mark(trial._trial_id, OWNER, self.owner)
+            before = sum(t.number < trial.number for t in self.counting())
+        if before < self.n_trials:
+            return trial
+        self._mark(trial._trial_id, SURPLUS, True)  # a sweep on another machine, without this lock, was faster
+        self.study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Tell the study how a trial ended, unless it knows."""
+        trial = self.trial(number)
+        if trial.state.is_finished():
+            return
+        if outcome.error and "error" not in trial.user_attrs:  # its job could not
+            self.study._storage.set_trial_user_attr(trial._trial_id, "error", outcome.error)
+            self.study._storage.set_trial_user_attr(trial._trial_id, "traceback", outcome.traceback)
+        loop = self.study._thread_local
+        loop.in_optimize_loop = True  # so that a sampler that has no more points may call study.stop()
+        try:
+            self.study.tell(number, values=outcome.values, state=outcome.trial_state)
+        finally:
+            loop.in_optimize_loop = False
+        if self.study._stop_flag:
+            self.exhausted.set()
+        self.told(number, outcome)
+
+    def settle(self, number: int, reason: str, *, excused: bool = False) -> None:
+        """End a trial whose job is gone: with the outcome that the job wrote down, or as lost, to be tried again."""
+        with self.lock:
+            trial = self.trial(number)
+            if trial.state.is_finished():
+                return
+            if written := trial.system_attrs.get(OUTCOME):
+                self.tell(number, Outcome(**written))
+                return
+            if excused:
+                self._mark(trial._trial_id, EXCUSED, True)
+            if self._retry(trial, excused):
+                reason += "; it is tried again"
+            self.tell(number, Outcome("FAIL", error=reason))
+
+    def _retry(self, trial: FrozenTrial, excused: bool) -> bool:
+        """Have a lost trial's parameters tried again, unless they were often enough, or are already."""
+        before: list[int] = trial.system_attrs.get(HISTORY, [])
+        attempts = [number for number in before if EXCUSED not in self.trial(number).system_attrs]
+        if len(attempts) >= self.retries and not excused:
+            return False
+        history = [*before, trial.number]
+        if all(other.system_attrs.get(HISTORY) != history for other in self.trials()):
+            kept = {key: value for key, value in trial.system_attrs.items() if key not in (OWNER, EXCUSED)}
+            kept |= {"fixed_params": kept.get("fixed_params", {}) | trial.params}
+            kept |= {"failed_trial": history[0], HISTORY: history}
+            flags = {key: value for key, value in trial.user_attrs.items() if key in ("baseline", "enqueued")}
+            waiting = FrozenTrial(
+                number=-1,
+                trial_id=-1,
+                state=TrialState.WAITING,
+                value=None,
+                datetime_start=None,
+                datetime_complete=None,
+                params={},
+                distributions={},
+                user_attrs=flags,
+                system_attrs=kept,
+                intermediate_values={},
+            )
+            self.study.add_trial(waiting)
+        return True
+
+    def recover(self) -> None:
+        """Settle the trials whose sweep has died."""
+        with self.lock:
+            for trial in self.trials():
+                if trial.state == TrialState.RUNNING and not self._is_alive(trial.system_attrs.get(OWNER)):
+                    self.settle(trial.number, "the sweep that ran it was killed")
+
+    def _mark(self, trial_id: int, key: str, value: bool | str) -> None:
+        self.study._storage.set_trial_system_attr(trial_id, key, value)
+
+
+def allowed_failures(rate: float, n_trials: int) -> int:
+    """How many of `n_trials` may fail before a sweep gives up."""
+    return math.floor(rate * n_trials + 1e-9)

@@ -1,0 +1,148 @@
+"""What Hydra sees of the sweeper: `hydra/sweeper=tuner`, which takes every config of hydra-optuna-sweeper, and more."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
+from omegaconf import MISSING, DictConfig
+
+
+@dataclass
+class PrunerConf:
+    _target_: str = MISSING
+
+
+@dataclass
+class NopPruner(PrunerConf):
+    _target_: str = "optuna.pruners.NopPruner"
+
+
+@dataclass
+class MedianPruner(PrunerConf):
+    _target_: str = "optuna.pruners.MedianPruner"
+    n_startup_trials: int = 5
+    n_warmup_steps: int = 0
+    interval_steps: int = 1
+    n_min_trials: int = 1
+
+
+@dataclass
+class PercentilePruner(MedianPruner):
+    _target_: str = "optuna.pruners.PercentilePruner"
+    percentile: float = 25.0
+
+
+@dataclass
+class SuccessiveHalvingPruner(PrunerConf):
+    _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
+    min_resource: Any = "auto"
+    reduction_factor: int = 4
+    min_early_stopping_rate: int = 0
+    bootstrap_count: int = 0
+
+
+@dataclass
+class HyperbandPruner(PrunerConf):
+    _target_: str = "optuna.pruners.HyperbandPruner"
+    min_resource: int = 1
+    max_resource: Any = "auto"
+    reduction_factor: int = 3
+    bootstrap_count: int = 0
+
+
+@dataclass
+class WilcoxonPruner(PrunerConf):
+    _target_: str = "optuna.pruners.WilcoxonPruner"
+    p_threshold: float = 0.1
+    n_startup_steps: int = 2
+
+
+@dataclass
+class ThresholdPruner(PrunerConf):
+    _target_: str = "optuna.pruners.ThresholdPruner"
+    lower: float | None = None
+    upper: float | None = None
+    n_warmup_steps: int = 0
+    interval_steps: int = 1
+
+
+@dataclass
+class PatientPruner(PrunerConf):
+    """Prunes, where `wrapped_pruner` would (null: in any case), after `patience` steps without an improvement."""
+
+    _target_: str = "optuna.pruners.PatientPruner"
+    wrapped_pruner: Any = None
+    patience: int = 5
+    min_delta: float = 0.0
+
+
+PRUNERS = {
+    "none": NopPruner,
+    "median": MedianPruner,
+    "percentile": PercentilePruner,
+    "successive_halving": SuccessiveHalvingPruner,
+    "hyperband": HyperbandPruner,
+    "wilcoxon": WilcoxonPruner,
+    "threshold": ThresholdPruner,
+    "patient": PatientPruner,
+}
+
+
+@dataclass
+class TunerSweeperConf(OptunaSweeperConf):
+    """hydra-optuna-sweeper's keys, with other defaults where they lost work, and some more."""
+
+    _target_: str = "tuner.sweep.plugin.TunerSweeper"
+    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}, {"pruner": "none"}])
+    pruner: PrunerConf = MISSING
+    # sqlite:///FILE, journal:///FILE, any database URL; null: in memory, which nobody can resume or look into
+    storage: Any = "sqlite:///multirun/optuna.db"
+    # jobs that run at once, where the launcher can
+    n_jobs: int = 1
+    # the sweep ends when more than this share of n_trials has failed; 0: at the first
+    max_failure_rate: float = 1.0
+    # the same as max_failure_rate: 0
+    fail_fast: bool = False
+    # how often a trial whose process was killed is tried again, before that counts as its failure
+    retries: int = 2
+    # whether trial 0 is the config as it is composed without the search
+    baseline: bool = True
+    # trials to begin with: dicts of parameters, or names of studies in the same storage, whose best one is taken
+    enqueue: list[Any] = field(default_factory=list)
+
+
+class TunerSweeper(Sweeper):
+    """See tuner.sweep.sweeper, which is imported only where it sweeps."""
+
+    def __init__(self, **options: Any):
+        from tuner.sweep.sweeper import AsyncSweeper
+
+        self.sweeper = AsyncSweeper(**options)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        return self.sweeper.sweep(arguments)
+
+
+def store(name: str) -> None:
+    """Make the sweeper known to Hydra as `hydra/sweeper=NAME`."""
+    ConfigStore.instance().store(
+        group="hydra/sweeper", name=name, node=TunerSweeperConf, provider="tuner", replace=True
+    )
+
+
+def register() -> None:
+    """For tuner's own commands, also where tuner is not installed: there `hydra/sweeper=optuna` is this one, too."""
+    Plugins.instance().register(TunerSweeper)
+    store("optuna")
+
+
+store("tuner")
+for _name, _node in PRUNERS.items():
+    ConfigStore.instance().store(group="hydra/sweeper/pruner", name=_name, node=_node, provider="tuner", replace=True)

@@ -1,0 +1,84 @@
+"""One line for a whole sweep: how many trials are done, pruned and failed, the best value so far, the time left."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
+
+from tuner.sweep.trial import Outcome
+
+log = logging.getLogger("tuner.sweep")
+
+
+class Progress:
+    """On a terminal a bar that stays in its place; elsewhere a line for each trial that ends."""
+
+    def __init__(self, study: Study, n_trials: int, counting: Callable[[], list[FrozenTrial]]):
+        self.study, self.n_trials, self.counting = study, n_trials, counting
+        self.bar: tqdm | None = None
+        self.start, self.done_before = time.monotonic(), 0
+
+    def __enter__(self) -> None:
+        self.start, self.done_before = time.monotonic(), self._done()
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=self.n_trials, initial=self.done_before, bar_format="{bar:20} {desc}", leave=True)
+            self.refresh()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def told(self, number: int, outcome: Outcome) -> None:
+        """A trial has ended."""
+        if outcome.error:
+            self._say(f"trial {number} failed: {outcome.error}", logging.WARNING)
+        if self.bar is not None:
+            self.refresh()
+            return
+        values = ", ".join(f"{value:.6g}" for value in outcome.values or ()) or outcome.state.lower()
+        log.info("trial %d: %s | %s", number, values, self.line())
+
+    def refresh(self) -> None:
+        if self.bar is not None:
+            self.bar.n = self._done()
+            self.bar.set_description_str(self.line())
+
+    def _done(self) -> int:
+        return sum(trial.state.is_finished() for trial in self.counting())
+
+    def line(self) -> str:
+        trials = self.counting()
+        counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+        done = sum(trial.state.is_finished() for trial in trials)
+        parts = [f"{done}/{self.n_trials} trials"]
+        parts += [f"{counts[TrialState.PRUNED]} pruned"] if counts[TrialState.PRUNED] else []
+        parts += [f"{counts[TrialState.FAIL]} failed"] if counts[TrialState.FAIL] else []
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        if complete and len(self.study.directions) == 1:
+            pick = max if self.study.direction == StudyDirection.MAXIMIZE else min
+            best = pick(complete, key=lambda trial: trial.value or 0.0)
+            parts.append(f"best {best.value:.6g} (trial {best.number})")
+        if done > self.done_before:
+            seconds = (time.monotonic() - self.start) / (done - self.done_before) * (self.n_trials - done)
+            parts.append(f"{duration(seconds)} left")
+        return ", ".join(parts)
+
+    def _say(self, text: str, level: int) -> None:
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            log.log(level, text)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 5 s, 2 h 10 min"""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

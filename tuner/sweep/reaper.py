@@ -1,0 +1,46 @@
+"""`python -m tuner.sweep.reaper MARK`: wait until standard input ends, with whoever holds its other end; then end every
+process of this machine that has TUNER_SWEEP=MARK in its environment.
+
+The sweep starts it, in a session of its own, beside launchers that have worker processes. It outlives a sweep that is
+killed with -9, and the workers don't.
+"""
+
+import sys
+import time
+
+import psutil
+
+from tuner.sweep import MARK
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:  # it ended, or is another user's
+            continue
+    return found
+
+
+def reap(mark: str, grace: float) -> None:
+    """Ask the marked processes to end, and after `grace` seconds make them."""
+    asked: set[int] = set()
+    deadline = time.monotonic() + grace
+    while processes := marked(mark):
+        for process in processes:
+            try:
+                if time.monotonic() > deadline:
+                    process.kill()
+                elif process.pid not in asked:
+                    asked.add(process.pid)
+                    process.terminate()
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    reap(sys.argv[1], grace=2.0)

@@ -1,0 +1,107 @@
+"""What a sweep leaves: optimization_results.yaml, trials.csv, and the last lines on the screen."""
+
+import json
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.files import replacing
+from tuner.sweep import storage
+
+
+def best_of(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """The best of complete trials, the earliest of equals; None where there is none, or several objectives."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if not complete or len(study.directions) > 1:
+        return None
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    return min(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | None) -> dict[str, Any]:
+    """optimization_results.yaml and trials.csv in the sweep's folder; gives what is in the former."""
+    folder.mkdir(parents=True, exist_ok=True)
+    best = best_of(study, trials)
+    results: dict[str, Any] = {"name": "optuna"}
+    if len(study.directions) > 1:
+        front = [t for t in study.best_trials if t.state == TrialState.COMPLETE] if any_complete(trials) else []
+        results["solutions"] = [
+            {"params": t.params, "values": t.values, "trial": t.number, "dir": t.user_attrs.get("output_dir")}
+            for t in front
+        ]
+    elif best is not None:
+        results |= {"best_params": best.params, "best_value": best.values[0]}
+        results |= {"best_trial": best.number, "best_dir": best.user_attrs.get("output_dir")}
+    baseline = next((t for t in trials if t.user_attrs.get("baseline") and t.state == TrialState.COMPLETE), None)
+    if baseline is not None:
+        results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
+    results["trials"] = {state.lower(): n for state, n in Counter(t.state.name for t in trials).items()}
+    results |= {"study": study.study_name, "storage": storage.shown(spec), "directions": directions(study)}
+    with replacing(folder / "optimization_results.yaml") as file:
+        file.write(yaml.safe_dump(results, sort_keys=False, allow_unicode=True).encode())
+    table = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration", "user_attrs"))
+    with replacing(folder / "trials.csv") as file:
+        file.write(table.drop(columns="user_attrs_traceback", errors="ignore").to_csv(index=False).encode())
+    return results
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """A run folder's result.json, or nothing where there is none."""
+    path = folder / "result.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return result
+
+
+def any_complete(trials: list[FrozenTrial]) -> bool:
+    return any(trial.state == TrialState.COMPLETE for trial in trials)
+
+
+def directions(study: Study) -> list[str]:
+    return [direction.name.lower() for direction in study.directions]
+
+
+def resume_command(config: DictConfig, study: str) -> str:
+    """What the user typed, with the study's name."""
+    arguments = sys.argv[1:]
+    original = sys.orig_argv
+    program = original[: len(original) - len(arguments)] if original[-len(arguments) :] == arguments else ["python"]
+    key = "study" if OmegaConf.select(config, "study") == study else "hydra.sweeper.study_name"
+    kept = [argument for argument in arguments if not argument.startswith(f"{key}=")]
+    return shlex.join([Path(program[0]).name, *program[1:], *kept, f"{key}={study}"])
+
+
+def summary(results: dict[str, Any], folder: Path) -> str:
+    """What the sweep found, and where it lies."""
+    lines = []
+    if "best_value" in results:
+        best, default = results["best_value"], results.get("default_value")
+        better = 1 if results["directions"] == ["maximize"] else -1
+        gain = "" if default is None else f", the default config's {default:.6g}, gain {better * (best - default):.6g}"
+        lines.append(f"best value {best:.6g} (trial {results['best_trial']}){gain}")
+        lines.append(
+            "best parameters: " + " ".join(f"{name}={value}" for name, value in results["best_params"].items())
+        )
+    elif results.get("solutions"):
+        lines.append(
+            f"{len(results['solutions'])} solutions that no other one dominates, of {results['trials']['complete']}"
+        )
+    else:
+        lines.append("no trial was completed; why is in the error column of trials.csv, and in each trial's train.log")
+    if final := results.get("final"):
+        test, std, seeds = final["test_accuracy"], final["test_accuracy_std"], len(final["seeds"])
+        lines.append(
+            f"retrained on train + validation: test accuracy {test:.4f}, standard deviation {std:.4f}, {seeds} seeds"
+        )
+        lines.append(f"its model, tables and plots: {folder / 'best'}")
+        lines.append(
+            f"as a run: python -m tuner.train --config-dir {shlex.quote(str(folder / 'best'))} --config-name config"
+        )
+    lines.append(f"results: {folder / 'optimization_results.yaml'}, every trial: {folder / 'trials.csv'}")
+    return "\n".join(lines)

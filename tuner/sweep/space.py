@@ -1,0 +1,154 @@
+"""The search space: from Hydra's override syntax to Optuna's distributions, and from a trial's parameters back."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+
+from tuner import InputError
+
+
+@dataclass
+class Space:
+    """What a sweep searches.
+
+    distributions: of each parameter, by name: the key without + or ++.
+    keys: each parameter's key as it goes into an override, with its + or ++.
+    literals: of a parameter's choices, those that are lists or dicts: {name: {how Optuna stores it: the value}}.
+    fixed: overrides that are the same in every trial, by name.
+    """
+
+    distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    literals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fixed: dict[str, str] = field(default_factory=dict)
+
+    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """A trial's overrides: Hydra reads from them the very values that `params` has, strings as strings."""
+        lines = [f"{self.keys.get(name, name)}={self._text(name, value)}" for name, value in params.items()]
+        return lines + list(self.fixed.values())
+
+    def _text(self, name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            return Override._get_value_element_as_str(value)
+        if name not in self.distributions:  # of a custom search space, where a string may spell a list or a number
+            return value if _is_plain(value) else quoted(value)
+        if value in self.literals.get(name, ()) or (_is_plain(value) and _parsed(value).value() == value):
+            return value
+        return quoted(value)
+
+    def default(self, config: DictConfig, name: str) -> Any:
+        """The value that the composed config gives to a parameter, as Optuna stores it. Raises KeyError: it has none."""
+        key = name.lstrip("+")
+        choices = config.hydra.runtime.choices
+        value = choices[key] if key in choices else OmegaConf.select(config, key, throw_on_missing=True)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+            value = next((text for text, literal in self.literals.get(name, {}).items() if literal == value), None)
+        if value is None and key not in choices:
+            raise KeyError(name)
+        return value
+
+
+def parse(lines: Sequence[str], loader: ConfigLoader) -> Space:
+    """Overrides such as `x=interval(0,1)`, `db=choice(a,b)`, `group=glob(*)`, `y=5`; of equal names the last one counts.
+
+    Raises InputError for a sweep that Optuna can't search.
+    """
+    space = Space()
+    for override in OverridesParser.create(config_loader=loader).parse_overrides(list(lines)):
+        name = override.get_key_element().lstrip("+~")
+        space.distributions.pop(name, None)
+        space.fixed.pop(name, None)
+        if not override.is_sweep_override():
+            assert override.input_line is not None
+            space.fixed[name] = override.input_line
+            continue
+        space.keys[name] = override.get_key_element()
+        try:
+            if override.is_choice_sweep():
+                space.distributions[name], space.literals[name] = _choices(override)
+            else:
+                space.distributions[name] = create_optuna_distribution_from_override(override)
+        except (HydraException, ValueError, AssertionError, NotImplementedError) as error:
+            raise InputError(f"{override.input_line} cannot be searched: {error}") from error
+    return space
+
+
+def _choices(override: Override) -> tuple[CategoricalDistribution, dict[str, Any]]:
+    choices: list[Any] = []
+    literals: dict[str, Any] = {}
+    for element in override.sweep_iterator():
+        value = Override._convert_value(element)
+        if isinstance(value, list | dict):
+            text = Override._get_value_element_as_str(element)
+            literals[text] = value
+            value = text
+        choices.append(value)
+    if clash := [value for value in choices if choices.count(value) > 1]:
+        raise ValueError(f"{clash[0]} is there more than once")
+    if not choices:
+        raise ValueError("it has no choices")
+    return CategoricalDistribution(choices), literals
+
+
+def _parsed(text: str) -> Override:
+    return OverridesParser.create().parse_override(f"key={text}")
+
+
+def _is_plain(text: str) -> bool:
+    """Whether Hydra reads the text, without quotes, as one value."""
+    try:
+        return not _parsed(text).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def to_json(distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """For a study's attributes."""
+    return {name: json.loads(distribution_to_json(d)) for name, d in distributions.items()}
+
+
+def check_unchanged(before: Mapping[str, Any], now: Mapping[str, BaseDistribution], study: str) -> None:
+    """Raises InputError where a study's space, as to_json gave it, can't go on as `now`.
+
+    Parameters may be added and ranges widened; what was searched must stay within what is searched.
+    """
+    old = {name: json_to_distribution(json.dumps(value)) for name, value in before.items()}
+    changes = [
+        f"{name}: was {old[name]}, is {now.get(name, 'not searched')}"
+        for name in old
+        if name not in now or not _contains(now[name], old[name])
+    ]
+    if changes:
+        raise InputError(
+            f"study {study} was started with another search space, and its trials would not fit this one; "
+            f"give the old space, or another study=NAME. {'; '.join(changes)}"
+        )
+
+
+def _contains(new: BaseDistribution, old: BaseDistribution) -> bool:
+    if isinstance(new, FloatDistribution | IntDistribution) and type(new) is type(old):
+        assert isinstance(old, FloatDistribution | IntDistribution)
+        same_grid = new.step == old.step and (new.step is None or (old.low - new.low) % new.step == 0)
+        return new.low <= old.low and old.high <= new.high and new.log == old.log and same_grid
+    return new == old

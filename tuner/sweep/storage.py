@@ -1,0 +1,117 @@
+"""Where studies are kept: SQLite, Optuna's journal file, any database that SQLAlchemy reaches, or memory."""
+
+import json
+import os
+import sqlite3
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+from tuner import InputError
+
+SQLITE, JOURNAL = "sqlite:///", "journal:///"
+TRUSTED = ("optuna.storages.*",)
+
+
+def absolute(choice: Any) -> str | None:
+    """`hydra.sweeper.storage` as text that means the same in any folder and process; None is in memory.
+
+    A URL such as postgresql://USER:PASSWORD@HOST/DB, sqlite:///FILE or journal:///FILE, where FILE is relative to the
+    current folder unless it starts with another /; its folder is made. Or a config with a `_target_` in optuna.storages.
+    """
+    if isinstance(choice, DictConfig):
+        return json.dumps(OmegaConf.to_container(choice, resolve=True))
+    if choice is None or choice == f"{SQLITE}:memory:":
+        return None
+    for scheme in (SQLITE, JOURNAL):
+        if str(choice).startswith(scheme):
+            path = Path(str(choice).removeprefix(scheme)).expanduser().absolute()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return f"{scheme}{path}"
+    if "://" not in str(choice):
+        raise InputError(
+            f"hydra.sweeper.storage={choice} must be a URL (sqlite:///FILE, journal:///FILE, postgresql://...) or null"
+        )
+    return str(choice)
+
+
+def file_of(spec: str | None) -> Path | None:
+    """The file that a storage is, or None: a server, or memory."""
+    for scheme in (SQLITE, JOURNAL):
+        if spec is not None and spec.startswith(scheme):
+            return Path(spec.removeprefix(scheme))
+    return None
+
+
+def shown(spec: str | None) -> str | None:
+    """The storage as people may see it: without a password."""
+    if spec is None or spec.startswith(("{", JOURNAL)):
+        return spec
+    return make_url(spec).render_as_string(hide_password=True)
+
+
+def connect(spec: str | None) -> BaseStorage:
+    """The storage. Raises InputError where it can't be reached."""
+    return InMemoryStorage() if spec is None else _connected(spec, os.getpid())
+
+
+@lru_cache
+def _connected(spec: str, pid: int) -> BaseStorage:  # one a process: connections don't survive a fork
+    if spec.startswith("{"):
+        return hydra.utils.instantiate(json.loads(spec), _execution_whitelist_=TRUSTED)
+    if spec.startswith(JOURNAL):
+        path = spec.removeprefix(JOURNAL)
+        return JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(path)))
+    options: dict[str, Any] = {"connect_args": {"factory": _Sqlite, "timeout": 120}} if spec.startswith(SQLITE) else {}
+    for attempt in range(20):
+        try:
+            return _CachedStorage(RDBStorage(spec, engine_kwargs=options))
+        except (DBAPIError, ValueError) as error:  # of processes that make the tables at once, all but one fail
+            if attempt == 19:
+                raise InputError(f"the storage {shown(spec)} cannot be used: {str(error).splitlines()[0]}") from error
+            time.sleep(0.1)
+        except (ImportError, ModuleNotFoundError) as error:
+            raise InputError(f"the storage {shown(spec)} needs a driver: {error}; install it with pip") from error
+    raise AssertionError
+
+
+class _Sqlite(sqlite3.Connection):
+    """With a write-ahead log: a commit takes a third of the time, and readers wait for nobody.
+
+    synchronous=NORMAL keeps the file whole through a power cut, which may only undo the last commits.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
+class _JournalLock:
+    """The system's own lock, which ends with its process; Optuna's default outlives a killed one by 30 s."""
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), poll_interval=0.005)
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        with self.path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            if file.read(1) not in (b"", b"\n"):  # a power cut left half a line, which would end all reading
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        self.lock.release()

@@ -1,0 +1,454 @@
+"""The sweep: ask the study for trials, launch them, tell it how they went, and at the end retrain the best."""
+
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import quote
+
+import optuna
+from filelock import FileLock, Timeout
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from optuna.distributions import BaseDistribution
+from optuna.samplers import GridSampler
+from optuna.trial import Trial
+
+from tuner import InputError
+from tuner.sweep import launchers, report, space, storage
+from tuner.sweep.account import Account, allowed_failures
+from tuner.sweep.progress import Progress
+from tuner.sweep.trial import Job, LastRun, Link, Outcome
+
+log = logging.getLogger("tuner.sweep")
+SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+PRUNERS = ("optuna.pruners.*",)
+
+
+class AsyncSweeper(OptunaSweeperImpl):
+    """hydra-optuna-sweeper's search space, samplers and schema, under a loop of its own.
+
+    The study is the only account of what was done: any number of sweeps, at once or one after another, on any machine
+    that reaches its storage, work it off together.
+    """
+
+    def __init__(
+        self,
+        *,
+        pruner: DictConfig,
+        fail_fast: bool,
+        retries: int,
+        baseline: bool,
+        enqueue: Sequence[Any],
+        **upstream: Any,
+    ):
+        for key, least, most in (("n_trials", 0, None), ("n_jobs", 1, None), ("max_failure_rate", 0, 1)):
+            if not (upstream[key] >= least and (most is None or upstream[key] <= most)):
+                limits = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise InputError(f"hydra.sweeper.{key}={upstream[key]} must be {limits}")
+        super().__init__(**upstream)
+        self.pruner = instantiate(pruner, _execution_whitelist_=PRUNERS)
+        self.allowed_failures = 0 if fail_fast else allowed_failures(self.max_failure_rate, self.n_trials)
+        self.retries, self.baseline, self.enqueue = retries, baseline, enqueue
+        self.stopping = threading.Event()  # no more trials are started
+        self.interrupted = threading.Event()
+        self.last_failure: Outcome | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Work off the study's budget, then retrain its best configuration.
+
+        Exits with 130 where it was interrupted, with 1 where too many trials failed or none was completed.
+        """
+        try:
+            self._sweep(arguments)
+        except InputError as error:
+            log.error("%s", error)
+            sys.exit(1)
+
+    def _sweep(self, arguments: list[str]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the sweep says what matters
+        self.spec = storage.absolute(self.storage)
+        lines = [*self._parse_sweeper_params_config(), *arguments]
+        self.space = space.parse(lines, self.hydra_context.config_loader)
+        with nullcontext() if self.config.hydra.verbose else launchers.quiet():
+            account = self._join()
+            with account.alive():
+                with account.lock:
+                    self._agree(account)
+                self._announce()
+                try:
+                    with interruptible(), launchers.running(self.launcher):
+                        self._work_off()
+                except KeyboardInterrupt:
+                    self.interrupted.set()
+                self._end()
+
+    # 1. Find or make the study, and agree with it
+
+    def _join(self) -> Account:
+        directions: Any = self._get_directions()
+        self.study = optuna.create_study(
+            study_name=self.study_name,
+            storage=storage.connect(self.spec),
+            directions=directions,
+            load_if_exists=True,
+            pruner=self.pruner,
+        )
+        if report.directions(self.study) != directions:
+            raise InputError(
+                f"study {self.study.study_name} was started with direction {report.directions(self.study)}, "
+                f"not {directions}; give the old direction, or another study=NAME"
+            )
+        file = storage.file_of(self.spec)
+        locks = (
+            file.with_name(f".{file.name}.locks") if file else Path(self.config.hydra.sweep.dir).absolute() / ".locks"
+        )
+        locks = locks / quote(self.study.study_name, safe=" ")
+        locks.mkdir(parents=True, exist_ok=True)
+        self.account = Account(
+            self.study,
+            locks,
+            f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            n_trials=self.n_trials,
+            retries=self.retries,
+            told=self._told,
+        )
+        return self.account
+
+    def _agree(self, account: Account) -> None:
+        """What several sweeps on a study must not do at once: under its lock."""
+        attributes = self.study.user_attrs
+        self._check_search(attributes)
+        self._choose_folder(attributes)
+        self.study.sampler = self._make_sampler(attributes.get("sweeps", 0))
+        self.study.set_user_attr("sweeps", attributes.get("sweeps", 0) + 1)
+        account.n_trials = self.n_trials  # a grid may be smaller
+        account.recover()
+        self._enqueue()
+        self.progress = Progress(self.study, self.n_trials, account.counting)
+
+    def _check_search(self, attributes: dict[str, Any]) -> None:
+        """Compare the search with what the study was started with, and write down what is new."""
+        if "space" in attributes:
+            space.check_unchanged(attributes["space"], self.space.distributions, self.study.study_name)
+        now = {"space": space.to_json(self.space.distributions), "fixed": self.space.fixed}
+        if attributes.get("fixed", now["fixed"]) != now["fixed"]:
+            before, after = (" ".join(fixed.values()) or "nothing" for fixed in (attributes["fixed"], now["fixed"]))
+            log.warning(
+                "study %s was started with %s fixed, now it is %s: its trials may not compare",
+                *(self.study.study_name, before, after),
+            )
+        for key, value in now.items():
+            if attributes.get(key) != value:
+                self.study.set_user_attr(key, value)
+
+    def _choose_folder(self, attributes: dict[str, Any]) -> None:
+        """The folder that the study has, unless that is gone. A new study takes no other one's folder."""
+        wanted = Path(self.config.hydra.sweep.dir).absolute()
+        identity = attributes.get("id") or uuid.uuid4().hex
+        known = attributes.get("folder")
+        self.folder = Path(known) if known and Path(known).is_dir() else claim(wanted, identity)
+        if self.folder != wanted:
+            reason = "the study has it already" if str(self.folder) == known else f"{wanted} is another study's"
+            log.info("the folder is %s: %s", self.folder, reason)
+        for key, value in {"id": identity, "folder": str(self.folder)}.items():
+            if attributes.get(key) != value:
+                self.study.set_user_attr(key, value)
+        with read_write(self.config.hydra), open_dict(self.config.hydra):
+            self.config.hydra.sweep.dir = str(self.folder)
+            # jobs compose their configs anew, from these overrides
+            self.config.hydra.overrides.hydra.append(f"hydra.sweep.dir={space.quoted(str(self.folder))}")
+        objectives = len(self.study.directions)
+        job = Job(self.task_function, self.spec, self.study.study_name, objectives, self.pruner, study=self.study)
+        self.launcher = self._launcher(job)
+
+    def _launcher(self, task: TaskFunction) -> Any:
+        return Plugins.instance().instantiate_launcher(
+            config=self.config, hydra_context=self.hydra_context, task_function=task
+        )
+
+    def _make_sampler(self, joined: int) -> optuna.samplers.BaseSampler:
+        """The configured sampler. The seed grows with each sweep that joins the study, or the same points would come."""
+        seed = OmegaConf.select(self.sampler, "seed")
+        if seed is None or self.sampler._target_.endswith("QMCSampler"):  # whose place in its order is stored
+            joined = 0
+        advanced = {"seed": seed + joined} if joined else {}
+        sampler = instantiate(self.sampler, **advanced, _execution_whitelist_=SAMPLERS)
+        if isinstance(sampler, functools.partial) and sampler.func is GridSampler:
+            grid = {name: self._to_grid_sampler_choices(d) for name, d in self.space.distributions.items()}
+            sampler = sampler(grid)
+            if sampler._n_min_trials < self.n_trials:
+                self.n_trials = sampler._n_min_trials
+                log.info("n_trials is %d: the grid has no more points", self.n_trials)
+            self.baseline = False  # each trial is a point of the grid
+        return sampler
+
+    def _enqueue(self) -> None:
+        """The trials to begin with; those that the study has already are not added again."""
+        if self.baseline and not self.account.trials():
+            self.study.enqueue_trial({}, user_attrs={"baseline": True})
+        searched = self.space.distributions
+        for wish in self.enqueue:
+            if isinstance(wish, str):
+                best = optuna.load_study(study_name=wish, storage=self.study._storage).best_trial.params
+                params = {name: v for name, v in best.items() if name in searched and fits(v, searched[name])}
+                log.info("enqueued the best of study %s: %s", wish, params)
+            else:
+                params = dict(wish)
+                for name, value in params.items():
+                    if name in searched and not fits(value, searched[name]):
+                        raise InputError(f"enqueue: {name}={value} is outside of {searched[name]}")
+                    if name not in searched and not self.custom_search_space_extender:
+                        raise InputError(f"enqueue: {name} is not searched; searched are {', '.join(searched)}")
+            self.study.enqueue_trial(params, user_attrs={"enqueued": True}, skip_if_exists=True)
+
+    # 2. Run its trials
+
+    def _announce(self) -> None:
+        slots = self.slots = launchers.slots(self.launcher, self.n_jobs)
+        done = len(self.account.counting())
+        verb = "all of its" if done >= self.n_trials else "going on after" if done else "running"
+        count = f"{done} of {self.n_trials}" if 0 < done < self.n_trials else self.n_trials
+        name, where = self.study.study_name, storage.shown(self.spec) or "memory"
+        log.info("study %s in %s: %s %s trials, in %s", name, where, verb, count, self.folder)
+        if done >= self.n_trials:
+            return
+        if self.spec is not None:
+            log.info("if it is stopped, go on with: %s", report.resume_command(self.config, name))
+        elif type(self.launcher).__name__ != "BasicLauncher":
+            log.warning("a study in memory is out of reach for jobs in other processes: none is pruned")
+        if slots.why:
+            log.info("n_jobs=%d: %s", self.n_jobs, slots.why)
+
+    def _work_off(self) -> None:
+        with self.progress:
+            while self.account.room() and not self.stopping.is_set():
+                if self.slots.threads == 1:
+                    self._run_trials()
+                else:
+                    self._run_threads()
+                self.account.recover()  # what a sweep that has died meanwhile leaves is run here, too
+
+    def _run_threads(self) -> None:
+        with ThreadPoolExecutor(self.slots.threads) as pool:
+            threads = [pool.submit(self._run_trials) for _ in range(self.slots.threads)]
+            try:
+                while wait(threads, timeout=1.0).not_done:
+                    self.progress.refresh()
+            except KeyboardInterrupt:
+                self.interrupted.set()
+                self.stopping.set()
+                launchers.end_workers()  # and so the calls that the threads wait for
+                raise
+        for thread in threads:
+            thread.result()
+
+    def _run_trials(self) -> None:
+        """Start a trial when one ends, as long as there are any."""
+        while not self.stopping.is_set():
+            trials = []
+            while len(trials) < self.slots.batch and (trial := self.account.ask()):
+                trials.append(trial)
+            if not trials:
+                return
+            self._run(trials)
+
+    def _run(self, trials: Sequence[Trial]) -> None:
+        """Launch trials together, and tell the study how each went."""
+        jobs = [(trial.number, overrides) for trial in trials if (overrides := self._overrides(trial)) is not None]
+        try:
+            returns = self._launch(jobs)
+        except (HydraException, OmegaConfBaseException) as error:  # a config that can't be composed
+            for number, _ in jobs:
+                self.account.tell(number, Outcome.failed(error))
+        except Exception as error:
+            reason = " ".join(f"its process ended: {type(error).__name__}: {error}".split())
+            for number, _ in jobs:
+                self.account.settle(number, reason, excused=self.interrupted.is_set())
+        except BaseException as error:
+            for number, _ in jobs:
+                self.account.settle(number, f"interrupted by {type(error).__name__}", excused=True)
+            raise
+        else:
+            for (number, _), job in zip(jobs, returns, strict=True):
+                self.account.tell(number, self._outcome(job))
+
+    def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[JobReturn]:
+        """One call where the numbers follow each other; other sweeps may have those between."""
+        first = jobs[0][0] if jobs else 0
+        if [number for number, _ in jobs] == list(range(first, first + len(jobs))):
+            return (
+                list(self.launcher.launch([overrides for _, overrides in jobs], initial_job_idx=first)) if jobs else []
+            )
+        return [self.launcher.launch([overrides], initial_job_idx=number)[0] for number, overrides in jobs]
+
+    def _overrides(self, trial: Trial) -> list[str] | None:
+        """Draw a trial's parameters. None: they could not be drawn, and the trial has failed."""
+        try:
+            if trial.user_attrs.get("baseline"):
+                trial = Baseline(self.study, trial._trial_id, self.space, self.config)
+            for name, distribution in self.space.distributions.items():
+                trial._suggest(name, distribution)
+            if self.custom_search_space_extender:
+                self.custom_search_space_extender(self.config, trial)
+        except Exception as error:
+            self.account.tell(trial.number, Outcome.failed(error))
+            return None
+        if both := trial.params.keys() & self.space.fixed.keys():
+            self.account.settle(trial.number, "the sweep ended", excused=True)
+            raise InputError(f"{', '.join(both)} is fixed, but custom_search_space searches it; leave one out")
+        return self.space.overrides(trial.params)
+
+    def _outcome(self, job: JobReturn) -> Outcome:
+        if job.status is JobStatus.FAILED:
+            return Outcome.failed(job._return_value)
+        return Outcome.of(job.return_value, len(self.study.directions))
+
+    def _told(self, number: int, outcome: Outcome) -> None:
+        if hasattr(self, "progress"):
+            self.progress.told(number, outcome)
+        if outcome.state == "FAIL":
+            self.last_failure = outcome
+            if self.account.failures() > self.allowed_failures:
+                self.stopping.set()
+
+    # 3. Say how it went
+
+    def _end(self) -> None:
+        trials = self.account.trials()
+        results = report.write(self.study, trials, self.folder, self.spec)
+        others = self.account.running_elsewhere()
+        if self.interrupted.is_set():
+            log.info("interrupted with %s", self.progress.line())
+            if self.spec is not None:
+                log.info("go on with: %s", report.resume_command(self.config, self.study.study_name))
+            sys.exit(130)
+        if self.stopping.is_set():
+            log.error("stopped: %d trials failed, and %d may", self.account.failures(), self.allowed_failures)
+            if self.last_failure:
+                sys.stderr.write(self.last_failure.traceback or f"{self.last_failure.error}\n")
+        elif others:
+            log.info("%d trials still run in other sweeps, of which the last one writes the results", others)
+            return
+        elif not self.account.room():
+            self._retrain_best(results)
+        log.info("%s", report.summary(results, self.folder))
+        if self.stopping.is_set() or not report.any_complete(trials):
+            sys.exit(1)
+
+    def _retrain_best(self, results: dict[str, Any]) -> None:
+        """Run the best configuration once more, with `final.epochs`, into best/. Adds its result to `results`.
+
+        For programs that have `final` in their config, as tuner.train has; final.seeds=0 turns it off.
+        """
+        number = results.get("best_trial")
+        if number is None or not OmegaConf.select(self.config, "final.seeds"):
+            return
+        folder = self.folder / "best"
+        try:
+            with FileLock(self.account.locks / "best.lock", timeout=0):
+                done = report.read_result(folder)
+                if done.get("status") != "complete" or done.get("trial") != number:
+                    if done:
+                        folder.rename(self.folder / f"best-of-trial-{done.get('trial')}-{int(time.time())}")
+                    self._launch_last(number)
+        except Timeout:
+            log.info("another sweep on this study is writing %s", folder)
+            return
+        results["final"] = report.read_result(folder)
+
+    def _launch_last(self, number: int) -> None:
+        best = self.account.trial(number)
+        epochs = report.read_result(Path(best.user_attrs["output_dir"])).get("saved_epoch")
+        if epochs is None:
+            raise InputError(f"trial {number} has no result.json with a saved_epoch in {best.user_attrs['output_dir']}")
+        log.info("retraining the best, trial %d, on train + validation, for %d epochs, to test it", number, epochs)
+        overrides = [*self.space.overrides(best.params), f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
+        link = Link(self.study.study_name, number, storage.shown(self.spec))
+        [job] = self._launcher(LastRun(self.task_function, link)).launch([overrides], initial_job_idx=number)
+        _ = job.return_value  # raises what the job raised
+
+
+class Baseline(Trial):
+    """The trial that takes each parameter's value from the composed config, where the space has that value."""
+
+    def __init__(self, study: optuna.Study, trial_id: int, space_: space.Space, config: DictConfig):
+        super().__init__(study, trial_id)
+        self.space, self.config = space_, config
+
+    def _is_fixed_param(self, name: str, distribution: BaseDistribution) -> bool:
+        try:
+            value = self.space.default(self.config, name)
+        except KeyError:
+            value = None
+        if value is None or not fits(value, distribution):
+            log.info(
+                "the default config's %s=%s is outside of %s: trial %d draws it", name, value, distribution, self.number
+            )
+            self.set_user_attr("baseline", False)
+            return False
+        self._fixed_params[name] = value
+        return True
+
+
+def fits(value: Any, distribution: BaseDistribution) -> bool:
+    """Whether a parameter can have this value."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def claim(wanted: Path, identity: str) -> Path:
+    """The first of FOLDER, FOLDER-2, FOLDER-3 ... that no other study has; from then on it is this one's."""
+    for number in range(1, 10_000):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = folder / f".study.{identity}"
+        mine.write_text(identity)
+        try:
+            (folder / ".study").hardlink_to(mine)  # fails where it is there, and is never half-written
+        except FileExistsError:
+            pass
+        finally:
+            mine.unlink()
+        if (folder / ".study").read_text() == identity:
+            return folder
+    raise InputError(f"{wanted} and 10,000 folders after it are taken; choose another hydra.sweep.dir")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM, which clusters send before they kill, is taken as Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
