@@ -81,7 +81,7 @@ def fit(
     optimizer: its parameter group k holds head k's parameters, with its own lr, weight decay and so on.
     schedules, label_smoothing: one a head.
     x: [N, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N].
-    train, val: int64, rows of both; without `val`, metrics have no val_loss and val_accuracy, and `keep` must be "last".
+    train, val: int64, rows of both. Without `val` there is no val_loss and val_accuracy, and `keep` must be "last".
     epochs: that the schedules are for; `stop`, where given, ends the training after so many of them.
     grad_clip: largest norm of a head's gradient, or None.
     keep: the epoch whose weights are kept: "last", or "best" in validation accuracy, the latest of equals.

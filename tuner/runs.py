@@ -35,10 +35,7 @@ class Run:
             raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
         self.folder = folder
         self.result: dict[str, Any] = {}
-        for left in (
-            "result.json",
-            "model.safetensors",
-        ):  # by a run that failed here: they would be taken for this one's
+        for left in ("result.json", "model.safetensors"):  # by a run that failed here, not by this one
             (folder / left).unlink(missing_ok=True)
         with replacing(folder / "metrics.csv") as file:
             file.write((",".join(METRICS) + "\n").encode())

@@ -61,7 +61,8 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.final.epochs is not None and not (cfg.final.epochs <= cfg.epochs and cfg.final.seeds):
         raise InputError(
-            f"final.epochs={cfg.final.epochs} must be at most epochs={cfg.epochs}, and final.seeds={cfg.final.seeds} at least 1"
+            f"final.epochs={cfg.final.epochs} must be at most epochs={cfg.epochs}, "
+            f"and final.seeds={cfg.final.seeds} at least 1"
         )
 
 

@@ -166,10 +166,9 @@ def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
     run.result |= {"seed": cfg.seed, "device": describe(device), "precision": str(precision).removeprefix("torch.")}
     run.result |= {"study": link and link.study, "trial": HydraConfig.get().job.num if in_sweep else None}
     run.result |= {"storage": link and link.storage}
+    network: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
+    del network["head"]
     with called("model"):
-        network = {
-            key: value for key, value in OmegaConf.to_container(cfg.model, resolve=True).items() if key != "head"
-        }
         backbone = Backbone(**network, seed=cfg.seed)
     hidden(cfg)  # its mistakes are told before images are read
     data: Data = build("data", cfg)

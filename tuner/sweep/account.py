@@ -1,4 +1,4 @@
-"""The account of a study: which trials count, which may still be asked for, and what becomes of those that were lost."""
+"""The account of a study: which trials count, which may still be asked for, what becomes of those that were lost."""
 
 import math
 import socket

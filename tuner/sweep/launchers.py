@@ -18,7 +18,7 @@ from tuner.sweep.reaper import reap
 
 @dataclass(frozen=True)
 class Slots:
-    """`threads` calls of the launcher at once, each with `batch` jobs. `why`: where that is not what n_jobs asked for."""
+    """`threads` calls of the launcher at once, each with `batch` jobs. `why`: where n_jobs asked for more."""
 
     threads: int
     batch: int = 1
@@ -84,7 +84,7 @@ def _stop_workers(ray_is_ours: bool) -> None:
         from joblib.externals.loky import reusable_executor
 
         if reusable_executor._executor is not None:
-            reusable_executor._executor.shutdown(wait=True, kill_workers=True)
+            reusable_executor._executor.shutdown(wait=True)
     if ray_is_ours:
         import ray
 

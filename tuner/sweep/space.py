@@ -53,7 +53,7 @@ class Space:
         return quoted(value)
 
     def default(self, config: DictConfig, name: str) -> Any:
-        """The value that the composed config gives to a parameter, as Optuna stores it. Raises KeyError: it has none."""
+        """The value that the config gives to a parameter, as Optuna stores it. Raises KeyError: it has none."""
         key = name.lstrip("+")
         choices = config.hydra.runtime.choices
         value = choices[key] if key in choices else OmegaConf.select(config, key, throw_on_missing=True)
@@ -66,7 +66,7 @@ class Space:
 
 
 def parse(lines: Sequence[str], loader: ConfigLoader) -> Space:
-    """Overrides such as `x=interval(0,1)`, `db=choice(a,b)`, `group=glob(*)`, `y=5`; of equal names the last one counts.
+    """Overrides such as `x=interval(0,1)`, `db=choice(a,b)`, `group=glob(*)`, `y=5`; of equal names the last counts.
 
     Raises InputError for a sweep that Optuna can't search.
     """

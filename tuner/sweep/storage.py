@@ -13,6 +13,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -26,7 +27,7 @@ def absolute(choice: Any) -> str | None:
     """`hydra.sweeper.storage` as text that means the same in any folder and process; None is in memory.
 
     A URL such as postgresql://USER:PASSWORD@HOST/DB, sqlite:///FILE or journal:///FILE, where FILE is relative to the
-    current folder unless it starts with another /; its folder is made. Or a config with a `_target_` in optuna.storages.
+    current folder unless it starts with another /; its folder is made. Or a config whose `_target_` is Optuna's.
     """
     if isinstance(choice, DictConfig):
         return json.dumps(OmegaConf.to_container(choice, resolve=True))
@@ -35,7 +36,10 @@ def absolute(choice: Any) -> str | None:
     for scheme in (SQLITE, JOURNAL):
         if str(choice).startswith(scheme):
             path = Path(str(choice).removeprefix(scheme)).expanduser().absolute()
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"the storage {choice} cannot be made: {error}; choose another folder") from error
             return f"{scheme}{path}"
     if "://" not in str(choice):
         raise InputError(
@@ -96,7 +100,7 @@ class _Sqlite(sqlite3.Connection):
         self.execute("PRAGMA synchronous=NORMAL")
 
 
-class _JournalLock:
+class _JournalLock(BaseJournalFileLock):
     """The system's own lock, which ends with its process; Optuna's default outlives a killed one by 30 s."""
 
     def __init__(self, path: str):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -21,13 +22,15 @@ import optuna
 from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import GridSampler
 from optuna.trial import Trial
 
@@ -49,6 +52,10 @@ class AsyncSweeper(OptunaSweeperImpl):
     that reaches its storage, work it off together.
     """
 
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
+
     def __init__(
         self,
         *,
@@ -59,13 +66,9 @@ class AsyncSweeper(OptunaSweeperImpl):
         enqueue: Sequence[Any],
         **upstream: Any,
     ):
-        for key, least, most in (("n_trials", 0, None), ("n_jobs", 1, None), ("max_failure_rate", 0, 1)):
-            if not (upstream[key] >= least and (most is None or upstream[key] <= most)):
-                limits = f"at least {least}" if most is None else f"from {least} to {most}"
-                raise InputError(f"hydra.sweeper.{key}={upstream[key]} must be {limits}")
-        super().__init__(**upstream)
-        self.pruner = instantiate(pruner, _execution_whitelist_=PRUNERS)
-        self.allowed_failures = 0 if fail_fast else allowed_failures(self.max_failure_rate, self.n_trials)
+        failure_rate = upstream.pop("max_failure_rate")
+        super().__init__(**upstream, max_failure_rate=0.0)  # whose check is an assertion
+        self.pruner_config, self.max_failure_rate = pruner, 0.0 if fail_fast else failure_rate
         self.retries, self.baseline, self.enqueue = retries, baseline, enqueue
         self.stopping = threading.Event()  # no more trials are started
         self.interrupted = threading.Event()
@@ -85,7 +88,20 @@ class AsyncSweeper(OptunaSweeperImpl):
             log.error("%s", error)
             sys.exit(1)
 
+    def _check(self) -> None:
+        for key, least, most in (
+            ("n_trials", 0, None),
+            ("n_jobs", 1, None),
+            ("max_failure_rate", 0, 1),
+            ("retries", 0, None),
+        ):
+            value = getattr(self, key)
+            if value < least or (most is not None and value > most):
+                limits = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise InputError(f"hydra.sweeper.{key}={value} must be {limits}")
+
     def _sweep(self, arguments: list[str]) -> None:
+        self._check()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # the sweep says what matters
         self.spec = storage.absolute(self.storage)
         lines = [*self._parse_sweeper_params_config(), *arguments]
@@ -107,6 +123,7 @@ class AsyncSweeper(OptunaSweeperImpl):
 
     def _join(self) -> Account:
         directions: Any = self._get_directions()
+        self.pruner = made(self.pruner_config, PRUNERS)
         self.study = optuna.create_study(
             study_name=self.study_name,
             storage=storage.connect(self.spec),
@@ -188,12 +205,12 @@ class AsyncSweeper(OptunaSweeperImpl):
         )
 
     def _make_sampler(self, joined: int) -> optuna.samplers.BaseSampler:
-        """The configured sampler. The seed grows with each sweep that joins the study, or the same points would come."""
+        """The configured sampler. Its seed grows with each sweep that joins the study, or points would come again."""
         seed = OmegaConf.select(self.sampler, "seed")
         if seed is None or self.sampler._target_.endswith("QMCSampler"):  # whose place in its order is stored
             joined = 0
         advanced = {"seed": seed + joined} if joined else {}
-        sampler = instantiate(self.sampler, **advanced, _execution_whitelist_=SAMPLERS)
+        sampler = made(self.sampler, SAMPLERS, **advanced)
         if isinstance(sampler, functools.partial) and sampler.func is GridSampler:
             grid = {name: self._to_grid_sampler_choices(d) for name, d in self.space.distributions.items()}
             sampler = sampler(grid)
@@ -210,7 +227,7 @@ class AsyncSweeper(OptunaSweeperImpl):
         searched = self.space.distributions
         for wish in self.enqueue:
             if isinstance(wish, str):
-                best = optuna.load_study(study_name=wish, storage=self.study._storage).best_trial.params
+                best = self._best_of(wish)
                 params = {name: v for name, v in best.items() if name in searched and fits(v, searched[name])}
                 log.info("enqueued the best of study %s: %s", wish, params)
             else:
@@ -221,6 +238,16 @@ class AsyncSweeper(OptunaSweeperImpl):
                     if name not in searched and not self.custom_search_space_extender:
                         raise InputError(f"enqueue: {name} is not searched; searched are {', '.join(searched)}")
             self.study.enqueue_trial(params, user_attrs={"enqueued": True}, skip_if_exists=True)
+
+    def _best_of(self, name: str) -> dict[str, Any]:
+        known = optuna.get_all_study_names(self.study._storage)
+        if name not in known:
+            raise InputError(f"enqueue: {name} is no study in {storage.shown(self.spec)}; known: {', '.join(known)}")
+        study = optuna.load_study(study_name=name, storage=self.study._storage)
+        best = report.best_of(study, study.get_trials(deepcopy=False))
+        if best is None:
+            raise InputError(f"enqueue: study {name} has no best trial: none is complete, or it has several objectives")
+        return best.params
 
     # 2. Run its trials
 
@@ -266,7 +293,7 @@ class AsyncSweeper(OptunaSweeperImpl):
     def _run_trials(self) -> None:
         """Start a trial when one ends, as long as there are any."""
         while not self.stopping.is_set():
-            trials = []
+            trials: list[Trial] = []
             while len(trials) < self.slots.batch and (trial := self.account.ask()):
                 trials.append(trial)
             if not trials:
@@ -281,7 +308,7 @@ class AsyncSweeper(OptunaSweeperImpl):
         except (HydraException, OmegaConfBaseException) as error:  # a config that can't be composed
             for number, _ in jobs:
                 self.account.tell(number, Outcome.failed(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a launcher raises, its jobs are gone
             reason = " ".join(f"its process ended: {type(error).__name__}: {error}".split())
             for number, _ in jobs:
                 self.account.settle(number, reason, excused=self.interrupted.is_set())
@@ -311,7 +338,7 @@ class AsyncSweeper(OptunaSweeperImpl):
                 trial._suggest(name, distribution)
             if self.custom_search_space_extender:
                 self.custom_search_space_extender(self.config, trial)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the trial has failed
             self.account.tell(trial.number, Outcome.failed(error))
             return None
         if both := trial.params.keys() & self.space.fixed.keys():
@@ -329,8 +356,11 @@ class AsyncSweeper(OptunaSweeperImpl):
             self.progress.told(number, outcome)
         if outcome.state == "FAIL":
             self.last_failure = outcome
-            if self.account.failures() > self.allowed_failures:
+            if self.account.failures() > self.allowed_failures():
                 self.stopping.set()
+
+    def allowed_failures(self) -> int:
+        return allowed_failures(self.max_failure_rate, self.n_trials)
 
     # 3. Say how it went
 
@@ -344,7 +374,7 @@ class AsyncSweeper(OptunaSweeperImpl):
                 log.info("go on with: %s", report.resume_command(self.config, self.study.study_name))
             sys.exit(130)
         if self.stopping.is_set():
-            log.error("stopped: %d trials failed, and %d may", self.account.failures(), self.allowed_failures)
+            log.error("stopped: %d trials failed, and %d may", self.account.failures(), self.allowed_failures())
             if self.last_failure:
                 sys.stderr.write(self.last_failure.traceback or f"{self.last_failure.error}\n")
         elif others:
@@ -402,13 +432,21 @@ class Baseline(Trial):
         except KeyError:
             value = None
         if value is None or not fits(value, distribution):
-            log.info(
-                "the default config's %s=%s is outside of %s: trial %d draws it", name, value, distribution, self.number
-            )
+            log.info("trial %d draws %s: the default, %s, is not in %s", self.number, name, value, distribution)
             self.set_user_attr("baseline", False)
             return False
         self._fixed_params[name] = value
         return True
+
+
+def made(config: DictConfig, trusted: tuple[str, ...], **options: Any) -> Any:
+    """The sampler or pruner that a config names. Raises InputError for an argument that it can't take."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # it was chosen by name
+            return instantiate(config, **options, _execution_whitelist_=trusted)
+    except InstantiationException as error:
+        raise InputError(" ".join(str(error).split())) from error
 
 
 def fits(value: Any, distribution: BaseDistribution) -> bool:

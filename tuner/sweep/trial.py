@@ -100,8 +100,8 @@ class Outcome:
 class Job:
     """The task function of a search's jobs, around the user's. It finds its trial by hydra.job.num.
 
-    It travels to worker processes, where it opens the storage for itself; a study in memory can't be reached from there,
-    so that its trials are not pruned.
+    It travels to worker processes, and opens the storage there for itself. A study in memory is out of their reach, so
+    that its trials are not pruned.
     """
 
     task: TaskFunction
@@ -135,6 +135,7 @@ class Job:
             outcome = Outcome("PRUNED")
         except SystemExit as stop:
             error = RuntimeError(f"the job ended with sys.exit({stop.code!r})")
+            error.__cause__ = stop
             outcome = Outcome.failed(error)
             raise error from stop  # or a worker process would end with it
         except Exception as error:

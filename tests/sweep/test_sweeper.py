@@ -1,0 +1,387 @@
+"""The sweep as a command, on a program that takes no time."""
+
+import json
+import re
+import signal
+import time
+
+import optuna
+import pytest
+import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
+from optuna.trial import TrialState
+
+
+def results(toy, folder="toy"):
+    return yaml.safe_load((toy.folder / "multirun" / folder / "optimization_results.yaml").read_text())
+
+
+def test_a_sweep_runs_its_trials_and_says_what_it_found(toy):
+    done = toy.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert toy.states() == ["COMPLETE"] * 6
+    assert toy.starts() == list(range(6))
+    best = toy.study().best_trial
+    found = results(toy)
+    assert found["best_params"] == best.params
+    assert found["best_value"] == best.value
+    assert found["best_trial"] == best.number
+    assert found["best_dir"] == best.user_attrs["output_dir"] == str(toy.folder / "multirun/toy" / str(best.number))
+    assert found["trials"] == {"complete": 6}
+    assert found["default_value"] == 1.0
+    assert (toy.folder / "multirun/toy/trials.csv").read_text().count("\n") == 7
+    assert f"best value {best.value:.6g} (trial {best.number}), the default config's 1" in done.stdout
+    assert "6/6 trials" in done.stdout
+    for trial in toy.study().trials:
+        assert trial.user_attrs["host"]
+        assert trial.user_attrs["seconds"] >= 0
+        assert trial.user_attrs["output_dir"].endswith(f"/{trial.number}")
+
+
+def test_trial_0_is_the_default_config(toy):
+    toy.run("x=interval(-2,2)", "group=choice(a,b)", "n=choice(1,2)")
+    first = toy.study().trials[0]
+    assert first.params == {"x": 1.0, "group": "a", "n": 1}
+    assert first.user_attrs["baseline"]
+
+
+def test_a_default_that_is_not_searched_is_drawn_and_told(toy):
+    done = toy.run("x=interval(5,6)")
+    assert "trial 0 draws x: the default, 1.0, is not in" in done.stdout
+    assert "default_value" not in results(toy)
+
+
+def test_enqueued_trials_come_first(toy):
+    toy.run("hydra.sweeper.enqueue=[{x: 0.5},{x: -0.25}]", "hydra.sweeper.baseline=false")
+    assert [trial.params["x"] for trial in toy.study().trials[:2]] == [0.5, -0.25]
+
+
+def test_the_best_of_an_earlier_study_is_enqueued_by_its_name(toy):
+    toy.run()
+    toy.run("hydra.sweeper.study_name=second", "hydra.sweep.dir=multirun/second", "hydra.sweeper.enqueue=[toy]")
+    assert toy.study("second").trials[1].params == toy.study().best_params
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [("{x: 9}", "enqueue: x=9 is outside of"), ("{w: 1}", "enqueue: w is not searched; searched are x")],
+)
+def test_what_cannot_be_enqueued_is_told(toy, wish, message):
+    done = toy.run(f"hydra.sweeper.enqueue=[{wish}]")
+    assert done.returncode == 1
+    assert message in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+FAILURES = [  # what trial 2 does, what its error says
+    ("raise", "RuntimeError: trial 2 raises"),
+    ("exit", "the job ended with sys.exit(3)"),
+    ("nan", "must return a finite number, not nan"),
+    ("inf", "must return a finite number, not inf"),
+    ("none", "must return a finite number, not None"),
+    ("text", "must return a finite number, not 'text'"),
+    ("two", "must return a finite number, not ("),
+]
+
+
+@pytest.mark.parametrize(("what", "error"), FAILURES)
+def test_a_failed_trial_says_why_and_the_sweep_goes_on(toy, what, error):
+    done = toy.run(f"does=2-{what}")
+    assert done.returncode == 0
+    assert toy.states() == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    failed = toy.study().trials[2]
+    assert error in failed.user_attrs["error"]
+    assert error in done.stdout
+    if what in ("raise", "exit"):
+        assert "Traceback" in failed.user_attrs["traceback"]
+        assert error in (toy.folder / "multirun/toy/2/toy.log").read_text()
+    assert results(toy)["trials"] == {"complete": 5, "fail": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "ran"),
+    [
+        (["hydra.sweeper.fail_fast=true"], 1),
+        (["hydra.sweeper.max_failure_rate=0"], 1),
+        (["hydra.sweeper.max_failure_rate=0.5"], 4),  # more than half of six
+        (["hydra.sweeper.max_failure_rate=1"], 6),
+    ],
+)
+def test_failures_are_counted_over_the_study(toy, options, ran):
+    done = toy.run("does=all-raise", *options)
+    assert done.returncode == 1
+    assert toy.states() == ["FAIL"] * ran
+    assert ("RuntimeError: trial" in done.stderr) == (ran < 6)
+    assert results(toy)["trials"] == {"fail": ran}
+
+
+def test_without_a_completed_trial_there_is_a_report_and_an_exit_code(toy):
+    done = toy.run("does=all-nan")
+    assert done.returncode == 1
+    assert "no trial was completed" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_no_trials_at_all(toy):
+    assert toy.run("hydra.sweeper.n_trials=0").returncode == 1
+    toy.run()
+    done = toy.run("hydra.sweeper.n_trials=0", "hydra.sweep.dir=multirun/elsewhere")
+    assert done.returncode == 0
+    assert "best value" in done.stdout
+
+
+def test_a_complete_study_is_not_run_again_but_prints_its_result(toy):
+    toy.run()
+    done = toy.run()
+    assert len(toy.starts()) == 6
+    assert "all of its 6 trials" in done.stdout
+    assert "best value" in done.stdout
+
+
+def test_a_study_goes_on_where_more_trials_are_asked_for_and_draws_new_points(toy):
+    toy.run()
+    toy.run("hydra.sweeper.n_trials=12")
+    assert toy.starts() == list(range(12))
+    xs = [trial.params["x"] for trial in toy.study().trials]
+    assert len(set(xs)) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["hydra.sweeper.direction=maximize"], r"was started with direction \['minimize'\], not \['maximize'\]"),
+        (["x=interval(-1,1)"], "x: was FloatDistribution.*-2.0.*, is FloatDistribution.*-1.0"),
+        (["x=choice(1,2)"], "x: was FloatDistribution.*, is CategoricalDistribution"),
+        (["x=1"], "x: was FloatDistribution.*, is not searched"),
+    ],
+)
+def test_another_search_is_refused_and_leaves_the_study_alone(toy, options, message):
+    toy.run()
+    done = toy.run("hydra.sweeper.n_trials=9", *options)
+    assert done.returncode == 1
+    assert re.search(message, done.stdout), done.stdout
+    assert toy.states() == ["COMPLETE"] * 6
+
+
+def test_a_wider_range_and_another_parameter_go_on(toy):
+    toy.run()
+    done = toy.run("hydra.sweeper.n_trials=8", "x=interval(-3,3)", "n=choice(1,2)")
+    assert done.returncode == 0
+    assert set(toy.study().trials[7].params) == {"x", "n"}
+
+
+def test_another_fixed_value_is_warned_of(toy):
+    toy.run("y=b")
+    done = toy.run("y=c", "hydra.sweeper.n_trials=7")
+    assert "study toy was started with y=b fixed, now it is y=c" in done.stdout
+
+
+NASTY = ["it's", 'say "hi"', "a,b", "c d", "1", "true", "null", "[1]", "a=b", "x:y", "back\\slash", "ünïcode", "  pad "]
+
+
+def test_strings_reach_the_job_as_they_are(toy):
+    """Each choice as a grid point; the job's own record of its config is what it got."""
+    choices = ",".join(QuotedString(text, Quote.double).with_quotes() for text in NASTY)
+    done = toy.run(
+        f"y=choice({choices})",
+        "x=1",
+        "hydra/sweeper/sampler=grid",
+        "hydra.sweeper.n_trials=99",
+        "hydra.output_subdir=cfg",
+    )
+    assert done.returncode == 0, done.stdout
+    got = {
+        trial.params["y"]: yaml.safe_load((toy.folder / f"multirun/toy/{trial.number}/cfg/config.yaml").read_text())[
+            "y"
+        ]
+        for trial in toy.study().trials
+    }
+    assert got == {text: text for text in NASTY}
+
+
+def test_groups_lists_and_globs_are_searched(toy):
+    done = toy.run("group=glob(*)", "++w=choice([1,2],[3])", "x=1", "hydra.output_subdir=cfg")
+    assert done.returncode == 0, done.stdout
+    params = [trial.params for trial in toy.study().trials]
+    assert {p["group"] for p in params} == {"a", "b"}
+    assert {p["w"] for p in params} == {"[1,2]", "[3]"}
+    for trial in toy.study().trials:
+        config = yaml.safe_load((toy.folder / f"multirun/toy/{trial.number}/cfg/config.yaml").read_text())
+        assert config["group"]["name"] == trial.params["group"]
+        assert config["w"] == json.loads(trial.params["w"])
+
+
+def test_a_custom_search_space_depends_on_what_was_drawn(toy):
+    done = toy.run("hydra.sweeper.custom_search_space=toy.configure")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for trial in toy.study().trials[1:]:
+        assert abs(trial.params["z"] - trial.params["x"]) <= 0.1
+
+
+def test_a_choice_that_does_not_compose_fails_its_trial(toy):
+    done = toy.run("group=choice(a,nowhere)", "hydra.sweeper.n_trials=8")
+    assert done.returncode == 0
+    states = {trial.params["group"]: trial.state for trial in toy.study().trials}
+    assert states == {"a": TrialState.COMPLETE, "nowhere": TrialState.FAIL}
+    assert "nowhere" in next(t for t in toy.study().trials if t.state == TrialState.FAIL).user_attrs["error"]
+
+
+def test_a_pruned_trial_is_no_failure_and_leaves_no_traceback(toy):
+    done = toy.run(
+        "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=2", "steps=5", "hydra.sweeper.n_trials=20"
+    )
+    assert done.returncode == 0
+    pruned = [trial for trial in toy.study().trials if trial.state == TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        assert 1 <= len(trial.intermediate_values) < 5
+        log = toy.folder / f"multirun/toy/{trial.number}/toy.log"
+        assert not log.exists() or "Traceback" not in log.read_text()
+    assert f"{len(pruned)} pruned" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        "none",
+        "median",
+        "percentile",
+        "successive_halving",
+        "hyperband",
+        "wilcoxon",
+        "threshold",
+        "patient",
+    ],
+)
+def test_every_pruner_composes_and_runs(toy, pruner):
+    extra = ["hydra.sweeper.pruner.upper=2"] if pruner == "threshold" else []
+    done = toy.run(f"hydra/sweeper/pruner={pruner}", "steps=4", "hydra.sweeper.n_trials=8", *extra)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(toy.states()) <= {"COMPLETE", "PRUNED"}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii", "gp", "qmc"])
+def test_every_sampler_goes_on_without_repeating_itself(toy, sampler):
+    for n_trials in (6, 10):
+        done = toy.run(
+            f"hydra/sweeper/sampler={sampler}", f"hydra.sweeper.n_trials={n_trials}", "hydra.sweeper.baseline=false"
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert toy.states() == ["COMPLETE"] * 10
+    assert len({trial.params["x"] for trial in toy.study().trials}) == 10
+
+
+def test_a_grid_ends_with_its_last_point(toy):
+    done = toy.run("hydra/sweeper/sampler=grid", "x=choice(1,2,3)", "n=range(0,2)", "hydra.sweeper.n_trials=50")
+    assert done.returncode == 0, done.stdout + done.stderr
+    points = [tuple(sorted(trial.params.items())) for trial in toy.study().trials]
+    assert len(points) == len(set(points)) == 6
+
+
+def test_several_objectives(toy):
+    done = toy.run(
+        "objectives=2",
+        "hydra.sweeper.direction=[minimize,minimize]",
+        "hydra/sweeper/sampler=nsgaii",
+        "hydra/sweeper/pruner=median",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(toy)
+    assert {tuple(s["values"]) for s in found["solutions"]} == {tuple(t.values) for t in toy.study().best_trials}
+    assert all(s["dir"].endswith(f"/{s['trial']}") for s in found["solutions"])
+
+
+def test_two_studies_do_not_share_a_folder(toy):
+    toy.run()
+    done = toy.run("hydra.sweeper.study_name=other")
+    assert "multirun/toy is another study's" in done.stdout
+    assert results(toy)["study"] == "toy"
+    assert results(toy, "toy-2")["study"] == "other"
+
+
+def test_a_study_keeps_its_folder_wherever_it_is_gone_on_with(toy):
+    toy.run()
+    toy.run("hydra.sweep.dir=multirun/later", "hydra.sweeper.n_trials=8")
+    assert not (toy.folder / "multirun/later").exists()
+    assert (toy.folder / "multirun/toy/7").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("storage", "spec"),
+    [
+        ("journal:///here/there/study.journal", None),
+        ("null", None),
+        ("{_target_: optuna.storages.RDBStorage, url: 'sqlite:///other.db'}", "sqlite:///{}/other.db"),
+        ("sqlite:///${hydra.sweep.dir}/study.db", "sqlite:///{}/multirun/toy/study.db"),
+    ],
+)
+def test_studies_are_kept_where_one_says(toy, storage, spec):
+    done = toy.run(f"hydra.sweeper.storage={storage}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(toy)["trials"] == {"complete": 6}
+    if spec:
+        assert len(optuna.load_study(study_name="toy", storage=spec.format(toy.folder)).trials) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["hydra.sweeper.storage=study.db"], "must be a URL"),
+        (["hydra.sweeper.storage=sqlite:////proc/nowhere/study.db"], "storage"),
+        (["hydra.sweeper.n_jobs=0"], "n_jobs=0 must be at least 1"),
+        (["hydra.sweeper.max_failure_rate=2"], "max_failure_rate=2.0 must be from 0 to 1"),
+        (["x=range(1,1)"], "cannot be searched"),
+        (["hydra.sweeper.enqueue=[nowhere]"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_swept_is_one_line_and_an_exit_code(toy, options, message):
+    done = toy.run(*options)
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_writes_what_there_is_and_says_how_to_go_on(toy):
+    with toy.start("seconds=0.3", "hydra.sweeper.n_trials=30") as process:
+        for line in process.stdout:
+            if "trial 3:" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: python -m toy -m seconds=0.3 hydra.sweeper.n_trials=30 hydra.sweeper.study_name=toy" in out
+    assert "Traceback" not in err
+    assert not any(trial.state == TrialState.RUNNING for trial in toy.study().trials)
+    assert results(toy)["trials"]["complete"] >= 3
+    assert toy.run("hydra.sweeper.n_trials=6").returncode == 0
+    counted = [t for t in toy.study().trials if t.state == TrialState.COMPLETE]
+    assert len(counted) == 6
+    assert len({t.params["x"] for t in counted}) == 6
+
+
+def test_several_sweeps_share_a_budget_and_a_folder(toy):
+    sweeps = [toy.start("hydra.sweeper.n_trials=30") for _ in range(4)]
+    for sweep in sweeps:
+        out, err = sweep.communicate(timeout=120)
+        assert sweep.returncode == 0, out + err
+    trials = toy.study().trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 30
+    assert sorted(toy.starts()) == list(range(30))
+    assert len({trial.params["x"] for trial in trials}) == 30
+    assert results(toy)["trials"] == {"complete": 30}
+
+
+def test_a_killed_sweep_goes_on_where_it_was(toy):
+    with toy.start("seconds=0.2", "hydra.sweeper.n_trials=10") as process:
+        time.sleep(2.5)
+        process.kill()
+    running = [trial.number for trial in toy.study().trials if trial.state == TrialState.RUNNING]
+    done = toy.run("seconds=0.05", "hydra.sweeper.n_trials=10")
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = toy.study().trials
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 10
+    for number in running:
+        assert "killed" in trials[number].user_attrs["error"]
+        assert any(
+            t.system_attrs.get("retry_history") == [number] and t.params == trials[number].params for t in trials
+        )

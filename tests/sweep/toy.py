@@ -1,0 +1,63 @@
+"""A program with a Hydra config and an objective that takes no time, for sweeps that are tested as commands.
+
+TOY_CONFIG names its config folder. `does` tells a trial, by its number, to do something else than to return x^2.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+from tuner.sweep import plugin
+from tuner.sweep.trial import report
+
+plugin.register()
+
+
+def objective(cfg):
+    number = HydraConfig.get().job.num
+    with Path(cfg.ran).open("a") as file:  # one line a start, by whichever process
+        file.write(f"{number} {os.getpid()}\n")
+    for step in range(1, cfg.steps + 1):
+        time.sleep(cfg.seconds / cfg.steps)
+        report(cfg.x**2 + 1 / step, step)
+    does = dict(item.split("-") for item in cfg.does.split())
+    match does.get(str(number), does.get("all")):
+        case "raise":
+            raise RuntimeError(f"trial {number} raises")
+        case "sleep":
+            time.sleep(4)
+        case "exit":
+            sys.exit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "nan":
+            return float("nan")
+        case "inf":
+            return float("inf")
+        case "none":
+            return None
+        case "text":
+            return "text"
+        case "two":
+            return cfg.x**2, 1.0
+    return cfg.x**2 if cfg.objectives == 1 else (cfg.x**2, (cfg.x - 2) ** 2)
+
+
+def configure(cfg, trial):
+    """A custom search space: z lies near x."""
+    trial.suggest_float("z", trial.params["x"] - 0.1, trial.params["x"] + 0.1)
+
+
+def main():
+    hydra.main(config_path=os.environ["TOY_CONFIG"], config_name="toy", execution_whitelist=("toy.*",))(objective)()
+
+
+if __name__ == "__main__":
+    from toy import main as importable  # so that worker processes import the objective
+
+    importable()
