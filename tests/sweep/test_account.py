@@ -126,7 +126,7 @@ from pathlib import Path
 import optuna
 from tuner.sweep import storage
 from tuner.sweep.account import Account
-from tuner.sweep.trial import Outcome
+from tuner.sweep.trial import OUTCOME, Outcome
 study = optuna.load_study(study_name="s", storage=storage.connect(sys.argv[1]))
 name = f"{socket.gethostname()}:{os.getpid()}:process"
 account = Account(study, Path(sys.argv[2]), name, n_trials=21, retries=2, told=lambda number, outcome: None)
@@ -347,8 +347,9 @@ def test_allowed_failures(rate, n_trials, allowed):
     ("returned", "values"),
     [(0.5, [0.5]), (3, [3.0]), (np.float32(0.5), [0.5]), ((0.5, 3), [0.5, 3.0]), (np.array([1, 2]), [1.0, 2.0])],
 )
-def test_finite_numbers_complete_a_trial(returned, values):
+def test_finite_numbers_complete_a_trial_unless_it_was_pruned(returned, values):
     assert Outcome.of(returned, len(values)) == Outcome("COMPLETE", values)
+    assert Outcome.of(Pruned(), len(values)) == Outcome("PRUNED")
 
 
 NO_NUMBER = [math.nan, math.inf, -math.inf, None, "text", [0.5], {"val_accuracy": 0.5}, 10**400]
@@ -363,19 +364,3 @@ NO_TWO_NUMBERS = [0.5, [0.5], [1, 2, 3], [1, math.nan], [1, None], [1, "text"], 
 def test_anything_else_has_failed(objectives, wanted, returned):
     error = f"the objective must return {wanted}, not {returned!r}"
     assert Outcome.of(returned, objectives) == Outcome("FAIL", error=error)
-
-
-@pytest.mark.parametrize("objectives", [1, 2])
-def test_a_pruned_job_is_no_failure(objectives):
-    assert Outcome.of(Pruned(), objectives) == Outcome("PRUNED")
-
-
-def test_an_error_is_one_line_and_a_traceback_that_fit_any_database():
-    try:
-        raise ValueError("first\n  second " + "x" * 9999)
-    except ValueError as error:
-        outcome = Outcome.failed(error)
-    assert outcome.error.startswith("ValueError: first second xxx")
-    assert len(outcome.error) == 2000
-    assert len(outcome.traceback) < 20_001
-    assert outcome.trial_state is TrialState.FAIL

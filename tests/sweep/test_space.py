@@ -104,9 +104,9 @@ def test_prefixes_are_of_the_override_and_not_of_the_name(parse):
 
 
 def test_what_is_not_searched_goes_into_every_trial_as_it_was_typed(parse):
-    lines = ["seed=5", "name='a, b'", "+extra=[1,'2']", "~scheduler", "~optimizer=adamw", "root=${oc.env:HOME}"]
-    found = parse("lr=interval(0,1)", *lines)
-    assert found.overrides({"lr": 0.5}) == ["lr=0.5", *lines]
+    lines = ["seed=5", "name='a, b'", "+extra=[1,'2']", "root=${oc.env:HOME}"]
+    found = parse("lr=interval(0,1)", "~scheduler", "~optimizer=adamw", *lines)
+    assert found.overrides({"lr": 0.5}) == ["~scheduler", "~optimizer=adamw", "lr=0.5", *lines]
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,17 @@ def test_what_is_not_searched_goes_into_every_trial_as_it_was_typed(parse):
         (["+x=choice(1,2)", "++x=5"], {}, ["++x=5"]),
         (["x=5", "++x=choice(1,2)"], {"x": CategoricalDistribution([1, 2])}, []),
         (["x=choice([1],[2])", "x=int(interval(1,3))"], {"x": IntDistribution(1, 3)}, []),
-        (["x=choice(1,2)", "~x"], {}, ["~x"]),
+        (["x=choice(1,2)", "~x"], {}, []),
     ],
 )
 def test_of_equal_names_the_last_one_counts(parse, lines, distributions, fixed):
     found = parse(*lines)
     assert found.distributions == distributions
     assert list(found.fixed.values()) == fixed
+
+
+def test_what_was_deleted_may_be_added_again(parse):
+    assert parse("~x", "+x=choice(1,2)").overrides({"x": 2}) == ["~x", "+x=2"]
 
 
 # fmt: off
@@ -217,7 +221,7 @@ wanted: ???
         ("+added=choice(1,2)", KeyError),
         ("db.host=choice(a,b)", KeyError),
         ("wanted=choice(1,2)", KeyError),
-        ("nothing=choice(1,2)", KeyError),
+        ("nothing=choice(1,2)", None),
     ],
 )
 def test_the_value_without_the_search(parse, line, expected):

@@ -207,7 +207,7 @@ def test_a_killed_process_leaves_no_lock_of_the_journal(tmp_path):
     [
         (
             "mssql+pymssql://ann:secret@host/db",
-            r"the storage mssql\+pymssql://ann:\*\*\*@host/db needs a driver",
+            r"the storage mssql\+pymssql://ann:\*\*\*@host/db cannot be used: No module named 'pymssql'",
         ),
         ("wrong://ann:secret@host/db", r"the storage wrong://ann:\*\*\*@host/db .*wrong"),
         ("journal:///{tmp}/gone/log", "the storage journal:///{tmp}/gone/log cannot be used: .*No such file"),

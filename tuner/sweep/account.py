@@ -117,7 +117,7 @@ class Account:
         loop = self.study._thread_local
         loop.in_optimize_loop = True  # so that a sampler that has no more points may call study.stop()
         try:
-            self.study.tell(number, values=outcome.values, state=outcome.trial_state)
+            self.study.tell(number, values=outcome.values, state=outcome.trial_state, skip_if_finished=True)
         finally:
             loop.in_optimize_loop = False
         if self.study._stop_flag:

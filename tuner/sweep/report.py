@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.files import replacing
 from tuner.sweep import storage
+from tuner.sweep.join import names
 
 
 def best_of(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
@@ -43,7 +44,7 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
     if baseline is not None:
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
     results["trials"] = {state.lower(): n for state, n in Counter(t.state.name for t in trials).items()}
-    results |= {"study": study.study_name, "storage": storage.shown(spec), "directions": directions(study)}
+    results |= {"study": study.study_name, "storage": storage.shown(spec), "directions": names(study.directions)}
     with replacing(folder / "optimization_results.yaml") as file:
         file.write(yaml.safe_dump(results, sort_keys=False, allow_unicode=True).encode())
     table = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration", "user_attrs"))
@@ -61,10 +62,6 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def any_complete(trials: list[FrozenTrial]) -> bool:
     return any(trial.state == TrialState.COMPLETE for trial in trials)
-
-
-def directions(study: Study) -> list[str]:
-    return [direction.name.lower() for direction in study.directions]
 
 
 def resume_command(config: DictConfig, study: str) -> str:

@@ -1,13 +1,14 @@
 """The search space: from Hydra's override syntax to Optuna's distributions, and from a trial's parameters back."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from omegaconf import DictConfig, OmegaConf
@@ -30,18 +31,19 @@ class Space:
     distributions: of each parameter, by name: the key without + or ++.
     keys: each parameter's key as it goes into an override, with its + or ++.
     literals: of a parameter's choices, those that are lists or dicts: {name: {how Optuna stores it: the value}}.
-    fixed: overrides that are the same in every trial, by name.
+    fixed: overrides that are the same in every trial, by name.   deletions: likewise, of keys and groups.
     """
 
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     literals: dict[str, dict[str, Any]] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
+    deletions: list[str] = field(default_factory=list)
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """A trial's overrides: Hydra reads from them the very values that `params` has, strings as strings."""
         lines = [f"{self.keys.get(name, name)}={self._text(name, value)}" for name, value in params.items()]
-        return lines + list(self.fixed.values())
+        return self.deletions + lines + list(self.fixed.values())  # what was deleted may be added anew
 
     def _text(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
@@ -56,11 +58,11 @@ class Space:
         """The value that the config gives to a parameter, as Optuna stores it. Raises KeyError: it has none."""
         key = name.lstrip("+")
         choices = config.hydra.runtime.choices
-        value = choices[key] if key in choices else OmegaConf.select(config, key, throw_on_missing=True)
+        value = choices[key] if key in choices else OmegaConf.select(config, key, default=KeyError)  # also of ???
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
-            value = next((text for text, literal in self.literals.get(name, {}).items() if literal == value), None)
-        if value is None and key not in choices:
+            value = next((text for text, literal in self.literals.get(name, {}).items() if literal == value), KeyError)
+        if value is KeyError:
             raise KeyError(name)
         return value
 
@@ -75,16 +77,22 @@ def parse(lines: Sequence[str], loader: ConfigLoader) -> Space:
         name = override.get_key_element().lstrip("+~")
         space.distributions.pop(name, None)
         space.fixed.pop(name, None)
+        if override.is_delete():
+            space.deletions.append(str(override.input_line))
+            continue
         if not override.is_sweep_override():
             assert override.input_line is not None
             space.fixed[name] = override.input_line
             continue
         space.keys[name] = override.get_key_element()
         try:
-            if override.is_choice_sweep():
+            value = override.value()
+            if override.is_choice_sweep() or (isinstance(value, RangeSweep) and value.shuffle):
                 space.distributions[name], space.literals[name] = _choices(override)
             else:
                 space.distributions[name] = create_optuna_distribution_from_override(override)
+            if isinstance(value, IntervalSweep) and not all(map(math.isfinite, (value.start or 0, value.end or 0))):
+                raise ValueError("its bounds must be finite")
         except (HydraException, ValueError, AssertionError, NotImplementedError) as error:
             raise InputError(f"{override.input_line} cannot be searched: {error}") from error
     return space
@@ -93,7 +101,9 @@ def parse(lines: Sequence[str], loader: ConfigLoader) -> Space:
 def _choices(override: Override) -> tuple[CategoricalDistribution, dict[str, Any]]:
     choices: list[Any] = []
     literals: dict[str, Any] = {}
-    for element in override.sweep_iterator():
+    sweep = override.value()
+    unshuffled = sweep.list if isinstance(sweep, ChoiceSweep) else sweep if isinstance(sweep, RangeSweep) else None
+    for element in override.sweep_iterator() if unshuffled is None else unshuffled:
         value = Override._convert_value(element)
         if isinstance(value, list | dict):
             text = Override._get_value_element_as_str(element)
@@ -149,6 +159,7 @@ def check_unchanged(before: Mapping[str, Any], now: Mapping[str, BaseDistributio
 def _contains(new: BaseDistribution, old: BaseDistribution) -> bool:
     if isinstance(new, FloatDistribution | IntDistribution) and type(new) is type(old):
         assert isinstance(old, FloatDistribution | IntDistribution)
-        same_grid = new.step == old.step and (new.step is None or (old.low - new.low) % new.step == 0)
+        steps = (old.low - new.low) / (new.step or 1)
+        same_grid = new.step == old.step and (new.step is None or math.isclose(steps, round(steps), abs_tol=1e-8))
         return new.low <= old.low and old.high <= new.high and new.log == old.log and same_grid
     return new == old

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import time
 from functools import lru_cache
@@ -10,12 +11,12 @@ from typing import Any
 
 import hydra
 from filelock import FileLock
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tuner import InputError
 
@@ -31,7 +32,7 @@ def absolute(choice: Any) -> str | None:
     """
     if isinstance(choice, DictConfig):
         return json.dumps(OmegaConf.to_container(choice, resolve=True))
-    if choice is None or choice == f"{SQLITE}:memory:":
+    if choice is None or choice in ("sqlite://", f"{SQLITE}:memory:"):
         return None
     for scheme in (SQLITE, JOURNAL):
         if str(choice).startswith(scheme):
@@ -58,34 +59,36 @@ def file_of(spec: str | None) -> Path | None:
 
 def shown(spec: str | None) -> str | None:
     """The storage as people may see it: without a password."""
-    if spec is None or spec.startswith(("{", JOURNAL)):
-        return spec
-    return make_url(spec).render_as_string(hide_password=True)
+    return spec and re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", spec)
 
 
 def connect(spec: str | None) -> BaseStorage:
     """The storage. Raises InputError where it can't be reached."""
-    return InMemoryStorage() if spec is None else _connected(spec, os.getpid())
+    if spec is None:
+        return InMemoryStorage()
+    try:
+        return _connected(spec, os.getpid())
+    except (OSError, ImportError, SQLAlchemyError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+        reason = " ".join(str(cause).split())
+        raise InputError(f"the storage {shown(spec)} cannot be used: {shown(reason)}") from error
 
 
 @lru_cache
 def _connected(spec: str, pid: int) -> BaseStorage:  # one a process: connections don't survive a fork
     if spec.startswith("{"):
-        return hydra.utils.instantiate(json.loads(spec), _execution_whitelist_=TRUSTED)
+        made = hydra.utils.instantiate(json.loads(spec), _execution_whitelist_=TRUSTED)
+        return _CachedStorage(made) if isinstance(made, RDBStorage) else made
     if spec.startswith(JOURNAL):
         path = spec.removeprefix(JOURNAL)
         return JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(path)))
     options: dict[str, Any] = {"connect_args": {"factory": _Sqlite, "timeout": 120}} if spec.startswith(SQLITE) else {}
-    for attempt in range(20):
+    for _ in range(20):
         try:
             return _CachedStorage(RDBStorage(spec, engine_kwargs=options))
-        except (DBAPIError, ValueError) as error:  # of processes that make the tables at once, all but one fail
-            if attempt == 19:
-                raise InputError(f"the storage {shown(spec)} cannot be used: {str(error).splitlines()[0]}") from error
-            time.sleep(0.1)
-        except (ImportError, ModuleNotFoundError) as error:
-            raise InputError(f"the storage {shown(spec)} needs a driver: {error}; install it with pip") from error
-    raise AssertionError
+        except (DBAPIError, RuntimeError):  # of processes that make the tables at once, all but one fail
+            time.sleep(0.05)
+    return _CachedStorage(RDBStorage(spec, engine_kwargs=options))
 
 
 class _Sqlite(sqlite3.Connection):

@@ -16,7 +16,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 from filelock import FileLock, Timeout
@@ -37,6 +36,7 @@ from optuna.trial import Trial
 from tuner import InputError
 from tuner.sweep import launchers, report, space, storage
 from tuner.sweep.account import Account, allowed_failures
+from tuner.sweep.join import join
 from tuner.sweep.progress import Progress
 from tuner.sweep.trial import Job, LastRun, Link, Outcome
 
@@ -113,7 +113,7 @@ class AsyncSweeper(OptunaSweeperImpl):
                     self._agree(account)
                 self._announce()
                 try:
-                    with interruptible(), launchers.running(self.launcher):
+                    with launchers.running(self.launcher), interruptible():  # Ray has taken the signals before
                         self._work_off()
                 except KeyboardInterrupt:
                     self.interrupted.set()
@@ -122,41 +122,22 @@ class AsyncSweeper(OptunaSweeperImpl):
     # 1. Find or make the study, and agree with it
 
     def _join(self) -> Account:
-        directions: Any = self._get_directions()
         self.pruner = made(self.pruner_config, PRUNERS)
-        self.study = optuna.create_study(
-            study_name=self.study_name,
-            storage=storage.connect(self.spec),
-            directions=directions,
-            load_if_exists=True,
-            pruner=self.pruner,
-        )
-        if report.directions(self.study) != directions:
-            raise InputError(
-                f"study {self.study.study_name} was started with direction {report.directions(self.study)}, "
-                f"not {directions}; give the old direction, or another study=NAME"
-            )
-        file = storage.file_of(self.spec)
-        locks = (
-            file.with_name(f".{file.name}.locks") if file else Path(self.config.hydra.sweep.dir).absolute() / ".locks"
-        )
-        locks = locks / quote(self.study.study_name, safe=" ")
-        locks.mkdir(parents=True, exist_ok=True)
-        self.account = Account(
-            self.study,
-            locks,
-            f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
-            n_trials=self.n_trials,
-            retries=self.retries,
-            told=self._told,
-        )
+        wanted = Path(self.config.hydra.sweep.dir).absolute()
+        self.study, self.folder = join(self.study_name, self.spec, self._get_directions(), wanted)
+        self.study.pruner = self.pruner
+        locks = self.folder / ".locks"
+        locks.mkdir(exist_ok=True)
+        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        budget = {"n_trials": self.n_trials, "retries": self.retries}
+        self.account = Account(self.study, locks, owner, **budget, told=self._told)
         return self.account
 
     def _agree(self, account: Account) -> None:
         """What several sweeps on a study must not do at once: under its lock."""
         attributes = self.study.user_attrs
         self._check_search(attributes)
-        self._choose_folder(attributes)
+        self._prepare_launcher()
         self.study.sampler = self._make_sampler(attributes.get("sweeps", 0))
         self.study.set_user_attr("sweeps", attributes.get("sweeps", 0) + 1)
         account.n_trials = self.n_trials  # a grid may be smaller
@@ -179,18 +160,7 @@ class AsyncSweeper(OptunaSweeperImpl):
             if attributes.get(key) != value:
                 self.study.set_user_attr(key, value)
 
-    def _choose_folder(self, attributes: dict[str, Any]) -> None:
-        """The folder that the study has, unless that is gone. A new study takes no other one's folder."""
-        wanted = Path(self.config.hydra.sweep.dir).absolute()
-        identity = attributes.get("id") or uuid.uuid4().hex
-        known = attributes.get("folder")
-        self.folder = Path(known) if known and Path(known).is_dir() else claim(wanted, identity)
-        if self.folder != wanted:
-            reason = "the study has it already" if str(self.folder) == known else f"{wanted} is another study's"
-            log.info("the folder is %s: %s", self.folder, reason)
-        for key, value in {"id": identity, "folder": str(self.folder)}.items():
-            if attributes.get(key) != value:
-                self.study.set_user_attr(key, value)
+    def _prepare_launcher(self) -> None:
         with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(self.folder)
             # jobs compose their configs anew, from these overrides
@@ -285,7 +255,8 @@ class AsyncSweeper(OptunaSweeperImpl):
             except KeyboardInterrupt:
                 self.interrupted.set()
                 self.stopping.set()
-                launchers.end_workers()  # and so the calls that the threads wait for
+                while wait(threads, timeout=0.3).not_done:
+                    launchers.end_jobs()  # and so the calls that the threads wait for
                 raise
         for thread in threads:
             thread.result()
@@ -430,8 +401,8 @@ class Baseline(Trial):
         try:
             value = self.space.default(self.config, name)
         except KeyError:
-            value = None
-        if value is None or not fits(value, distribution):
+            value = "nothing"
+        if not fits(value, distribution):
             log.info("trial %d draws %s: the default, %s, is not in %s", self.number, name, value, distribution)
             self.set_user_attr("baseline", False)
             return False
@@ -455,24 +426,6 @@ def fits(value: Any, distribution: BaseDistribution) -> bool:
         return distribution._contains(distribution.to_internal_repr(value))
     except (TypeError, ValueError):
         return False
-
-
-def claim(wanted: Path, identity: str) -> Path:
-    """The first of FOLDER, FOLDER-2, FOLDER-3 ... that no other study has; from then on it is this one's."""
-    for number in range(1, 10_000):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        folder.mkdir(parents=True, exist_ok=True)
-        mine = folder / f".study.{identity}"
-        mine.write_text(identity)
-        try:
-            (folder / ".study").hardlink_to(mine)  # fails where it is there, and is never half-written
-        except FileExistsError:
-            pass
-        finally:
-            mine.unlink()
-        if (folder / ".study").read_text() == identity:
-            return folder
-    raise InputError(f"{wanted} and 10,000 folders after it are taken; choose another hydra.sweep.dir")
 
 
 @contextmanager

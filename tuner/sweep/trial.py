@@ -3,10 +3,13 @@
 import logging
 import math
 import os
+import signal
 import socket
+import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,10 +80,10 @@ class Outcome:
         if isinstance(returned, Pruned):
             return cls("PRUNED")
         wanted = "a finite number" if objectives == 1 else f"{objectives} finite numbers"
-        values = [returned] if objectives == 1 else returned
+        values = [] if isinstance(returned, str | Mapping) else [returned] if objectives == 1 else returned
         try:
             values = [float(value) for value in values]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values = []
         if len(values) == objectives and all(map(math.isfinite, values)):
             return cls("COMPLETE", values)
@@ -122,6 +125,8 @@ class Job:
             _keep_the_console_for_the_sweep()
         if os.getpid() != self.parent == os.getppid():
             threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
+        if os.getpid() != self.parent and "ray" in sys.modules:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
         attributes: dict[str, Any] = {"output_dir": hydra.runtime.output_dir, "host": socket.gethostname()}
         _set(trial, attributes)
         token = _running.set((Link(self.study_name, hydra.job.num, storage.shown(self.spec)), trial))

@@ -1,0 +1,26 @@
+"""Search spaces in which a parameter depends on another one, for `hydra.sweeper.custom_search_space`."""
+
+import re
+
+from omegaconf import DictConfig
+from optuna.trial import Trial
+
+from tuner import InputError
+
+LR = {"adamw": (1e-4, 1e-2), "adam": (1e-4, 1e-2), "sgd": (1e-3, 1e-1)}
+WEIGHT_DECAY = {"adamw": (1e-4, 1e-1), "adam": (1e-6, 1e-3), "sgd": (1e-6, 1e-3)}
+
+
+def wide(cfg: DictConfig, trial: Trial) -> None:
+    """What hparams_search=optuna_wide draws after the optimizer, the image size, the last block and the depth."""
+    optimizer, features = trial.params["optimizer"], trial.params["model.features"]
+    trial.suggest_float("optimizer.lr", *LR[optimizer], log=True)
+    trial.suggest_float("optimizer.weight_decay", *WEIGHT_DECAY[optimizer], log=True)
+    block = re.fullmatch(r"block(\d)", features)
+    if block is None:
+        raise InputError(f"model.features={features} is no block of VGG, for which this space is made")
+    side = trial.params["model.image_size"] // 2 ** int(block[1])  # of the map, which each block halves
+    trial.suggest_int("model.pool", 1, min(4, side))
+    if trial.params["model.head.depth"] > 0:
+        trial.suggest_categorical("model.head.width", [256, 512, 1024])
+        trial.suggest_float("model.head.dropout", 0.1, 0.6)
