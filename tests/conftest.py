@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 
@@ -8,3 +10,23 @@ def own_cache(tmp_path_factory):
         patch.setenv("TUNER_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
         yield
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Run `python -m tuner.train ARGUMENTS` in an empty folder; gives (exit code, what it printed)."""
+    from tuner import train
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tuner.train", *arguments])
+        try:
+            train.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        output = capfd.readouterr()
+        return code, output.out + output.err
+
+    return run

@@ -248,8 +248,9 @@ def fit_heads(
     if val is None:
         knobs |= {"stop": cfg.final.epochs, "keep": "last", "patience": None}
     with tqdm(total=cfg.epochs, desc="training", unit="epoch", disable=in_sweep or None) as bar:
-        note, schedules = partial(on_epoch, run, bar), [schedule] * len(heads)
-        fitted = fit(model, optimizer, schedules, x, parts.data.pool.labels, train, val, **knobs, on_epoch=note)
+        note = partial(on_epoch, run, bar) if seeds[0] == cfg.seed else lambda epoch, metrics: None
+        schedules, labels = [schedule] * len(heads), parts.data.pool.labels
+        fitted = fit(model, optimizer, schedules, x, labels, train, val, **knobs, on_epoch=note)
     for one in fitted:
         if one.error:
             raise one.error

@@ -71,7 +71,8 @@ def resume_command(config: DictConfig, study: str) -> str:
     program = original[: len(original) - len(arguments)] if original[-len(arguments) :] == arguments else ["python"]
     key = "study" if OmegaConf.select(config, "study") == study else "hydra.sweeper.study_name"
     kept = [argument for argument in arguments if not argument.startswith(f"{key}=")]
-    return shlex.join([Path(program[0]).name, *program[1:], *kept, f"{key}={study}"])
+    command = [Path(program[0]).name, *program[1:], *kept, f"{key}={study}"]
+    return shlex.join(str(storage.shown(word)) for word in command)  # without a password
 
 
 def summary(results: dict[str, Any], folder: Path) -> str:
@@ -82,23 +83,18 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         better = 1 if results["directions"] == ["maximize"] else -1
         gain = "" if default is None else f", the default config's {default:.6g}, gain {better * (best - default):.6g}"
         lines.append(f"best value {best:.6g} (trial {results['best_trial']}){gain}")
-        lines.append(
-            "best parameters: " + " ".join(f"{name}={value}" for name, value in results["best_params"].items())
-        )
+        lines.append("parameters: " + " ".join(f"{name}={value}" for name, value in results["best_params"].items()))
     elif results.get("solutions"):
         lines.append(
-            f"{len(results['solutions'])} solutions that no other one dominates, of {results['trials']['complete']}"
+            f"{len(results['solutions'])} of {results['trials']['complete']} trials are dominated by no other one"
         )
     else:
         lines.append("no trial was completed; why is in the error column of trials.csv, and in each trial's train.log")
     if final := results.get("final"):
+        best_folder = shlex.quote(str(folder / "best"))
         test, std, seeds = final["test_accuracy"], final["test_accuracy_std"], len(final["seeds"])
-        lines.append(
-            f"retrained on train + validation: test accuracy {test:.4f}, standard deviation {std:.4f}, {seeds} seeds"
-        )
-        lines.append(f"its model, tables and plots: {folder / 'best'}")
-        lines.append(
-            f"as a run: python -m tuner.train --config-dir {shlex.quote(str(folder / 'best'))} --config-name config"
-        )
+        lines.append(f"on train + validation, {seeds} seeds: test accuracy {test:.4f}, standard deviation {std:.4f}")
+        lines.append(f"model, tables and plots: {best_folder}")
+        lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder} --config-name config")
     lines.append(f"results: {folder / 'optimization_results.yaml'}, every trial: {folder / 'trials.csv'}")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ TRUSTED = ("optuna.storages.*",)
 def absolute(choice: Any) -> str | None:
     """`hydra.sweeper.storage` as text that means the same in any folder and process; None is in memory.
 
-    A URL such as postgresql://USER:PASSWORD@HOST/DB, sqlite:///FILE or journal:///FILE, where FILE is relative to the
+    A URL: postgresql+psycopg://USER:PASSWORD@HOST/DB, sqlite:///FILE or journal:///FILE, where FILE is relative to the
     current folder unless it starts with another /; its folder is made. Or a config whose `_target_` is Optuna's.
     """
     if isinstance(choice, DictConfig):

@@ -1,0 +1,100 @@
+"""Sweeps killed at random moments, and many at once: each trial of the budget is there, once."""
+
+import random
+import shutil
+import socket
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from test_launchers import assert_nothing_is_left
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+@pytest.fixture
+def postgresql(tmp_path):
+    """URL of a server on loopback, with a data folder of its own."""
+    if not POSTGRES or not shutil.which("runuser"):
+        pytest.skip("needs Debian's package postgresql, which .ci/run installs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data = Path(subprocess.check_output(["runuser", "-u", "postgres", "--", "mktemp", "-d"], text=True).strip())
+
+    def control(program: str, *arguments: str) -> None:
+        command = ["runuser", "-u", "postgres", "--", str(POSTGRES[-1] / program), "-D", str(data), *arguments]
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
+
+    control("initdb", "--auth=trust")
+    control("pg_ctl", "-w", "-o", f"-p {port} -c listen_addresses=127.0.0.1 -k {data}", "-l", f"{data}/log", "start")
+    yield f"postgresql+psycopg://postgres:secret@127.0.0.1:{port}/postgres"
+    control("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(data)
+
+
+def assert_exact(toy, storage: str, n_trials: int) -> None:
+    """As many counted trials as were asked for, no number twice, no result that a job had written lost."""
+    trials = toy.study(storage=storage).trials
+    states = Counter(trial.state for trial in trials)
+    assert states[TrialState.COMPLETE] == n_trials
+    assert states[TrialState.RUNNING] == states[TrialState.WAITING] == 0
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    starts = Counter(toy.starts())
+    assert set(starts.values()) == {1}  # no job twice
+    for trial in trials:
+        wrote = trial.system_attrs.get("outcome")
+        if wrote:
+            assert (trial.state.name, trial.values) == (wrote["state"], wrote["values"])
+        else:
+            assert trial.state == TrialState.FAIL
+            assert any(other.system_attrs.get("retry_history", [None])[-1] == trial.number for other in trials)
+    points = [trial.params["x"] for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(set(points)) == n_trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("storage", ["sqlite:///multirun/optuna.db", "journal:///multirun/optuna.journal"])
+def test_20_kills_at_random_moments(toy, launcher, storage):
+    rng = random.Random(launcher + storage)
+    options = [f"hydra/launcher={launcher}", "hydra.sweeper.n_jobs=2", f"hydra.sweeper.storage={storage}"]
+    options += ["hydra.sweeper.n_trials=60", "hydra.sweeper.retries=20", "seconds=0.2", "steps=3"]
+    kills = 0
+    while kills < 20:
+        with toy.start(*options) as sweep:
+            time.sleep(1.0 + rng.random() * 2.0)  # of which about one is imports
+            if sweep.poll() is not None:
+                break
+            sweep.kill()
+            kills += 1
+        assert_nothing_is_left(toy)
+    done = toy.command(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert kills >= 10
+    assert_exact(toy, storage, 60)
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "sqlite:///multirun/optuna.db",
+        pytest.param("journal:///multirun/optuna.journal", marks=pytest.mark.slow),
+        pytest.param("postgresql", marks=pytest.mark.slow),
+    ],
+)
+def test_six_sweeps_at_once_run_60_trials(toy, storage, request):
+    if storage == "postgresql":
+        storage = request.getfixturevalue("postgresql")
+    options = ["hydra.sweeper.n_trials=60", f"hydra.sweeper.storage={storage}"]
+    sweeps = [toy.start(*options) for _ in range(6)]
+    for sweep in sweeps:
+        out, err = sweep.communicate(timeout=200)
+        assert sweep.returncode == 0, out + err
+        assert "secret" not in out + err
+    assert_exact(toy, storage, 60)
+    assert sorted(path.name for path in (toy.folder / "multirun").iterdir() if path.is_dir()) == ["toy"]
+    assert len([path for path in (toy.folder / "multirun/toy").iterdir() if path.name.isdigit()]) == 60

@@ -1,0 +1,208 @@
+"""A search, from its trials to the retrained best: tuner's own runs under the sweeper."""
+
+import json
+import shutil
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from optuna.trial import TrialState
+from safetensors import safe_open
+
+TINY = ("data=synthetic", "model=tiny", "epochs=4", "batch_size=32")
+SEARCH = ("-m", "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=4", *TINY)
+MINE = Path("multirun/mine")
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def study(name: str = "mine") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage="sqlite:///multirun/optuna.db")
+
+
+def test_a_search_ends_with_its_best_configuration_retrained_and_tested(command):
+    code, output = command(*SEARCH)
+    assert code == 0, output
+    best = study().best_trial
+    r = result(MINE / "best")
+    assert r["status"] == "complete"
+    assert (r["study"], r["trial"]) == ("mine", best.number)
+    assert (r["n_train"], r["n_val"], r["val_accuracy"]) == (320, 0, None)
+    assert r["seeds"] == [0, 1, 2]
+    assert r["epochs"] == result(MINE / str(best.number))["saved_epoch"]
+    assert len(r["test_accuracies"]) == 3
+    assert r["test_accuracy"] == pytest.approx(sum(r["test_accuracies"]) / 3)
+    assert f"test accuracy {r['test_accuracy']:.4f}, standard deviation {r['test_accuracy_std']:.4f}" in output
+    assert f"best value {best.value:.6g} (trial {best.number})" in output
+
+    files = {path.name for path in (MINE / "best").iterdir()}
+    models = {"model.safetensors", "model-1.safetensors", "model-2.safetensors"}
+    assert files == models | {
+        *("config.yaml", "metrics.csv", "result.json", "per_class.csv", "confusion_matrix.csv"),
+        *("train.log", ".hydra", "plots"),
+    }
+    assert {path.stem for path in (MINE / "best/plots").iterdir()} >= {"accuracy", "loss", "confusion_matrix"}
+    curve = pd.read_csv(MINE / "best/metrics.csv")
+    assert list(curve.epoch) == [1, 2, 3, 4]
+    assert curve.val_accuracy.isna().all()
+    weights = [safe_open(MINE / "best" / name, framework="pt").get_tensor("head.0.weight") for name in sorted(models)]
+    assert not any((a == b).all() for a, b in zip(weights, weights[1:], strict=False))
+
+    # its config is a run of its own, with the very value of the trial
+    code, output = command("--config-dir", str(MINE / "best"), "--config-name", "config")
+    assert code == 0, output
+    [folder] = [path.parent for path in Path("outputs").rglob("result.json")]
+    assert result(folder)["val_accuracy"] == best.value
+
+
+def test_trials_and_runs_know_each_other_and_not_the_test_split(command):
+    command(*SEARCH, "final.seeds=0")
+    trials = study().trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    for trial in trials:
+        folder = (MINE / str(trial.number)).absolute()
+        r = result(folder)
+        assert (r["study"], r["trial"], r["val_accuracy"]) == ("mine", trial.number, trial.value)
+        assert r["storage"] == f"sqlite:///{Path('multirun/optuna.db').absolute()}"
+        assert r["test_accuracy"] is None
+        attributes = trial.user_attrs
+        assert attributes["output_dir"] == str(folder)
+        assert (attributes["device"], attributes["epochs"]) == (r["device"], 4)
+        assert not any("test" in key for key in attributes)
+        assert trial.intermediate_values == {
+            row.epoch: pytest.approx(row.val_accuracy, abs=1e-6)
+            for row in pd.read_csv(folder / "metrics.csv").itertuples()
+        }
+    assert not (MINE / "best").exists()
+
+
+def test_a_complete_search_prints_its_result_and_does_nothing(command):
+    command(*SEARCH)
+    before = {path: path.stat().st_mtime_ns for path in MINE.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    code, output = command(*SEARCH)
+    assert code == 0
+    assert "all of its 4 trials" in output
+    assert "test accuracy" in output
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path.name for path in before if before[path] != after[path]} <= {"optimization_results.yaml", "trials.csv"}
+
+
+def test_a_best_that_is_missing_or_unfinished_is_made_again(command):
+    command(*SEARCH)
+    first = result(MINE / "best")["test_accuracies"]
+    shutil.rmtree(MINE / "best")
+    command(*SEARCH)
+    assert result(MINE / "best")["test_accuracies"] == first
+
+
+def test_a_new_best_takes_the_place_of_the_old_one_which_is_kept(command):
+    command(*SEARCH, "hydra.sweeper.n_trials=1")
+    assert result(MINE / "best")["trial"] == 0
+    folder = MINE / "best" / "result.json"
+    folder.write_text(json.dumps(result(MINE / "best") | {"trial": 99}))  # as if it had been another
+    command(*SEARCH, "hydra.sweeper.n_trials=1")
+    assert result(MINE / "best")["trial"] == 0
+    [old] = MINE.glob("best-of-trial-99-*")
+    assert (old / "model.safetensors").exists()
+
+
+def test_the_best_is_trained_for_the_epochs_that_validation_chose(command):
+    command(*SEARCH, "keep=best", "epochs=8", "hydra.sweeper.n_trials=2", "optimizer.lr=0.003")
+    best = study().best_trial
+    chosen = result(MINE / str(best.number))["saved_epoch"]
+    r = result(MINE / "best")
+    assert r["epochs"] == chosen
+    lr = pd.read_csv(MINE / "best/metrics.csv").lr
+    assert lr.iloc[0] < lr.max()
+    assert len(lr) == chosen
+
+
+@pytest.mark.parametrize("frozen", ["block1", "null"])
+def test_seeds_are_trained_one_after_another_where_the_backbone_is(command, frozen):
+    code, output = command(
+        *SEARCH, f"model.frozen={frozen}", "epochs=1", "hydra.sweeper.n_trials=1", "final.seeds=2", "optimizer.lr=1e-4"
+    )
+    assert code == 0, output
+    assert len(result(MINE / "best")["test_accuracies"]) == 2
+
+
+def test_a_pruned_run_keeps_its_curve_and_says_so(command):
+    code, output = command(
+        *SEARCH,
+        "epochs=6",
+        "hydra.sweeper.n_trials=12",
+        "optimizer.lr=choice(1e-7,1e-3)",
+        "hydra.sweeper.pruner.n_startup_trials=1",
+        "hydra.sweeper.pruner.n_warmup_steps=1",
+        "final.seeds=0",
+    )
+    assert code == 0, output
+    pruned = [trial for trial in study().trials if trial.state == TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        folder = MINE / str(trial.number)
+        r, curve = result(folder), pd.read_csv(folder / "metrics.csv")
+        assert r["status"] == "pruned"
+        assert r["epochs"] == len(curve) == trial.user_attrs["epochs"] < 6
+        assert r["val_accuracy"] == pytest.approx(curve.val_accuracy.iloc[-1])
+        log = (folder / "train.log").read_text()
+        assert "pruned at step" in log
+        assert "Traceback" not in log
+        assert not (folder / "model.safetensors").exists()
+
+
+def test_a_diverged_run_is_a_failure_and_not_pruned(command):
+    code, output = command(
+        *SEARCH, "optimizer=sgd", "scheduler=constant", "optimizer.lr=choice(1e-2,1e38)", "final.seeds=0"
+    )
+    assert code == 0, output
+    states = {trial.params["optimizer.lr"]: trial for trial in study().trials}
+    assert states[1e-2].state == TrialState.COMPLETE
+    assert states[1e38].state == TrialState.FAIL
+    assert "lower optimizer.lr, or set grad_clip" in states[1e38].user_attrs["error"]
+    assert result(MINE / str(states[1e38].number))["status"] == "failed"
+
+
+def test_accuracy_against_cost(command):
+    code, output = command(
+        *("-m", "hparams_search=optuna_pareto", "study=mine", *TINY, "hydra.sweeper.n_trials=4"),
+        *("model.image_size=choice(16,32)", "model.features=choice(block1,block2)", "model.pool=choice(1,2)"),
+    )
+    assert code == 0, output
+    for trial in study().trials:
+        r = result(MINE / str(trial.number))
+        assert trial.values == [r["val_accuracy"], r["gmacs"]]
+    costs = {(t.params["model.image_size"], t.params["model.features"]): t.values[1] for t in study().trials}
+    assert len(set(costs.values())) >= len(costs)
+    assert "are dominated by no other one" in output
+    solutions = yaml.safe_load((MINE / "optimization_results.yaml").read_text())["solutions"]
+    assert {tuple(s["values"]) for s in solutions} == {tuple(t.values) for t in study().best_trials}
+
+
+def test_the_wide_search_draws_what_fits(command):
+    code, output = command(
+        *("-m", "hparams_search=optuna_wide", "study=mine", "data=synthetic", "epochs=1", "hydra.sweeper.n_trials=8"),
+        *("model.image_size=choice(32,48)", "model.features=choice(block3,block4)"),
+        "final.seeds=0",
+    )
+    assert code == 0, output
+    trials = study().trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 8
+    for trial in trials:
+        p = trial.params
+        assert 1 <= p["model.pool"] <= min(4, p["model.image_size"] // 2 ** int(p["model.features"][-1]))
+        assert ("model.head.width" in p) == (p["model.head.depth"] > 0)
+
+
+@pytest.mark.parametrize("search", ["random", "grid", "gp", "cmaes"])
+def test_every_search_runs(command, search):
+    code, output = command(
+        "-m", f"hparams_search={search}", "study=mine", *TINY, "epochs=1", "hydra.sweeper.n_trials=3"
+    )
+    assert code == 0, output
+    assert [trial.state for trial in study().trials] == [TrialState.COMPLETE] * 3
+    assert (MINE / "best/model.safetensors").exists()
