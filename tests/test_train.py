@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tuner import features, train, weights
+from tuner import features, weights
 from tuner.runs import Run
 
 TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,6 +37,7 @@ from optuna.trial import Trial
 from tuner import InputError
 from tuner.sweep import launchers, report, space, storage
 from tuner.sweep.account import Account, allowed_failures
+from tuner.sweep.compose import Composer
 from tuner.sweep.join import join
 from tuner.sweep.progress import Progress
 from tuner.sweep.trial import Job, LastRun, Link, Outcome
@@ -170,9 +172,9 @@ class AsyncSweeper(OptunaSweeperImpl):
         self.launcher = self._launcher(job)
 
     def _launcher(self, task: TaskFunction) -> Any:
-        return Plugins.instance().instantiate_launcher(
-            config=self.config, hydra_context=self.hydra_context, task_function=task
-        )
+        composer: Any = Composer(self.hydra_context.config_loader)
+        context = replace(self.hydra_context, config_loader=composer)
+        return Plugins.instance().instantiate_launcher(config=self.config, hydra_context=context, task_function=task)
 
     def _make_sampler(self, joined: int) -> optuna.samplers.BaseSampler:
         """The configured sampler. Its seed grows with each sweep that joins the study, or points would come again."""
