@@ -115,6 +115,11 @@ def test_failures_are_counted_over_the_study(toy, options, ran):
     assert results(toy)["trials"] == {"fail": ran}
 
 
+def test_a_value_that_is_no_number_is_a_failure_like_any_other(toy):
+    assert toy.run("does=all-nan", "hydra.sweeper.fail_fast=true").returncode == 1
+    assert toy.states() == ["FAIL"]
+
+
 def test_without_a_completed_trial_there_is_a_report_and_an_exit_code(toy):
     done = toy.run("does=all-nan")
     assert done.returncode == 1
@@ -160,6 +165,14 @@ def test_another_search_is_refused_and_leaves_the_study_alone(toy, options, mess
     done = toy.run("hydra.sweeper.n_trials=9", *options)
     assert done.returncode == 1
     assert re.search(message, done.stdout), done.stdout
+    assert toy.states() == ["COMPLETE"] * 6
+
+
+def test_other_choices_are_refused(toy):
+    toy.run("n=choice(1,2)")
+    done = toy.run("n=choice(1,3)", "hydra.sweeper.n_trials=9")
+    assert done.returncode == 1
+    assert "n: was CategoricalDistribution(choices=(1, 2)), is CategoricalDistribution(choices=(1, 3))" in done.stdout
     assert toy.states() == ["COMPLETE"] * 6
 
 

@@ -1,6 +1,5 @@
 """The sweep: ask the study for trials, launch them, tell it how they went, and at the end retrain the best."""
 
-import functools
 import logging
 import os
 import signal
@@ -9,7 +8,6 @@ import sys
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -22,20 +20,17 @@ import optuna
 from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import GridSampler
 from optuna.trial import Trial
 
 from tuner import InputError
-from tuner.sweep import launchers, report, space, storage
+from tuner.sweep import launchers, report, sampling, space, storage
 from tuner.sweep.account import Account, allowed_failures
 from tuner.sweep.compose import Composer
 from tuner.sweep.join import join
@@ -43,8 +38,6 @@ from tuner.sweep.progress import Progress
 from tuner.sweep.trial import Job, LastRun, Link, Outcome
 
 log = logging.getLogger("tuner.sweep")
-SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
-PRUNERS = ("optuna.pruners.*",)
 
 
 class AsyncSweeper(OptunaSweeperImpl):
@@ -124,7 +117,7 @@ class AsyncSweeper(OptunaSweeperImpl):
     # 1. Find or make the study, and agree with it
 
     def _join(self) -> Account:
-        self.pruner = made(self.pruner_config, PRUNERS)
+        self.pruner = sampling.made(self.pruner_config, sampling.PRUNERS)
         wanted = Path(self.config.hydra.sweep.dir).absolute()
         self.study, self.folder = join(self.study_name, self.spec, self._get_directions(), wanted)
         self.study.pruner = self.pruner
@@ -140,20 +133,28 @@ class AsyncSweeper(OptunaSweeperImpl):
         attributes = self.study.user_attrs
         self._check_search(attributes)
         self._prepare_launcher()
-        self.study.sampler = self._make_sampler(attributes.get("sweeps", 0))
-        self.study.set_user_attr("sweeps", attributes.get("sweeps", 0) + 1)
-        account.n_trials = self.n_trials  # a grid may be smaller
+        joined = attributes.get("sweeps", 0)
+        self.study.sampler = sampling.make_sampler(self.sampler, self.space.distributions, joined)
+        self.study.set_user_attr("sweeps", joined + 1)
+        if isinstance(self.study.sampler, GridSampler):
+            account.n_trials = self.n_trials = min(self.n_trials, self.study.sampler._n_min_trials)
+            self.baseline = False  # each trial is a point of the grid
         account.recover()
-        self._enqueue()
+        if self.baseline and not account.trials():
+            self.study.enqueue_trial({}, user_attrs={"baseline": True})
+        sampling.enqueue(
+            self.study, self.enqueue, self.space.distributions, self.custom_search_space_extender is not None
+        )
         self.progress = Progress(self.study, self.n_trials, account.counting)
 
     def _check_search(self, attributes: dict[str, Any]) -> None:
         """Compare the search with what the study was started with, and write down what is new."""
         if "space" in attributes:
             space.check_unchanged(attributes["space"], self.space.distributions, self.study.study_name)
-        now = {"space": space.to_json(self.space.distributions), "fixed": self.space.fixed}
-        if attributes.get("fixed", now["fixed"]) != now["fixed"]:
-            before, after = (" ".join(fixed.values()) or "nothing" for fixed in (attributes["fixed"], now["fixed"]))
+        fixed = {key: line for key, line in self.space.fixed.items() if key not in ("study", "final.seeds")}
+        now = {"space": space.to_json(self.space.distributions), "fixed": fixed}
+        if attributes.get("fixed", fixed) != fixed:
+            before, after = (" ".join(lines.values()) or "nothing" for lines in (attributes["fixed"], fixed))
             log.warning(
                 "study %s was started with %s fixed, now it is %s: its trials may not compare",
                 *(self.study.study_name, before, after),
@@ -175,51 +176,6 @@ class AsyncSweeper(OptunaSweeperImpl):
         composer: Any = Composer(self.hydra_context.config_loader)
         context = replace(self.hydra_context, config_loader=composer)
         return Plugins.instance().instantiate_launcher(config=self.config, hydra_context=context, task_function=task)
-
-    def _make_sampler(self, joined: int) -> optuna.samplers.BaseSampler:
-        """The configured sampler. Its seed grows with each sweep that joins the study, or points would come again."""
-        seed = OmegaConf.select(self.sampler, "seed")
-        if seed is None or self.sampler._target_.endswith("QMCSampler"):  # whose place in its order is stored
-            joined = 0
-        advanced = {"seed": seed + joined} if joined else {}
-        sampler = made(self.sampler, SAMPLERS, **advanced)
-        if isinstance(sampler, functools.partial) and sampler.func is GridSampler:
-            grid = {name: self._to_grid_sampler_choices(d) for name, d in self.space.distributions.items()}
-            sampler = sampler(grid)
-            if sampler._n_min_trials < self.n_trials:
-                self.n_trials = sampler._n_min_trials
-                log.info("n_trials is %d: the grid has no more points", self.n_trials)
-            self.baseline = False  # each trial is a point of the grid
-        return sampler
-
-    def _enqueue(self) -> None:
-        """The trials to begin with; those that the study has already are not added again."""
-        if self.baseline and not self.account.trials():
-            self.study.enqueue_trial({}, user_attrs={"baseline": True})
-        searched = self.space.distributions
-        for wish in self.enqueue:
-            if isinstance(wish, str):
-                best = self._best_of(wish)
-                params = {name: v for name, v in best.items() if name in searched and fits(v, searched[name])}
-                log.info("enqueued the best of study %s: %s", wish, params)
-            else:
-                params = dict(wish)
-                for name, value in params.items():
-                    if name in searched and not fits(value, searched[name]):
-                        raise InputError(f"enqueue: {name}={value} is outside of {searched[name]}")
-                    if name not in searched and not self.custom_search_space_extender:
-                        raise InputError(f"enqueue: {name} is not searched; searched are {', '.join(searched)}")
-            self.study.enqueue_trial(params, user_attrs={"enqueued": True}, skip_if_exists=True)
-
-    def _best_of(self, name: str) -> dict[str, Any]:
-        known = optuna.get_all_study_names(self.study._storage)
-        if name not in known:
-            raise InputError(f"enqueue: {name} is no study in {storage.shown(self.spec)}; known: {', '.join(known)}")
-        study = optuna.load_study(study_name=name, storage=self.study._storage)
-        best = report.best_of(study, study.get_trials(deepcopy=False))
-        if best is None:
-            raise InputError(f"enqueue: study {name} has no best trial: none is complete, or it has several objectives")
-        return best.params
 
     # 2. Run its trials
 
@@ -306,7 +262,7 @@ class AsyncSweeper(OptunaSweeperImpl):
         """Draw a trial's parameters. None: they could not be drawn, and the trial has failed."""
         try:
             if trial.user_attrs.get("baseline"):
-                trial = Baseline(self.study, trial._trial_id, self.space, self.config)
+                trial = sampling.Baseline(self.study, trial._trial_id, self.space, self.config)
             for name, distribution in self.space.distributions.items():
                 trial._suggest(name, distribution)
             if self.custom_search_space_extender:
@@ -390,44 +346,6 @@ class AsyncSweeper(OptunaSweeperImpl):
         link = Link(self.study.study_name, number, storage.shown(self.spec))
         [job] = self._launcher(LastRun(self.task_function, link)).launch([overrides], initial_job_idx=number)
         _ = job.return_value  # raises what the job raised
-
-
-class Baseline(Trial):
-    """The trial that takes each parameter's value from the composed config, where the space has that value."""
-
-    def __init__(self, study: optuna.Study, trial_id: int, space_: space.Space, config: DictConfig):
-        super().__init__(study, trial_id)
-        self.space, self.config = space_, config
-
-    def _is_fixed_param(self, name: str, distribution: BaseDistribution) -> bool:
-        try:
-            value = self.space.default(self.config, name)
-        except KeyError:
-            value = "nothing"
-        if not fits(value, distribution):
-            log.info("trial %d draws %s: the default, %s, is not in %s", self.number, name, value, distribution)
-            self.set_user_attr("baseline", False)
-            return False
-        self._fixed_params[name] = value
-        return True
-
-
-def made(config: DictConfig, trusted: tuple[str, ...], **options: Any) -> Any:
-    """The sampler or pruner that a config names. Raises InputError for an argument that it can't take."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # it was chosen by name
-            return instantiate(config, **options, _execution_whitelist_=trusted)
-    except InstantiationException as error:
-        raise InputError(" ".join(str(error).split())) from error
-
-
-def fits(value: Any, distribution: BaseDistribution) -> bool:
-    """Whether a parameter can have this value."""
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except (TypeError, ValueError):
-        return False
 
 
 @contextmanager
