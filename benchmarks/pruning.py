@@ -29,22 +29,14 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.sweep import storage
 
 
-def pruners(warmup: int) -> dict[str, BasePruner]:
-    common = {"n_startup_trials": 5, "n_warmup_steps": warmup}
-    return {
-        "none": NopPruner(),
-        f"median, warm-up {warmup}": MedianPruner(**common),
-        f"percentile 25, warm-up {warmup}": PercentilePruner(25.0, **common),
-        f"percentile 75, warm-up {warmup}": PercentilePruner(75.0, **common),
-        f"patient 3 (median, warm-up {warmup})": PatientPruner(MedianPruner(**common), patience=3),
-    }
-
-
-def every_pruner() -> dict[str, BasePruner]:
-    table: dict[str, BasePruner] = {}
+def pruners() -> dict[str, BasePruner]:
+    table: dict[str, BasePruner] = {"none": NopPruner()}
     for warmup in (0, 4, 8, 12):
-        table |= pruners(warmup)
+        table[f"median, warm-up {warmup}"] = MedianPruner(n_startup_trials=5, n_warmup_steps=warmup)
+    for percentile in (25.0, 75.0):
+        table[f"percentile {percentile:.0f}, warm-up 8"] = PercentilePruner(percentile, 5, 8)
     return table | {
+        "patient 3 (median, warm-up 4)": PatientPruner(MedianPruner(5, 4), patience=3),
         "successive halving, from epoch 3": SuccessiveHalvingPruner(min_resource=3),
         "hyperband, from epoch 3": HyperbandPruner(min_resource=3, max_resource=25),
         "wilcoxon": WilcoxonPruner(),
@@ -74,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study")
     parser.add_argument("--storage", default="sqlite:///multirun/optuna.db")
-    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--trials", type=int, default=30, help="in each draw")
     options = parser.parse_args()
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -84,7 +76,7 @@ def main() -> None:
     print(f"{len(trials)} curves of study {options.study}, {options.draws} draws of {options.trials}\n")
     print("| pruner | pruned | epochs saved | best left | regret | best lost |")
     print("|---|---|---|---|---|---|")
-    for name, pruner in every_pruner().items():
+    for name, pruner in pruners().items():
         random.seed(0)
         rows = []
         for _ in range(options.draws):
