@@ -174,7 +174,7 @@ def test_of_two_machines_without_a_common_lock_the_later_one_gives_way(join, tmp
     for account in (early, late):
         account.locks.mkdir()
     ask(early)
-    monkeypatch.setattr(late, "room", lambda: early.ask() is not None)  # between its look and its asking
+    monkeypatch.setattr(late, "room", lambda known: early.ask() is not None)  # between its look and its asking
     assert late.ask() is None
     assert states(early) == ["RUNNING", "RUNNING", "FAIL"]
     assert [trial.number for trial in early.counting()] == [0, 1]

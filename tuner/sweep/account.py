@@ -81,8 +81,10 @@ class Account:
             if trial.state != TrialState.WAITING and trial.number not in again and SURPLUS not in trial.system_attrs
         ]
 
-    def room(self) -> bool:
-        return len(self.counting()) < self.n_trials and not self.exhausted.is_set()
+    def room(self, counting: list[FrozenTrial] | None = None) -> bool:
+        """Whether the budget has another trial."""
+        known = self.counting() if counting is None else counting
+        return len(known) < self.n_trials and not self.exhausted.is_set()
 
     def running_elsewhere(self) -> int:
         return sum(trial.state == TrialState.RUNNING for trial in self.trials())
@@ -95,12 +97,14 @@ class Account:
     def ask(self) -> Trial | None:
         """The next trial, or None where the budget is used up."""
         with self.lock:
-            if not self.room():
+            known = self.counting()
+            if not self.room(known):
                 return None
             trial = self.study.ask()
             self._mark(trial._trial_id, OWNER, self.owner)
-            before = sum(t.number < trial.number for t in self.counting())
-        if before < self.n_trials:
+            if trial.number > max((t.number for t in known), default=-1) + 1:  # others came between, or lost ones lie
+                known = [t for t in self.counting() if t.number < trial.number]
+        if len(known) < self.n_trials:
             return trial
         self._mark(trial._trial_id, SURPLUS, True)  # a sweep on another machine, without this lock, was faster
         self.study.tell(trial, state=TrialState.FAIL)
@@ -108,12 +112,13 @@ class Account:
 
     def tell(self, number: int, outcome: Outcome) -> None:
         """Tell the study how a trial ended, unless it knows."""
-        trial = self.trial(number)
-        if trial.state.is_finished():
-            return
-        if outcome.error and "error" not in trial.user_attrs:  # its job could not
-            self.study._storage.set_trial_user_attr(trial._trial_id, "error", outcome.error)
-            self.study._storage.set_trial_user_attr(trial._trial_id, "traceback", outcome.traceback)
+        if outcome.error:
+            trial = self.trial(number)
+            if trial.state.is_finished():
+                return
+            if "error" not in trial.user_attrs:  # its job could not
+                self.study._storage.set_trial_user_attr(trial._trial_id, "error", outcome.error)
+                self.study._storage.set_trial_user_attr(trial._trial_id, "traceback", outcome.traceback)
         loop = self.study._thread_local
         loop.in_optimize_loop = True  # so that a sampler that has no more points may call study.stop()
         try:
