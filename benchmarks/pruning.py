@@ -2,6 +2,7 @@
 
     python -m tuner.train -m hparams_search=random hydra.sweeper.n_trials=64 study=curves final.seeds=0
     python benchmarks/pruning.py curves
+    python benchmarks/pruning.py                   # instead: whole searches, by pruner and launcher
 
 Each draw is 30 of the study's complete trials in random order, told to a new study epoch by epoch. Figures are means
 over the draws: trials pruned, the share of epochs that was not trained, and the value of the best trial that is left,
@@ -11,6 +12,9 @@ against the best of the same 30 trials (regret, and how often the best one was p
 import argparse
 import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import warnings
 
 import optuna
@@ -62,20 +66,15 @@ def replay(trials: list[FrozenTrial], pruner: BasePruner) -> tuple[int, float, f
     return pruned, 1 - trained / sum(len(known.intermediate_values) for known in trials), best
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study")
-    parser.add_argument("--storage", default="sqlite:///multirun/optuna.db")
-    parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=30, help="in each draw")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+def table(header: str) -> None:
+    print(f"\n| {header} |\n|{'---|' * (header.count('|') + 1)}")
+
+
+def replays(options: argparse.Namespace) -> None:
     store = storage.connect(storage.absolute(options.storage))
     trials = optuna.load_study(study_name=options.study, storage=store).get_trials(states=(TrialState.COMPLETE,))
-    print(f"{len(trials)} curves of study {options.study}, {options.draws} draws of {options.trials}\n")
-    print("| pruner | pruned | epochs saved | best left | regret | best lost |")
-    print("|---|---|---|---|---|---|")
+    print(f"{len(trials)} curves of study {options.study}, {options.draws} draws of {options.trials}")
+    table("pruner | pruned | epochs saved | best left | regret | best lost")
     for name, pruner in pruners().items():
         random.seed(0)
         rows = []
@@ -86,6 +85,46 @@ def main() -> None:
         pruned, saved, best, regret = (statistics.mean(column) for column in zip(*rows, strict=True))
         lost = sum(row[3] > 0 for row in rows) / len(rows)
         print(f"| {name} | {pruned:.1f} | {saved:.0%} | {best:.4f} | {regret:.4f} | {lost:.0%} |", flush=True)
+
+
+def live(options: argparse.Namespace) -> None:
+    """Whole searches on made-up images, one a seed: what is pruned does not depend on the launcher."""
+    table("launcher | pruner | pruned, by seed | epochs saved, by seed | best value, by seed")
+    for launcher, pruner in [("basic", p) for p in ("none", "median", "hyperband")] + [
+        (name, "median") for name in ("joblib", "submitit_local", "ray")
+    ]:
+        found = [searched(launcher, pruner, seed, options.trials) for seed in range(options.seeds)]
+        pruned, saved, best = (", ".join(column) for column in zip(*found, strict=True))
+        print(f"| {launcher} | {pruner} | {pruned} | {saved} | {best} |", flush=True)
+
+
+def searched(launcher: str, pruner: str, seed: int, n_trials: int) -> tuple[str, str, str]:
+    epochs = 20
+    arguments = ["data=synthetic", "data.noise=200", "data.n=2000", "model=tiny", f"epochs={epochs}", f"seed={seed}"]
+    arguments += [f"hydra/launcher={launcher}", f"hydra/sweeper/pruner={pruner}", "hydra.sweeper.n_jobs=2"]
+    arguments += [f"hydra.sweeper.n_trials={n_trials}", "final.seeds=0", "study=s"]
+    search = "optuna" if pruner == "median" else "random"  # the former has the median pruner's options
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tuner.train", "-m", f"hparams_search={search}", *arguments]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        store = storage.connect(f"sqlite:///{folder}/multirun/optuna.db")
+        study = optuna.load_study(study_name="s", storage=store)
+        pruned = sum(trial.state == TrialState.PRUNED for trial in study.trials)
+        trained = sum(trial.user_attrs["epochs"] for trial in study.trials)
+        return str(pruned), f"{1 - trained / epochs / n_trials:.0%}", f"{study.best_value:.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", help="of curves to replay; without it, whole searches by launcher")
+    parser.add_argument("--storage", default="sqlite:///multirun/optuna.db")
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=30, help="in each draw or search")
+    parser.add_argument("--seeds", type=int, default=2, help="of whole searches")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    (replays if options.study else live)(options)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_a_new_best_takes_the_place_of_the_old_one_which_is_kept(command):
     folder.write_text(json.dumps(result(MINE / "best") | {"trial": 99}))  # as if it had been another
     command(*SEARCH, "hydra.sweeper.n_trials=1")
     assert result(MINE / "best")["trial"] == 0
-    [old] = MINE.glob("best-of-trial-99-*")
+    [old] = MINE.glob("best-until-*")
     assert (old / "model.safetensors").exists()
 
 

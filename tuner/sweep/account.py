@@ -86,7 +86,7 @@ class Account:
         known = self.counting() if counting is None else counting
         return len(known) < self.n_trials and not self.exhausted.is_set()
 
-    def running_elsewhere(self) -> int:
+    def running(self) -> int:
         return sum(trial.state == TrialState.RUNNING for trial in self.trials())
 
     def failures(self) -> int:

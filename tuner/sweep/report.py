@@ -43,6 +43,8 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
     baseline = next((t for t in trials if t.user_attrs.get("baseline") and t.state == TrialState.COMPLETE), None)
     if baseline is not None:
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
+    if best is not None and (tested := final(folder, best.number)):
+        results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
     results["trials"] = {state.lower(): n for state, n in Counter(t.state.name for t in trials).items()}
     results |= {"study": study.study_name, "storage": storage.shown(spec), "directions": names(study.directions)}
     with replacing(folder / "optimization_results.yaml") as file:
@@ -58,6 +60,12 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return result
+
+
+def final(folder: Path, number: int) -> dict[str, Any] | None:
+    """The result of best/ in a sweep's folder, where that is complete and of trial `number`."""
+    result = read_result(folder / "best")
+    return result if result.get("status") == "complete" and result.get("trial") == number else None
 
 
 def any_complete(trials: list[FrozenTrial]) -> bool:
@@ -90,9 +98,9 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         )
     else:
         lines.append("no trial was completed; why is in the error column of trials.csv, and in each trial's train.log")
-    if final := results.get("final"):
+    if tested := results.get("final"):
         best_folder = shlex.quote(str(folder / "best"))
-        test, std, seeds = final["test_accuracy"], final["test_accuracy_std"], len(final["seeds"])
+        test, std, seeds = tested["test_accuracy"], tested["test_accuracy_std"], len(tested["seeds"])
         lines.append(f"on train + validation, {seeds} seeds: test accuracy {test:.4f}, standard deviation {std:.4f}")
         lines.append(f"model, tables and plots: {best_folder}")
         lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder} --config-name config")

@@ -107,11 +107,13 @@ class AsyncSweeper(OptunaSweeperImpl):
                 with account.lock:
                     self._agree(account)
                 self._announce()
-                try:
-                    with launchers.running(self.launcher), interruptible():  # Ray has taken the signals before
-                        self._work_off()
-                except KeyboardInterrupt:
-                    self.interrupted.set()
+                if self.account.room() or self._best_to_retrain() is not None:
+                    try:
+                        with launchers.running(self.launcher), interruptible():  # Ray has taken the signals before
+                            self._work_off()
+                            self._retrain_best()
+                    except KeyboardInterrupt:
+                        self.interrupted.set()
                 self._end()
 
     # 1. Find or make the study, and agree with it
@@ -139,13 +141,13 @@ class AsyncSweeper(OptunaSweeperImpl):
         if isinstance(self.study.sampler, GridSampler):
             account.n_trials = self.n_trials = min(self.n_trials, self.study.sampler._n_min_trials)
             self.baseline = False  # each trial is a point of the grid
+        self.progress = Progress(self.study, self.n_trials, account.counting)
         account.recover()
         if self.baseline and not account.trials():
             self.study.enqueue_trial({}, user_attrs={"baseline": True})
         sampling.enqueue(
             self.study, self.enqueue, self.space.distributions, self.custom_search_space_extender is not None
         )
-        self.progress = Progress(self.study, self.n_trials, account.counting)
 
     def _check_search(self, attributes: dict[str, Any]) -> None:
         """Compare the search with what the study was started with, and write down what is new."""
@@ -249,13 +251,11 @@ class AsyncSweeper(OptunaSweeperImpl):
             for (number, _), job in zip(jobs, returns, strict=True):
                 self.account.tell(number, self._outcome(job))
 
-    def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[JobReturn]:
+    def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> Sequence[JobReturn]:
         """One call where the numbers follow each other; other sweeps may have those between."""
-        first = jobs[0][0] if jobs else 0
-        if [number for number, _ in jobs] == list(range(first, first + len(jobs))):
-            return (
-                list(self.launcher.launch([overrides for _, overrides in jobs], initial_job_idx=first)) if jobs else []
-            )
+        numbers = [number for number, _ in jobs]
+        if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            return self.launcher.launch([overrides for _, overrides in jobs], initial_job_idx=numbers[0])
         return [self.launcher.launch([overrides], initial_job_idx=number)[0] for number, overrides in jobs]
 
     def _overrides(self, trial: Trial) -> list[str] | None:
@@ -281,8 +281,7 @@ class AsyncSweeper(OptunaSweeperImpl):
         return Outcome.of(job.return_value, len(self.study.directions))
 
     def _told(self, number: int, outcome: Outcome) -> None:
-        if hasattr(self, "progress"):
-            self.progress.told(number, outcome)
+        self.progress.told(number, outcome)
         if outcome.state == "FAIL":
             self.last_failure = outcome
             if self.account.failures() > self.allowed_failures():
@@ -291,12 +290,49 @@ class AsyncSweeper(OptunaSweeperImpl):
     def allowed_failures(self) -> int:
         return allowed_failures(self.max_failure_rate, self.n_trials)
 
-    # 3. Say how it went
+    # 3. Retrain the best, and say how it went
+
+    def _best_to_retrain(self) -> int | None:
+        """The best trial's number, where the study is complete and best/ is not yet that trial's.
+
+        For programs that have `final` in their config, as tuner.train has; final.seeds=0 turns it off.
+        """
+        account = self.account
+        if self.stopping.is_set() or account.room() or account.running():
+            return None
+        best = report.best_of(self.study, account.trials())
+        if best is None or not OmegaConf.select(self.config, "final.seeds"):
+            return None
+        return None if report.final(self.folder, best.number) else best.number
+
+    def _retrain_best(self) -> None:
+        """Run the best configuration once more, with `final.epochs`, into best/. What lies there is moved aside."""
+        try:
+            with FileLock(self.account.locks / "best.lock", timeout=0):
+                number = self._best_to_retrain()
+                if number is None:
+                    return
+                if (self.folder / "best").exists():
+                    (self.folder / "best").rename(self.folder / f"best-until-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+                self._launch_last(number)
+        except Timeout:
+            log.info("another sweep on this study retrains its best")
+
+    def _launch_last(self, number: int) -> None:
+        best = self.account.trial(number)
+        folder = Path(best.user_attrs["output_dir"])
+        epochs = report.read_result(folder).get("saved_epoch")
+        if epochs is None:
+            raise InputError(f"trial {number} is the best, but {folder} has no result.json with its saved_epoch")
+        log.info("retraining trial %d, the best, on train + validation for %d epochs, to test it", number, epochs)
+        overrides = [*self.space.overrides(best.params), f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
+        link = Link(self.study.study_name, number, storage.shown(self.spec))
+        [job] = self._launcher(LastRun(self.task_function, link)).launch([overrides], initial_job_idx=number)
+        _ = job.return_value  # raises what the job raised
 
     def _end(self) -> None:
         trials = self.account.trials()
         results = report.write(self.study, trials, self.folder, self.spec)
-        others = self.account.running_elsewhere()
         if self.interrupted.is_set():
             log.info("interrupted with %s", self.progress.line())
             if self.spec is not None:
@@ -306,46 +342,12 @@ class AsyncSweeper(OptunaSweeperImpl):
             log.error("stopped: %d trials failed, and %d may", self.account.failures(), self.allowed_failures())
             if self.last_failure:
                 sys.stderr.write(self.last_failure.traceback or f"{self.last_failure.error}\n")
-        elif others:
+        elif others := self.account.running():
             log.info("%d trials still run in other sweeps, of which the last one writes the results", others)
             return
-        elif not self.account.room():
-            self._retrain_best(results)
         log.info("%s", report.summary(results, self.folder))
         if self.stopping.is_set() or not report.any_complete(trials):
             sys.exit(1)
-
-    def _retrain_best(self, results: dict[str, Any]) -> None:
-        """Run the best configuration once more, with `final.epochs`, into best/. Adds its result to `results`.
-
-        For programs that have `final` in their config, as tuner.train has; final.seeds=0 turns it off.
-        """
-        number = results.get("best_trial")
-        if number is None or not OmegaConf.select(self.config, "final.seeds"):
-            return
-        folder = self.folder / "best"
-        try:
-            with FileLock(self.account.locks / "best.lock", timeout=0):
-                done = report.read_result(folder)
-                if done.get("status") != "complete" or done.get("trial") != number:
-                    if done:
-                        folder.rename(self.folder / f"best-of-trial-{done.get('trial')}-{int(time.time())}")
-                    self._launch_last(number)
-        except Timeout:
-            log.info("another sweep on this study is writing %s", folder)
-            return
-        results["final"] = report.read_result(folder)
-
-    def _launch_last(self, number: int) -> None:
-        best = self.account.trial(number)
-        epochs = report.read_result(Path(best.user_attrs["output_dir"])).get("saved_epoch")
-        if epochs is None:
-            raise InputError(f"trial {number} has no result.json with a saved_epoch in {best.user_attrs['output_dir']}")
-        log.info("retraining the best, trial %d, on train + validation, for %d epochs, to test it", number, epochs)
-        overrides = [*self.space.overrides(best.params), f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
-        link = Link(self.study.study_name, number, storage.shown(self.spec))
-        [job] = self._launcher(LastRun(self.task_function, link)).launch([overrides], initial_job_idx=number)
-        _ = job.return_value  # raises what the job raised
 
 
 @contextmanager
