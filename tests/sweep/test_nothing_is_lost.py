@@ -89,12 +89,14 @@ def test_20_kills_at_random_moments(toy, launcher, storage):
 def test_six_sweeps_at_once_run_60_trials(toy, storage, request):
     if storage == "postgresql":
         storage = request.getfixturevalue("postgresql")
-    options = ["hydra.sweeper.n_trials=60", f"hydra.sweeper.storage={storage}"]
+    options = ["hydra.sweeper.n_trials=60", f"hydra.sweeper.storage={storage}", "hydra.output_subdir=.hydra"]
     sweeps = [toy.start(*options) for _ in range(6)]
     for sweep in sweeps:
         out, err = sweep.communicate(timeout=200)
         assert sweep.returncode == 0, out + err
         assert "secret" not in out + err
+    written = [path for path in (toy.folder / "multirun/toy").rglob("*") if path.is_file()]
+    assert not any(b"secret" in path.read_bytes() for path in written)
     assert_exact(toy, storage, 60)
     assert sorted(path.name for path in (toy.folder / "multirun").iterdir() if path.is_dir()) == ["toy"]
     assert len([path for path in (toy.folder / "multirun/toy").iterdir() if path.name.isdigit()]) == 60

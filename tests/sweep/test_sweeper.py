@@ -291,6 +291,23 @@ def test_a_grid_ends_with_its_last_point(toy):
     assert len(points) == len(set(points)) == 6
 
 
+def test_a_grid_that_was_stopped_misses_and_repeats_nothing(toy):
+    grid = ["hydra/sweeper/sampler=grid", "x=choice(1,2,3)", "n=range(0,4)", "hydra.sweeper.sampler.seed=0"]
+    for n_trials in (5, 7, 12):
+        assert toy.run(*grid, f"hydra.sweeper.n_trials={n_trials}").returncode == 0
+    points = {(trial.params["x"], trial.params["n"]) for trial in toy.study().trials}
+    assert len(points) == len(toy.study().trials) == 12
+
+
+def test_a_folder_that_the_study_does_not_know_is_moved_aside(toy):
+    toy.run("hydra.sweeper.n_trials=1")
+    (toy.folder / "multirun/toy/1").mkdir()
+    (toy.folder / "multirun/toy/1/old").touch()
+    toy.run("hydra.sweeper.n_trials=2")
+    [aside] = (toy.folder / "multirun/toy").glob("1-before-*")
+    assert (aside / "old").exists()
+
+
 def test_several_objectives(toy):
     done = toy.run(
         "objectives=2",
@@ -345,6 +362,13 @@ def test_studies_are_kept_where_one_says(toy, storage, spec):
         (["hydra.sweeper.max_failure_rate=2"], "max_failure_rate=2.0 must be from 0 to 1"),
         (["x=range(1,1)"], "cannot be searched"),
         (["hydra.sweeper.enqueue=[nowhere]"], "nowhere"),
+        (["hydra.sweeper.enqueue=[5]"], "5 must be a dict of parameters, or the name of a study"),
+        (["hydra/sweeper/sampler=grid"], "a grid needs choices"),
+        (
+            ["hydra/sweeper/sampler=grid", "x=choice(1,2)", "hydra.sweeper.enqueue=[{x: 1}]"],
+            "a grid runs its own points",
+        ),
+        (["hydra.sweeper.custom_search_space=nowhere.at_all"], "nowhere"),
     ],
 )
 def test_what_cannot_be_swept_is_one_line_and_an_exit_code(toy, options, message):
@@ -358,6 +382,7 @@ def test_ctrl_c_writes_what_there_is_and_says_how_to_go_on(toy):
     with toy.start("seconds=0.3", "hydra.sweeper.n_trials=30") as process:
         for line in process.stdout:
             if "trial 3:" in line:
+                time.sleep(0.15)  # within the next job
                 process.send_signal(signal.SIGINT)
                 break
         out, err = process.communicate(timeout=60)

@@ -43,8 +43,18 @@ class Account:
         """While this sweep runs. The system ends the lock with the process, however that ends."""
         lock = FileLock(self._alive(self.owner))
         with lock:
-            yield
-        self._alive(self.owner).unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                self._release()
+                self._alive(self.owner).unlink(missing_ok=True)
+
+    def _release(self) -> None:
+        """Settle what this sweep leaves where it was interrupted or an error ended it."""
+        with self.lock:
+            for trial in self.trials():
+                if trial.state == TrialState.RUNNING and trial.system_attrs.get(OWNER) == self.owner:
+                    self.settle(trial.number, "the sweep was interrupted", excused=True)
 
     def _alive(self, owner: str) -> Path:
         return self.locks / f"{owner}.alive"
@@ -57,8 +67,7 @@ class Account:
             return not owner.startswith(f"{socket.gethostname()}:")
         try:
             with FileLock(path, timeout=0):
-                path.unlink(missing_ok=True)
-            return False
+                return False
         except Timeout:
             return True
 
@@ -84,7 +93,8 @@ class Account:
     def room(self, counting: list[FrozenTrial] | None = None) -> bool:
         """Whether the budget has another trial."""
         known = self.counting() if counting is None else counting
-        return len(known) < self.n_trials and not self.exhausted.is_set()
+        more = not self.exhausted.is_set() or any(t.state == TrialState.WAITING for t in self.trials())
+        return len(known) < self.n_trials and more
 
     def running(self) -> int:
         return sum(trial.state == TrialState.RUNNING for trial in self.trials())
@@ -138,6 +148,7 @@ class Account:
             if written := trial.system_attrs.get(OUTCOME):
                 self.tell(number, Outcome(**written))
                 return
+            excused = excused or EXCUSED in trial.system_attrs
             if excused:
                 self._mark(trial._trial_id, EXCUSED, True)
             if self._retry(trial, excused):
@@ -175,9 +186,14 @@ class Account:
     def recover(self) -> None:
         """Settle the trials whose sweep has died."""
         with self.lock:
+            dead = set()
             for trial in self.trials():
-                if trial.state == TrialState.RUNNING and not self._is_alive(trial.system_attrs.get(OWNER)):
+                owner = trial.system_attrs.get(OWNER)
+                if trial.state == TrialState.RUNNING and not self._is_alive(owner):
                     self.settle(trial.number, "the sweep that ran it was killed")
+                    dead.add(owner)
+            for owner in filter(None, dead):
+                self._alive(owner).unlink(missing_ok=True)
 
     def _mark(self, trial_id: int, key: str, value: bool | str) -> None:
         self.study._storage.set_trial_system_attr(trial_id, key, value)

@@ -54,10 +54,10 @@ def _folder(study: Study, wanted: Path) -> Path:
         Path(known).mkdir(exist_ok=True)
         return Path(known)
     identity = study.user_attrs.get("id") or uuid.uuid4().hex
+    study.set_user_attr("id", identity)
     folder = claim(wanted, identity)
     if folder != wanted:
         log.info("the folder is %s: %s is another study's", folder, wanted)
-    study.set_user_attr("id", identity)
     study.set_user_attr("folder", str(folder))
     return folder
 

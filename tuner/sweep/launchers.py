@@ -23,27 +23,30 @@ class Slots:
 
     threads: int
     batch: int = 1
+    in_process: bool = False
     why: str | None = None
 
 
 def slots(launcher: Launcher, n_jobs: int) -> Slots:
     """How to keep `n_jobs` jobs running through this launcher, each trial starting when another ends where it can."""
     name = type(launcher).__name__
+    batches = "jobs start in batches" if n_jobs > 1 else None
     if name == "BasicLauncher":
-        return Slots(1, why="the basic launcher runs one job at a time; choose another hydra/launcher" * (n_jobs > 1))
+        why = "the basic launcher runs one job at a time; choose another hydra/launcher" if n_jobs > 1 else None
+        return Slots(1, in_process=True, why=why)
     if name == "JoblibLauncher":
         from joblib import effective_n_jobs
 
         options = launcher.joblib  # type: ignore[attr-defined]
         workers = effective_n_jobs(options.get("n_jobs", -1))
         if (options.get("backend") or "loky") != "loky":
-            return Slots(1, n_jobs, why="joblib's multiprocessing can't be shared by threads: jobs start in batches")
+            return Slots(1, n_jobs, why=batches and f"joblib's multiprocessing can't be shared by threads: {batches}")
         if workers < n_jobs:
             return Slots(workers, why=f"hydra.launcher.n_jobs allows {workers} workers")
         return Slots(n_jobs)
     if name in ("LocalLauncher", "SlurmLauncher", "RayLauncher"):
         return Slots(n_jobs)
-    return Slots(1, n_jobs, why=f"{name} is not known to be safe in threads: jobs start in batches" * (n_jobs > 1))
+    return Slots(1, n_jobs, why=batches and f"{name} is not known to be safe in threads: {batches}")
 
 
 @contextmanager
@@ -57,8 +60,9 @@ def running(launcher: Launcher) -> Iterator[None]:
     command = [sys.executable, "-m", "tuner.sweep.reaper", mark]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment):
         os.environ[MARK] = mark
-        ray_is_ours = _start_ray(launcher)
+        ray_is_ours = False
         try:
+            ray_is_ours = _start_ray(launcher)
             yield
         finally:
             _stop_workers(ray_is_ours)
@@ -109,6 +113,6 @@ def quiet() -> Iterator[None]:
 def end_jobs() -> None:
     """End this sweep's worker processes now, with what they do; Ray's own, which tell it of that, stay."""
     for process in marked(os.environ[MARK]):
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             if "/ray/" not in " ".join(process.cmdline()):
                 process.kill()

@@ -29,7 +29,7 @@ def reap(mark: str, grace: float) -> None:
     """Ask the marked processes to end, and after `grace` seconds make them."""
     asked: set[int] = set()
     deadline = time.monotonic() + grace
-    while processes := marked(mark):
+    while (processes := marked(mark)) and time.monotonic() < deadline + 10:  # some can't be killed
         for process in processes:
             try:
                 if time.monotonic() > deadline:
@@ -37,7 +37,7 @@ def reap(mark: str, grace: float) -> None:
                 elif process.pid not in asked:
                     asked.add(process.pid)
                     process.terminate()
-            except psutil.NoSuchProcess:
+            except psutil.Error:
                 continue
         time.sleep(0.1)
 

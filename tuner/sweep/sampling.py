@@ -31,7 +31,7 @@ def make_sampler(config: DictConfig, distributions: Mapping[str, BaseDistributio
     joined: the sweeps on the study before this one. A seed grows by them, or the same points would come again.
     """
     seed = OmegaConf.select(config, "seed")
-    if seed is None or config._target_.endswith("QMCSampler"):  # whose place in its order is stored
+    if seed is None or config._target_.endswith(("QMCSampler", "GridSampler")):  # their place in one order is stored
         joined = 0
     sampler = made(config, SAMPLERS, **({"seed": seed + joined} if joined else {}))
     if isinstance(sampler, functools.partial) and sampler.func is GridSampler:
@@ -55,8 +55,10 @@ def enqueue(
             best = _best_of(wish, study)
             params = {name: value for name, value in best.items() if name in searched and fits(value, searched[name])}
             log.info("enqueued the best of study %s: %s", wish, params)
+        elif not isinstance(wish, Mapping):
+            raise InputError(f"enqueue: {wish} must be a dict of parameters, or the name of a study")
         else:
-            params = dict(wish)
+            params = {str(name): value for name, value in wish.items()}
             for name, value in params.items():
                 if name in searched and not fits(value, searched[name]):
                     raise InputError(f"enqueue: {name}={value} is outside of {searched[name]}")

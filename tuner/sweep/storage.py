@@ -13,6 +13,7 @@ import hydra
 from filelock import FileLock
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
@@ -59,7 +60,10 @@ def file_of(spec: str | None) -> Path | None:
 
 def shown(spec: str | None) -> str | None:
     """The storage as people may see it: without a password."""
-    return spec and re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", spec)
+    if spec is None:
+        return None
+    spec = re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", spec)
+    return re.sub(r"([?&]password=|\"password\": \")[^&\"\s]*", r"\1***", spec)
 
 
 def connect(spec: str | None) -> BaseStorage:
@@ -68,7 +72,7 @@ def connect(spec: str | None) -> BaseStorage:
         return InMemoryStorage()
     try:
         return _connected(spec, os.getpid())
-    except (OSError, ImportError, SQLAlchemyError, InstantiationException) as error:
+    except (OSError, ImportError, RuntimeError, SQLAlchemyError, InstantiationException, OptunaError) as error:
         cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
         reason = " ".join(str(cause).split())
         raise InputError(f"the storage {shown(spec)} cannot be used: {shown(reason)}") from error

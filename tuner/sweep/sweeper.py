@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -27,7 +27,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.samplers import GridSampler
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from tuner import InputError
 from tuner.sweep import launchers, report, sampling, space, storage
@@ -61,10 +61,13 @@ class AsyncSweeper(OptunaSweeperImpl):
         enqueue: Sequence[Any],
         **upstream: Any,
     ):
-        failure_rate = upstream.pop("max_failure_rate")
-        super().__init__(**upstream, max_failure_rate=0.0)  # whose check is an assertion
+        failure_rate, self.custom_search_space = upstream.pop("max_failure_rate"), upstream.pop("custom_search_space")
+        super().__init__(
+            **upstream, max_failure_rate=0.0, custom_search_space=None
+        )  # its own checks are no InputErrors
         self.pruner_config, self.max_failure_rate = pruner, 0.0 if fail_fast else failure_rate
         self.retries, self.baseline, self.enqueue = retries, baseline, enqueue
+        self.launched = False  # whether any job came back
         self.stopping = threading.Event()  # no more trials are started
         self.interrupted = threading.Event()
         self.last_failure: Outcome | None = None
@@ -82,6 +85,8 @@ class AsyncSweeper(OptunaSweeperImpl):
         except InputError as error:
             log.error("%s", error)
             sys.exit(1)
+        except KeyboardInterrupt:  # before or after the trials
+            sys.exit(130)
 
     def _check(self) -> None:
         for key, least, most in (
@@ -99,6 +104,10 @@ class AsyncSweeper(OptunaSweeperImpl):
         self._check()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # the sweep says what matters
         self.spec = storage.absolute(self.storage)
+        if self.custom_search_space:
+            target = {"_target_": self.custom_search_space, "_partial_": True}
+            trusted = self.hydra_context.execution_whitelist
+            self.custom_search_space_extender = sampling.made(OmegaConf.create(target), trusted)
         lines = [*self._parse_sweeper_params_config(), *arguments]
         self.space = space.parse(lines, self.hydra_context.config_loader)
         with nullcontext() if self.config.hydra.verbose else launchers.quiet():
@@ -107,13 +116,18 @@ class AsyncSweeper(OptunaSweeperImpl):
                 with account.lock:
                     self._agree(account)
                 self._announce()
-                if self.account.room() or self._best_to_retrain() is not None:
-                    try:
+                try:
+                    if self.account.room() or self._best_to_retrain() is not None:
                         with launchers.running(self.launcher), interruptible():  # Ray has taken the signals before
                             self._work_off()
                             self._retrain_best()
-                    except KeyboardInterrupt:
-                        self.interrupted.set()
+                except KeyboardInterrupt:
+                    self.interrupted.set()
+                    hydra = self.config.hydra  # the job that was interrupted had the log
+                    configure_log(hydra.hydra_logging, hydra.verbose, self.hydra_context.execution_whitelist)
+                except BaseException:
+                    report.write(self.study, self.account.trials(), self.folder, self.spec)
+                    raise
                 self._end()
 
     # 1. Find or make the study, and agree with it
@@ -141,6 +155,10 @@ class AsyncSweeper(OptunaSweeperImpl):
         if isinstance(self.study.sampler, GridSampler):
             account.n_trials = self.n_trials = min(self.n_trials, self.study.sampler._n_min_trials)
             self.baseline = False  # each trial is a point of the grid
+            if self.enqueue:
+                raise InputError(
+                    "enqueue: a grid runs its own points alone; leave enqueue out, or take another sampler"
+                )
         self.progress = Progress(self.study, self.n_trials, account.counting)
         account.recover()
         if self.baseline and not account.trials():
@@ -151,7 +169,7 @@ class AsyncSweeper(OptunaSweeperImpl):
 
     def _check_search(self, attributes: dict[str, Any]) -> None:
         """Compare the search with what the study was started with, and write down what is new."""
-        if "space" in attributes:
+        if "space" in attributes and any(trial.state != TrialState.WAITING for trial in self.account.trials()):
             space.check_unchanged(attributes["space"], self.space.distributions, self.study.study_name)
         fixed = {key: line for key, line in self.space.fixed.items() if key not in ("study", "final.seeds")}
         now = {"space": space.to_json(self.space.distributions), "fixed": fixed}
@@ -169,13 +187,20 @@ class AsyncSweeper(OptunaSweeperImpl):
         with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(self.folder)
             # jobs compose their configs anew, from these overrides
-            self.config.hydra.overrides.hydra.append(f"hydra.sweep.dir={space.quoted(str(self.folder))}")
+            overrides: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+            overrides.append(f"hydra.sweep.dir={space.quoted(str(self.folder))}")
+            if isinstance(self.storage, str) and (safe := str(storage.shown(self.storage))) != self.storage:
+                self.config.hydra.sweeper.storage = safe  # each job writes its config down, with what it has from here
+                overrides = [line for line in overrides if not line.startswith("hydra.sweeper.storage=")]
+                overrides.append(f"hydra.sweeper.storage={space.quoted(safe)}")
+            self.config.hydra.overrides.hydra = overrides
         objectives = len(self.study.directions)
         job = Job(self.task_function, self.spec, self.study.study_name, objectives, self.pruner, study=self.study)
         self.launcher = self._launcher(job)
 
     def _launcher(self, task: TaskFunction) -> Any:
         composer: Any = Composer(self.hydra_context.config_loader)
+        self.composer = composer
         context = replace(self.hydra_context, config_loader=composer)
         return Plugins.instance().instantiate_launcher(config=self.config, hydra_context=context, task_function=task)
 
@@ -208,9 +233,12 @@ class AsyncSweeper(OptunaSweeperImpl):
 
     def _run_threads(self) -> None:
         with ThreadPoolExecutor(self.slots.threads) as pool:
-            threads = [pool.submit(self._run_trials) for _ in range(self.slots.threads)]
+            threads: list[Future[None]] = []
             try:
-                while wait(threads, timeout=1.0).not_done:
+                threads += [pool.submit(self._run_trials) for _ in range(self.slots.threads)]
+                while (state := wait(threads, timeout=1.0)).not_done:
+                    if any(thread.exception() for thread in state.done):
+                        self.stopping.set()
                     self.progress.refresh()
             except KeyboardInterrupt:
                 self.interrupted.set()
@@ -234,12 +262,16 @@ class AsyncSweeper(OptunaSweeperImpl):
     def _run(self, trials: Sequence[Trial]) -> None:
         """Launch trials together, and tell the study how each went."""
         jobs = [(trial.number, overrides) for trial in trials if (overrides := self._overrides(trial)) is not None]
+        for number, _ in jobs:
+            self._clear_the_way(self.folder / str(number))
         try:
             returns = self._launch(jobs)
-        except (HydraException, OmegaConfBaseException) as error:  # a config that can't be composed
+        except (HydraException, OmegaConfBaseException) as error:  # of the one job in this process
             for number, _ in jobs:
                 self.account.tell(number, Outcome.failed(error))
-        except Exception as error:  # noqa: BLE001 - whatever a launcher raises, its jobs are gone
+        except Exception as error:
+            if not self.launched and not any("host" in self.account.trial(number).user_attrs for number, _ in jobs):
+                raise InputError(f"the launcher cannot start jobs: {type(error).__name__}: {error}") from error
             reason = " ".join(f"its process ended: {type(error).__name__}: {error}".split())
             for number, _ in jobs:
                 self.account.settle(number, reason, excused=self.interrupted.is_set())
@@ -248,6 +280,7 @@ class AsyncSweeper(OptunaSweeperImpl):
                 self.account.settle(number, f"interrupted by {type(error).__name__}", excused=True)
             raise
         else:
+            self.launched = True
             for (number, _), job in zip(jobs, returns, strict=True):
                 self.account.tell(number, self._outcome(job))
 
@@ -258,6 +291,13 @@ class AsyncSweeper(OptunaSweeperImpl):
             return self.launcher.launch([overrides for _, overrides in jobs], initial_job_idx=numbers[0])
         return [self.launcher.launch([overrides], initial_job_idx=number)[0] for number, overrides in jobs]
 
+    def _clear_the_way(self, folder: Path) -> None:
+        """A trial's folder is there already where a power cut undid the study's last commits."""
+        if folder.exists():
+            aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+            log.warning("%s is there, of a trial that the study does not know; it is now %s", folder, aside)
+            folder.rename(aside)
+
     def _overrides(self, trial: Trial) -> list[str] | None:
         """Draw a trial's parameters. None: they could not be drawn, and the trial has failed."""
         try:
@@ -267,13 +307,15 @@ class AsyncSweeper(OptunaSweeperImpl):
                 trial._suggest(name, distribution)
             if self.custom_search_space_extender:
                 self.custom_search_space_extender(self.config, trial)
+            overrides = self.space.overrides(trial.params)
+            if not self.slots.in_process:  # a config that can't be composed is to fail this trial, and not a batch
+                self.composer.load_sweep_config(self.config, overrides)
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the trial has failed
             self.account.tell(trial.number, Outcome.failed(error))
             return None
         if both := trial.params.keys() & self.space.fixed.keys():
-            self.account.settle(trial.number, "the sweep ended", excused=True)
             raise InputError(f"{', '.join(both)} is fixed, but custom_search_space searches it; leave one out")
-        return self.space.overrides(trial.params)
+        return overrides
 
     def _outcome(self, job: JobReturn) -> Outcome:
         if job.status is JobStatus.FAILED:
@@ -320,7 +362,7 @@ class AsyncSweeper(OptunaSweeperImpl):
 
     def _launch_last(self, number: int) -> None:
         best = self.account.trial(number)
-        folder = Path(best.user_attrs["output_dir"])
+        folder = Path(best.user_attrs.get("output_dir", self.folder / str(number)))
         epochs = report.read_result(folder).get("saved_epoch")
         if epochs is None:
             raise InputError(f"trial {number} is the best, but {folder} has no result.json with its saved_epoch")
@@ -328,7 +370,9 @@ class AsyncSweeper(OptunaSweeperImpl):
         overrides = [*self.space.overrides(best.params), f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
         link = Link(self.study.study_name, number, storage.shown(self.spec))
         [job] = self._launcher(LastRun(self.task_function, link)).launch([overrides], initial_job_idx=number)
-        _ = job.return_value  # raises what the job raised
+        if job.status is JobStatus.FAILED:
+            log_file = self.folder / "best" / f"{self.config.hydra.job.name}.log"
+            raise InputError(f"retraining trial {number} failed: {job._return_value}; see {log_file}, then sweep again")
 
     def _end(self) -> None:
         trials = self.account.trials()

@@ -1,5 +1,6 @@
 """A trial, seen from its job: what it reports, whether it is pruned, and its outcome, written down before it ends."""
 
+import functools
 import logging
 import math
 import os
@@ -87,7 +88,7 @@ class Outcome:
             values = []
         if len(values) == objectives and all(map(math.isfinite, values)):
             return cls("COMPLETE", values)
-        return cls("FAIL", error=f"the objective must return {wanted}, not {returned!r}")
+        return cls("FAIL", error=f"the objective must return {wanted}, not {returned!r}"[:2000])
 
     @classmethod
     def failed(cls, error: BaseException) -> "Outcome":
@@ -124,7 +125,7 @@ class Job:
         if hydra.verbose is False:
             _keep_the_console_for_the_sweep()
         if os.getpid() != self.parent == os.getppid():
-            threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
+            _watch(self.parent)
         if os.getpid() != self.parent and "ray" in sys.modules:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
         attributes: dict[str, Any] = {"output_dir": hydra.runtime.output_dir, "host": socket.gethostname()}
@@ -203,8 +204,13 @@ def _keep_the_console_for_the_sweep() -> None:
             handler.setLevel(logging.WARNING)
 
 
-def _end_with(parent: int) -> None:
-    """In a worker that was forked and so can't be told from its parent's environment: end when the parent is gone."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+@functools.cache
+def _watch(parent: int) -> None:
+    """In a worker process, once: end it when its parent is gone. A forked one has no mark for the reaper to find."""
+
+    def end_with_it() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
