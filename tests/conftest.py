@@ -1,3 +1,4 @@
+import logging
 import sys
 
 import pytest
@@ -30,3 +31,13 @@ def command(tmp_path, monkeypatch, capfd):
         return code, output.out + output.err
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+    """Commands that run in this process set up logging; the next test starts without."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

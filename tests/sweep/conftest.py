@@ -1,7 +1,9 @@
 import importlib
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -64,9 +66,9 @@ class Toy:
     def start(self, *arguments: str, **options) -> subprocess.Popen:
         command = [sys.executable, "-m", "toy", "-m", *arguments]
         pipe = subprocess.PIPE
-        return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True, **options
-        )
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
+        options |= {"cwd": self.folder, "env": self.environment, "preexec_fn": heard}
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
         toy = importlib.import_module("toy")
