@@ -50,14 +50,6 @@ def absolute(choice: Any) -> str | None:
     return str(choice)
 
 
-def file_of(spec: str | None) -> Path | None:
-    """The file that a storage is, or None: a server, or memory."""
-    for scheme in (SQLITE, JOURNAL):
-        if spec is not None and spec.startswith(scheme):
-            return Path(spec.removeprefix(scheme))
-    return None
-
-
 def shown(spec: str | None) -> str | None:
     """The storage as people may see it: without a password."""
     if spec is None:
