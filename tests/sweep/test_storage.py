@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
