@@ -46,10 +46,10 @@ class Account:
             try:
                 yield
             finally:
-                self._release()
+                self.release()
                 self._alive(self.owner).unlink(missing_ok=True)
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Settle what this sweep leaves where it was interrupted or an error ended it."""
         with self.lock:
             for trial in self.trials():

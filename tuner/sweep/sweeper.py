@@ -125,6 +125,7 @@ class AsyncSweeper(OptunaSweeperImpl):
                     self.interrupted.set()
                     hydra = self.config.hydra  # the job that was interrupted had the log
                     configure_log(hydra.hydra_logging, hydra.verbose, self.hydra_context.execution_whitelist)
+                    account.release()  # so that the tables have these trials as the study does
                 except BaseException:
                     report.write(self.study, self.account.trials(), self.folder, self.spec)
                     raise
