@@ -43,7 +43,7 @@ def test_a_search_ends_with_its_best_configuration_retrained_and_tested(command)
     files = {path.name for path in (MINE / "best").iterdir()}
     models = {"model.safetensors", "model-1.safetensors", "model-2.safetensors"}
     assert files == models | {
-        *("config.yaml", "metrics.csv", "result.json", "per_class.csv", "confusion_matrix.csv"),
+        *("config.yaml", "metrics.csv", "result.json", "per_class.csv", "confusion_matrix.csv", "predictions.csv"),
         *("train.log", ".hydra", "plots"),
     }
     assert {path.stem for path in (MINE / "best/plots").iterdir()} >= {"accuracy", "loss", "confusion_matrix"}

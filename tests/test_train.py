@@ -17,7 +17,15 @@ from tuner import features, weights
 from tuner.runs import Run
 
 TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
-FILES = {"metrics.csv", "result.json", "model.safetensors", "per_class.csv", "confusion_matrix.csv", "train.log"}
+FILES = {
+    "metrics.csv",
+    "result.json",
+    "model.safetensors",
+    "per_class.csv",
+    "confusion_matrix.csv",
+    "predictions.csv",
+    "train.log",
+}
 PLOTS = {"accuracy", "loss", "train_vs_test", "confusion_matrix", "per_class", "examples"}
 
 

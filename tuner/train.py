@@ -58,18 +58,17 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
     trained.save(run, data.classes)
 
     # Score the saved weights; the test split is read here, once, or not at all.
-    fitted, labels = trained.fitted, data.pool.labels
+    fitted = trained.fitted
     val_accuracy = fitted.metrics["val_accuracy"]
-    _, [train_accuracy] = score(trained.predict(x, data.train), labels[data.train])
+    _, [train_accuracy] = score(trained.predict(x, data.train), data.pool.labels[data.train])
     accuracies = {"train": train_accuracy, "validation": val_accuracy}
+    scored = [Scored("validation", data.pool, data.val, trained.predict(x, data.val)[0])]
     if wanted(cfg.test, in_sweep):
-        split, samples, rows = "test", data.test, torch.arange(len(data.test))
-        log_p = trained.predict(parts.inputs(samples.images), rows)
-        _, [accuracies["test"]] = score(log_p, samples.labels)
-    else:
-        split, samples, rows = "validation", data.pool, data.val
-        log_p = trained.predict(x, rows)
-    report(run, split, log_p[0], samples, rows, data.classes, accuracies, fitted, draw=wanted(cfg.plots, in_sweep))
+        rows = torch.arange(len(data.test))
+        log_p = trained.predict(parts.inputs(data.test.images), rows)
+        _, [accuracies["test"]] = score(log_p, data.test.labels)
+        scored.append(Scored("test", data.test, rows, log_p[0]))
+    report(run, scored, data.classes, accuracies, fitted, draw=wanted(cfg.plots, in_sweep))
 
     seconds = time.perf_counter() - start
     run.finish(
@@ -80,7 +79,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
         test_accuracy=accuracies.get("test"),
         epochs=fitted.epochs,
         saved_epoch=fitted.epoch,
-        reported_split=split,
+        reported_split=scored[-1].split,
         seconds=round(seconds, 2),
     )
     test = f", test accuracy {accuracies['test']:.4f} ({len(data.test):,} images)" if "test" in accuracies else ""
@@ -111,10 +110,8 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     first = trained[0]
     _, [train_accuracy] = score(first.predict(x, rows), data.pool.labels[rows])
     accuracies = {"train": train_accuracy, "test": tests[0]}
-    log_p = first.predict(z, everything)[0]
-    report(
-        run, "test", log_p, data.test, everything, data.classes, accuracies, first.fitted, draw=cfg.plots is not False
-    )
+    scored = [Scored("test", data.test, everything, first.predict(z, everything)[0])]
+    report(run, scored, data.classes, accuracies, first.fitted, draw=cfg.plots is not False)
     run.save_config(runnable(cfg))
 
     mean, spread = statistics.mean(tests), statistics.stdev(tests) if len(tests) > 1 else 0.0
@@ -257,19 +254,37 @@ def fit_heads(
     return [Trained(model, k, one, options) for k, one in enumerate(fitted)]
 
 
+@dataclass
+class Scored:
+    """A split's images, the rows of them that are in it, and the log-probabilities [len(rows), classes] they got."""
+
+    split: str
+    samples: Samples
+    rows: torch.Tensor
+    log_p: torch.Tensor
+
+    def answers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each row the label, the predicted class and its probability."""
+        return self.samples.labels[self.rows], self.log_p.argmax(1), self.log_p.amax(1).exp()
+
+    def table(self, classes: Sequence[str]) -> list[list[Any]]:
+        columns = zip(self.rows.tolist(), *(answer.tolist() for answer in self.answers()), strict=True)
+        return [[self.split, row, classes[true], classes[said], f"{p:.4f}"] for row, true, said, p in columns]
+
+
 def report(
     run: Run,
-    split: str,
-    log_p: torch.Tensor,
-    samples: Samples,
-    rows: torch.Tensor,
+    scored: Sequence[Scored],
     classes: Sequence[str],
     accuracies: dict[str, float],
     fitted: Fitted,
     draw: bool,
 ) -> None:
-    """A run's tables and plots, from log-probabilities [len(rows), classes] of the given rows of a split's images."""
-    labels, predicted, confidence = samples.labels[rows], log_p.argmax(1), log_p.amax(1).exp()
+    """A run's predictions, and the tables and plots of the last split that was scored."""
+    table = [row for one in scored for row in one.table(classes)]
+    run.save_table("predictions.csv", [["split", "image", "label", "predicted", "confidence"], *table])
+    split, samples, rows = scored[-1].split, scored[-1].samples, scored[-1].rows
+    labels, predicted, confidence = scored[-1].answers()
     counts = metrics.confusion_matrix(labels, predicted, len(classes))
     per_class = metrics.per_class(labels, predicted, classes)
     run.save_table("confusion_matrix.csv", [["true \\ predicted", *classes], *zip(classes, *counts.T, strict=True)])

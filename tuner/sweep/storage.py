@@ -8,6 +8,7 @@ import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import hydra
 from filelock import FileLock
@@ -65,9 +66,13 @@ def connect(spec: str | None) -> BaseStorage:
     try:
         return _connected(spec, os.getpid())
     except (OSError, ImportError, RuntimeError, SQLAlchemyError, InstantiationException, OptunaError) as error:
-        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
-        reason = " ".join(str(cause).split())
-        raise InputError(f"the storage {shown(spec)} cannot be used: {shown(reason)}") from error
+        raise _unusable(spec, error) from error
+
+
+def _unusable(spec: str, error: Exception) -> InputError:
+    cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+    reason = " ".join(str(cause).split())
+    return InputError(f"the storage {shown(spec)} cannot be used: {shown(reason)}")
 
 
 @lru_cache
@@ -85,6 +90,40 @@ def _connected(spec: str, pid: int) -> BaseStorage:  # one a process: connection
         except (DBAPIError, RuntimeError):  # of processes that make the tables at once, all but one fail
             time.sleep(0.05)
     return _CachedStorage(RDBStorage(spec, engine_kwargs=options))
+
+
+def readable(spec: str, *, live: bool = False) -> BaseStorage:
+    """The storage for reading alone: nothing in it is made or changed, and a sweep that writes to it waits for nobody.
+
+    live: what a sweep that begins later writes is wanted, too.
+    Raises InputError where it can't be reached or holds no studies.
+    """
+    for scheme in (SQLITE, JOURNAL):
+        if spec.startswith(scheme) and not Path(spec.removeprefix(scheme)).is_file():
+            raise InputError(f"there is no file {spec.removeprefix(scheme)}, where {scheme} would have the study")
+    if spec.startswith(JOURNAL):
+        return JournalStorage(_JournalReader(spec.removeprefix(JOURNAL)))
+    options: dict[str, Any] = {"execution_options": {"postgresql_readonly": True}}
+    if spec.startswith(SQLITE):
+        path = Path(spec.removeprefix(SQLITE))
+        at_rest = _write_ahead(path) and not path.with_name(f"{path.name}-wal").exists()  # nobody has it open
+        how = "immutable=1" if at_rest and not live else "mode=ro"  # the latter leaves two files beside it
+        spec, options = f"{SQLITE}file:{quote(str(path))}?{how}&uri=true", {"connect_args": {"timeout": 120}}
+    try:
+        return _CachedStorage(RDBStorage(spec, engine_kwargs=options, skip_table_creation=True))
+    except (ImportError, RuntimeError, SQLAlchemyError) as error:
+        raise _unusable(spec, error) from error
+
+
+def _write_ahead(path: Path) -> bool:
+    """Whether an SQLite file has a write-ahead log: byte 18 of its header, https://sqlite.org/fileformat.html."""
+    with path.open("rb") as file:
+        return file.read(19)[18:] == b"\2"
+
+
+class _JournalReader(JournalFileBackend):
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        raise InputError("this study was opened for reading alone")
 
 
 class _Sqlite(sqlite3.Connection):

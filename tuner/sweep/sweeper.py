@@ -115,6 +115,7 @@ class AsyncSweeper(OptunaSweeperImpl):
             with account.alive():
                 with account.lock:
                     self._agree(account)
+                    report.write(self.study, account.trials(), self.folder, self.spec)  # says where the study is kept
                 self._announce()
                 try:
                     if self.account.room() or self._best_to_retrain() is not None:
