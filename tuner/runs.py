@@ -1,25 +1,42 @@
-"""The run folder: what a run leaves behind, written so that a killed run leaves whole files."""
+"""The run folder: what a run leaves behind, written so that a killed run leaves whole files; and many of them, read."""
 
 import csv
 import io
 import json
+import logging
+import math
+import os
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
+import yaml
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save
 
 from tuner import InputError, __version__, plots
 from tuner.files import replacing
+from tuner.trackers import Tracker
+
+if TYPE_CHECKING:
+    import torch  # takes seconds to import, and most who read runs don't need it
 
 METRICS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+RESULTS = (  # of a run in a table; the keys of its config stand beside them
+    *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
+    *("saved_epoch", "seconds", "device", "trial", "n_train", "n_val", "n_test", "trained_parameters", "gmacs"),
+    "error",
+)
+NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "error"))
 VERSIONS = ("torch", "torchvision", "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna")
+log = logging.getLogger("tuner.runs")
+Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Run:
@@ -35,6 +52,8 @@ class Run:
             raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
         self.folder = folder
         self.result: dict[str, Any] = {}
+        self.tracker: Tracker | None = None  # is told what metrics.csv and result.json get
+        self.start = time.perf_counter()
         for left in ("result.json", "model.safetensors"):  # by a run that failed here, not by this one
             (folder / left).unlink(missing_ok=True)
         with replacing(folder / "metrics.csv") as file:
@@ -45,14 +64,22 @@ class Run:
         with (self.folder / "metrics.csv").open("a", newline="") as file:
             values = (f"{metrics[name]:.6g}" if name in metrics else "" for name in METRICS[1:])
             csv.writer(file, lineterminator="\n").writerow([epoch, *values])
+        if self.tracker:
+            self.tracker.log_epoch(epoch, metrics)
 
     def metrics(self) -> pd.DataFrame:
-        return pd.read_csv(self.folder / "metrics.csv")
+        return read_metrics(self.folder)
+
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.perf_counter() - self.start
 
     def save_model(
-        self, state: Mapping[str, torch.Tensor], classes: Sequence[str], name: str = "model.safetensors"
+        self, state: "Mapping[str, torch.Tensor]", classes: Sequence[str], name: str = "model.safetensors"
     ) -> None:
         """What was trained, with the class names in its metadata."""
+        from safetensors.torch import save
+
         tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
         with replacing(self.folder / name) as file:
             file.write(save(tensors, metadata={"class_names": json.dumps(list(classes))}))
@@ -76,15 +103,148 @@ class Run:
 
     def finish(self, status: str, **more: Any) -> None:
         """result.json: `status` is complete, pruned or failed."""
-        result = {"status": status, **self.result, **more, "versions": versions()}
+        seconds = round(self.seconds(), 2)
+        result = {"status": status, **self.result, **more, "seconds": seconds, "versions": versions()}
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
+    def close(self) -> None:
+        """Tell the tracker how the run ended. It may take its time, and no interrupt changes result.json any more."""
+        if self.tracker:
+            self.tracker.finish(read_result(self.folder))
+
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """A folder's result.json."""
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
+    """A folder's result.json. Raises ValueError where that is damaged."""
+    with _named("result.json"):
+        result = json.loads((folder / "result.json").read_text())
+        if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+            raise ValueError("it is not that of a run: it has no status")
+        return result
+
+
+def read_metrics(folder: str | Path) -> pd.DataFrame:
+    """A run's metrics.csv: a row an epoch, without a line that is just being written."""
+    return pd.read_csv(io.StringIO((Path(folder) / "metrics.csv").read_text().rpartition("\n")[0]))
+
+
+def find(*folders: str | Path) -> Iterator[Path]:
+    """The run folders in or below the given ones, at any depth, in the order of their names; through links, once each.
+
+    Raises InputError where a folder is missing.
+    """
+    seen: set[tuple[int, int]] = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(
+                f"there is no folder {folder}; runs are in outputs/ and multirun/, where they were started"
+            )
+        yield from _find(folder, seen)
+
+
+def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    try:
+        str(folder).encode()
+        stat = folder.stat()
+        with os.scandir(folder) as entries:
+            folders = {entry.name: _is_dir(entry) for entry in entries}
+        is_run = not folders.keys().isdisjoint(("result.json", "metrics.csv"))
+        is_run = is_run or (folder / ".hydra" / "config.yaml").is_file()
+    except (OSError, UnicodeEncodeError) as error:  # not ours to read, gone meanwhile, or of a name that is no text
+        log.warning("skipped %s: %s", folder, error)
+        return
+    if (stat.st_dev, stat.st_ino) in seen:
+        return
+    seen.add((stat.st_dev, stat.st_ino))
+    if is_run:
+        yield folder
+    for name in sorted(folders, key=lambda name: (int(name) if name.isdecimal() else math.inf, name)):
+        if folders[name] and name[0] != "." and not (is_run and name == "plots"):
+            yield from _find(folder / name, seen)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to what is not ours to read
+        return False
+
+
+def load(*folders: str | Path) -> pd.DataFrame:
+    """A row for each run in or below the given folders, or outputs/ and multirun/ where none is given.
+
+    Columns: `folder`; RESULTS, of which `status` is complete, pruned, failed or unfinished (it is going on, or was
+    killed: epochs, val_accuracy and val_loss are then the last of metrics.csv); `started`; and the config's keys, such
+    as optimizer.lr; one that is among RESULTS is `config.KEY`. A damaged folder is logged and left out.
+    Raises InputError where a given folder is missing.
+    """
+    rows = []
+    for folder in find(*(folders or filter(os.path.isdir, ("outputs", "multirun")))):
+        try:
+            rows.append(_row(folder))
+        except (OSError, ValueError) as error:
+            log.warning("skipped %s: %s", folder, " ".join(str(error).split()))
+    frame = pd.DataFrame(rows, columns=None if rows else ["folder", *RESULTS, "started"])
+    return frame.astype(dict.fromkeys(NUMBERS, float))
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    config, started = read_config(folder)
+    finished = (folder / "result.json").exists()
+    result = read_result(folder) if finished else {"status": "unfinished"} | _last_epoch(folder / "metrics.csv")
+    with _named("result.json"):
+        for name in RESULTS:
+            if not isinstance(result.get(name), (int | float if name in NUMBERS else str) | None):
+                raise ValueError(f"{name} is {result[name]!r}, which is no {'number' if name in NUMBERS else 'text'}")
+            if name in NUMBERS:
+                float(result.get(name) or 0)  # or it is too large
+    row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started}
+    return row | {f"config.{key}" if key in row else key: value for key, value in config.items()}
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
+    """A run's config as it was composed, by keys with dots, and when it was written. Without one: nothing, None."""
+    path = folder / ".hydra" / "config.yaml"
+    if not path.exists():
+        return {}, None
+    with _named(".hydra/config.yaml"):
+        config = yaml.load(path.read_text(), Loader=Yaml)
+        if not isinstance(config, dict):
+            raise ValueError("it is not that of a run: it has no keys")
+        return dict(_flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
+
+
+def _flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        elif isinstance(value, list | dict):
+            yield f"{above}{key}", json.dumps(value, ensure_ascii=False, default=str)
+        else:
+            yield f"{above}{key}", value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _last_epoch(path: Path) -> dict[str, float | None]:
+    """What metrics.csv, if there is one, has in its last whole line."""
+    with _named("metrics.csv"):
+        lines = path.read_text().rpartition("\n")[0].split("\n") if path.exists() else []
+        if len(lines) < 2:
+            return {"epochs": 0}
+        names, fields = lines[0].split(","), lines[-1].split(",")
+        if len(names) != len(fields) or "epoch" not in names:
+            raise ValueError(f"its last line {lines[-1][:80]!r} is not that of an epoch")
+        last = dict(zip(names, fields, strict=True))
+        values = {name: float(last[name]) if last.get(name) else None for name in ("val_accuracy", "val_loss")}
+        return {"epochs": int(last["epoch"])} | values
+
+
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    """What is wrong in a file is a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def versions() -> dict[str, str]:

@@ -37,6 +37,7 @@ from tuner.settings import (
     wanted,
 )
 from tuner.sweep import plugin, trial
+from tuner.trackers import Tracker, UnreachableError
 
 plugin.register()
 log = logging.getLogger("tuner.train")
@@ -49,7 +50,6 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
 
     With objective=accuracy_and_cost that and the billions of multiply-adds for an image.
     """
-    start = time.perf_counter()
     parts = prepare(cfg, run, in_sweep)
     data = parts.data
     run.result |= {"n_train": len(data.train), "n_val": len(data.val)}
@@ -70,7 +70,6 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
         scored.append(Scored("test", data.test, rows, log_p[0]))
     report(run, scored, data.classes, accuracies, fitted, draw=wanted(cfg.plots, in_sweep))
 
-    seconds = time.perf_counter() - start
     run.finish(
         "complete",
         val_accuracy=val_accuracy,
@@ -80,10 +79,9 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
         epochs=fitted.epochs,
         saved_epoch=fitted.epoch,
         reported_split=scored[-1].split,
-        seconds=round(seconds, 2),
     )
     test = f", test accuracy {accuracies['test']:.4f} ({len(data.test):,} images)" if "test" in accuracies else ""
-    log.info("validation accuracy %.4f%s, %.0f s: %s", val_accuracy, test, seconds, run.folder)
+    log.info("validation accuracy %.4f%s, %.0f s: %s", val_accuracy, test, run.seconds(), run.folder)
     return val_accuracy if cfg.objective == "accuracy" else (val_accuracy, run.result["gmacs"])
 
 
@@ -93,7 +91,6 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     Returns the mean accuracy on test. model.safetensors, the tables and the plots are the first seed's; the other
     seeds' weights are model-SEED.safetensors. config.yaml is the configuration as a run of its own.
     """
-    start = time.perf_counter()
     parts = prepare(cfg, run, in_sweep)
     data = parts.data
     seeds = list(range(cfg.seed, cfg.seed + cfg.final.seeds))
@@ -115,7 +112,6 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     run.save_config(runnable(cfg))
 
     mean, spread = statistics.mean(tests), statistics.stdev(tests) if len(tests) > 1 else 0.0
-    seconds = time.perf_counter() - start
     run.finish(
         "complete",
         val_accuracy=None,
@@ -127,7 +123,6 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
         epochs=first.fitted.epochs,
         saved_epoch=first.fitted.epoch,
         reported_split="test",
-        seconds=round(seconds, 2),
     )
     log.info("test accuracy %.4f, standard deviation %.4f, of %d seeds: %s", mean, spread, len(seeds), run.folder)
     return mean
@@ -168,6 +163,7 @@ def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
     with called("model"):
         backbone = Backbone(**network, seed=cfg.seed)
     hidden(cfg)  # its mistakes are told before images are read
+    run.tracker = tracker(cfg, run.folder, in_sweep)
     data: Data = build("data", cfg)
     run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
 
@@ -181,6 +177,28 @@ def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
         return features
 
     return Parts(device, precision, backbone, data, inputs)
+
+
+def tracker(cfg: DictConfig, folder: Path, in_sweep: bool) -> Tracker | None:
+    """What else is told of the run, by its study and its number there, or as best; None with logger=csv.
+
+    Raises InputError where it can't be; inside a sweep a store that can't be reached is a warning, and None.
+    """
+    if not OmegaConf.select(cfg, "logger"):
+        return None
+    link = trial.link()
+    study = link.study if link else cfg.study if in_sweep else None
+    name = "best" if cfg.final.epochs else str(HydraConfig.get().job.num) if in_sweep else folder.name
+    config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "logger"])
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    try:
+        with called("logger"):
+            return Tracker(build("logger", cfg)(folder, study, name, plain), folder)
+    except UnreachableError as error:
+        if not in_sweep:
+            raise
+        log.warning("%s; trial %s goes on without it", error, name)  # a server's bad hour must not cost a night
+        return None
 
 
 def hidden(cfg: DictConfig) -> Callable[[int], Head]:
@@ -345,6 +363,8 @@ def main(cfg: DictConfig) -> float | tuple[float, float]:
         except BaseException as error:
             run.finish("failed", error=f"{type(error).__name__}: {error}")
             raise
+        finally:
+            run.close()
     except (InputError, DivergedError) as error:
         if in_sweep:
             raise  # the sweeper's to tell

@@ -1,7 +1,9 @@
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -128,6 +130,7 @@ def test_sqlite_has_a_write_ahead_log_and_leaves_flushing_to_checkpoints(tmp_pat
 
 AT_ONCE = """
 import sys, time, optuna
+from contextlib import closing
 from pathlib import Path
 from tuner.sweep import storage
 for spec in sys.argv[1:]:
@@ -233,3 +236,119 @@ def test_a_server_that_is_not_there_is_named_without_the_password():
         storage.connect(where.format("secret"))
     assert str(error.value).startswith(f"the storage {where.format('***')} cannot be used: ")
     assert "secret" not in str(error.value)
+
+
+# For reading alone
+
+
+def at_rest(spec):
+    storage.connect(spec)._backend.engine.dispose()  # as when its process ends
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def values(store):
+    return [trial.value for trial in optuna.load_study(study_name="s", storage=store).trials]
+
+
+@pytest.mark.parametrize("name", ["optuna.db", "my studies.db", "ünï.db", "a%20b#?&'.db", "{x}.db"])
+@pytest.mark.parametrize("kind", ["sqlite", "plain", "journal"])
+def test_a_reader_changes_nothing(tmp_path, kind, name):
+    made, folder = tmp_path / "made", tmp_path / "it"
+    folder.mkdir()
+    spec = f"{'journal' if kind == 'journal' else 'sqlite'}:///{made}"
+    store = optuna.storages.RDBStorage(spec) if kind == "plain" else storage.connect(spec)
+    add_trial(optuna.create_study(study_name="s", storage=store))
+    if kind != "journal":
+        getattr(store, "_backend", store).engine.dispose()
+    made.rename(folder / name)  # Optuna itself can't make some of these
+    before = contents(folder)
+    reader = storage.readable(f"{spec.split(':')[0]}:///{folder / name}")
+    assert values(reader) == [0.5]
+    study = reader.get_all_studies()[0]._study_id
+    for change in (lambda: reader.delete_study(study), lambda: reader.set_study_user_attr(study, "a", 1)):
+        with pytest.raises((InputError, optuna.exceptions.StorageInternalError)):
+            change()
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("live", [False, True])
+def test_a_reader_sees_what_a_sweep_writes(tmp_path, kind, live):
+    spec = f"{kind}:///{tmp_path}/it"
+    study = optuna.create_study(study_name="s", storage=storage.connect(spec))
+    reader = storage.readable(spec, live=live)
+    for x in (0.1, 0.2):
+        add_trial(study, x)
+        assert values(reader)[-1] == x
+
+
+def test_a_live_reader_sees_a_sweep_that_begins_later(tmp_path):
+    spec = f"sqlite:///{tmp_path}/it"
+    study = optuna.create_study(study_name="s", storage=storage.connect(spec))
+    at_rest(spec)
+    reader = storage.readable(spec, live=True)
+    assert values(reader) == []
+    add_trial(study)
+    assert values(reader) == [0.5]
+
+
+def test_a_sweep_that_ends_after_a_reader_leaves_one_file(tmp_path):
+    spec = f"sqlite:///{tmp_path}/it"
+    add_trial(optuna.create_study(study_name="s", storage=storage.connect(spec)))
+    reader = storage.readable(spec)  # it is still there
+    assert values(reader) == [0.5]
+    at_rest(spec)
+    assert list(contents(tmp_path)) == ["it"]
+    assert values(storage.readable(spec)) == [0.5]
+
+
+KILLED = """
+import os, signal, sys, optuna
+from tuner.sweep import storage
+study = optuna.create_study(study_name="s", storage=storage.connect(sys.argv[1]))
+study.tell(study.ask(), 0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_sweep_wrote_is_read(tmp_path):
+    spec = f"sqlite:///{tmp_path}/it"
+    with start(KILLED, spec) as process:
+        process.wait(60)
+    assert "it-wal" in contents(tmp_path)
+    assert values(storage.readable(spec)) == [0.5]
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("sqlite:///{tmp}/gone", "there is no file {tmp}/gone, where sqlite:/// would have the study"),
+        ("journal:///{tmp}/gone", "there is no file {tmp}/gone, where journal:/// would have the study"),
+        ("sqlite:///{tmp}", "there is no file {tmp}, where sqlite:/// would have the study"),
+        ("sqlite:///{tmp}/text", "the storage sqlite:///{tmp}/text cannot be used: file is not a database"),
+        ("sqlite:///{tmp}/empty", "the storage sqlite:///{tmp}/empty cannot be used: no such table: version_info"),
+        ("sqlite:///{tmp}/old", "the storage sqlite:///{tmp}/old cannot be used: .*optuna storage upgrade"),
+        ("journal:///{tmp}/text", "{tmp}/text is no journal of Optuna: JSONDecodeError"),
+        ("journal:///{tmp}/json", "{tmp}/json is no journal of Optuna: KeyError: 'op_code'"),
+        ("journal:///{tmp}/old", "{tmp}/old is no journal of Optuna: UnicodeDecodeError"),
+        ("postgresql://ann:secret@127.0.0.1:1/db", r"postgresql://ann:\*\*\*@127.0.0.1:1/db cannot be used: .*refused"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, spec, message, live):
+    if spec.startswith("postgresql"):
+        pytest.importorskip("psycopg")
+    (tmp_path / "text").write_text("no database\n" * 100)
+    (tmp_path / "json").write_text('{"a": 1}\n{"a": 2}\n')
+    (tmp_path / "empty").touch()
+    optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/old").engine.dispose()
+    with closing(sqlite3.connect(tmp_path / "old")) as old, old:
+        old.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=message.replace("{tmp}", str(tmp_path))) as error:
+        storage.readable(spec.replace("{tmp}", str(tmp_path)), live=live)
+    assert "secret" not in str(error.value)
+    assert contents(tmp_path) == before

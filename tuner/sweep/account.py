@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tuner.sweep.trial import OUTCOME, Outcome
 
+LOCKS = ".locks"  # in the study's folder
 # System attributes of a trial.
 OWNER = "owner"  # the sweep that runs it
 SURPLUS = "surplus"  # asked for beyond the budget: it never ran
@@ -65,11 +66,7 @@ class Account:
         path = self._alive(owner)
         if not path.exists():  # ended; or on a machine that does not share this folder, where only that one can tell
             return not owner.startswith(f"{socket.gethostname()}:")
-        try:
-            with FileLock(path, timeout=0):
-                return False
-        except Timeout:
-            return True
+        return _is_locked(path)
 
     # What there is
 
@@ -197,6 +194,19 @@ class Account:
 
     def _mark(self, trial_id: int, key: str, value: bool | str) -> None:
         self.study._storage.set_trial_system_attr(trial_id, key, value)
+
+
+def is_swept(folder: Path) -> bool:
+    """Whether a sweep is at work on the study that has this folder."""
+    return any(_is_locked(path) for path in (folder / LOCKS).glob("*.alive"))
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def allowed_failures(rate: float, n_trials: int) -> int:

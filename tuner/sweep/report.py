@@ -16,6 +16,8 @@ from tuner.files import replacing
 from tuner.sweep import storage
 from tuner.sweep.join import names
 
+RESULTS = "optimization_results.yaml"
+
 
 def best_of(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
     """The best of complete trials, the earliest of equals; None where there is none, or several objectives."""
@@ -47,7 +49,7 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
         results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
     results["trials"] = {state.lower(): n for state, n in Counter(t.state.name for t in trials).items()}
     results |= {"study": study.study_name, "storage": storage.shown(spec), "directions": names(study.directions)}
-    with replacing(folder / "optimization_results.yaml") as file:
+    with replacing(folder / RESULTS) as file:
         file.write(yaml.safe_dump(results, sort_keys=False, allow_unicode=True).encode())
     table = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration", "user_attrs"))
     with replacing(folder / "trials.csv") as file:
@@ -104,5 +106,7 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         lines.append(f"on train + validation, {seeds} seeds: test accuracy {test:.4f}, standard deviation {std:.4f}")
         lines.append(f"model, tables and plots: {best_folder}")
         lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder} --config-name config")
-    lines.append(f"results: {folder / 'optimization_results.yaml'}, every trial: {folder / 'trials.csv'}")
+    lines.append(f"results: {folder / RESULTS}, every trial: {folder / 'trials.csv'}")
+    if results["storage"]:
+        lines.append(f"look at it: python -m tuner.study {shlex.quote(str(folder))}")
     return "\n".join(lines)

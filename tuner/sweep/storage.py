@@ -5,7 +5,8 @@ import os
 import re
 import sqlite3
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from tuner import InputError
 
@@ -101,18 +103,33 @@ def readable(spec: str, *, live: bool = False) -> BaseStorage:
     for scheme in (SQLITE, JOURNAL):
         if spec.startswith(scheme) and not Path(spec.removeprefix(scheme)).is_file():
             raise InputError(f"there is no file {spec.removeprefix(scheme)}, where {scheme} would have the study")
-    if spec.startswith(JOURNAL):
-        return JournalStorage(_JournalReader(spec.removeprefix(JOURNAL)))
-    options: dict[str, Any] = {"execution_options": {"postgresql_readonly": True}}
-    if spec.startswith(SQLITE):
-        path = Path(spec.removeprefix(SQLITE))
-        at_rest = _write_ahead(path) and not path.with_name(f"{path.name}-wal").exists()  # nobody has it open
-        how = "immutable=1" if at_rest and not live else "mode=ro"  # the latter leaves two files beside it
-        spec, options = f"{SQLITE}file:{quote(str(path))}?{how}&uri=true", {"connect_args": {"timeout": 120}}
+    if spec.startswith("{"):
+        return connect(spec)  # of a class of its own: it alone knows how it reads
     try:
-        return _CachedStorage(RDBStorage(spec, engine_kwargs=options, skip_table_creation=True))
-    except (ImportError, RuntimeError, SQLAlchemyError) as error:
-        raise _unusable(spec, error) from error
+        if spec.startswith(JOURNAL):
+            return _read_journal(spec.removeprefix(JOURNAL))
+        options: dict[str, Any] = {"execution_options": {"postgresql_readonly": True}}
+        if spec.startswith(SQLITE):
+            options = {"creator": _sqlite_reader(Path(spec.removeprefix(SQLITE)), live), "poolclass": NullPool}
+        url = SQLITE if spec.startswith(SQLITE) else spec  # the creator has the path, with whatever is in it
+        return _CachedStorage(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
+    except (OSError, ImportError, RuntimeError, SQLAlchemyError, OptunaError) as error:
+        cause = error.__cause__ if isinstance(error, OptunaError) and isinstance(error.__cause__, Exception) else error
+        raise _unusable(spec, getattr(cause, "orig", None) or cause) from error
+
+
+def _read_journal(path: str) -> BaseStorage:
+    try:
+        return JournalStorage(_JournalReader(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no journal of Optuna: {type(error).__name__}: {error}") from error
+
+
+def _sqlite_reader(path: Path, live: bool) -> Callable[[], sqlite3.Connection]:
+    at_rest = _write_ahead(path) and not path.with_name(f"{path.name}-wal").exists()  # nobody has it open
+    how = "immutable=1" if at_rest and not live else "mode=ro"  # the latter leaves two files beside it
+    address = f"file:{quote(str(path))}?{how}"
+    return partial(sqlite3.connect, address, timeout=120, uri=True, check_same_thread=False)
 
 
 def _write_ahead(path: Path) -> bool:

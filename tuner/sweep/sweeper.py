@@ -31,7 +31,7 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError
 from tuner.sweep import launchers, report, sampling, space, storage
-from tuner.sweep.account import Account, allowed_failures
+from tuner.sweep.account import LOCKS, Account, allowed_failures
 from tuner.sweep.compose import Composer
 from tuner.sweep.join import join
 from tuner.sweep.progress import Progress
@@ -139,7 +139,7 @@ class AsyncSweeper(OptunaSweeperImpl):
         wanted = Path(self.config.hydra.sweep.dir).absolute()
         self.study, self.folder = join(self.study_name, self.spec, self._get_directions(), wanted)
         self.study.pruner = self.pruner
-        locks = self.folder / ".locks"
+        locks = self.folder / LOCKS
         locks.mkdir(exist_ok=True)
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         budget = {"n_trials": self.n_trials, "retries": self.retries}
@@ -173,7 +173,8 @@ class AsyncSweeper(OptunaSweeperImpl):
         """Compare the search with what the study was started with, and write down what is new."""
         if "space" in attributes and any(trial.state != TrialState.WAITING for trial in self.account.trials()):
             space.check_unchanged(attributes["space"], self.space.distributions, self.study.study_name)
-        fixed = {key: line for key, line in self.space.fixed.items() if key not in ("study", "final.seeds")}
+        of_no_trial = ("study", "final.seeds", "logger")
+        fixed = {key: line for key, line in self.space.fixed.items() if key not in of_no_trial and key[:7] != "logger."}
         now = {"space": space.to_json(self.space.distributions), "fixed": fixed}
         if attributes.get("fixed", fixed) != fixed:
             before, after = (" ".join(lines.values()) or "nothing" for lines in (attributes["fixed"], fixed))

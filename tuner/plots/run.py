@@ -1,44 +1,19 @@
-"""The figures of a run: numbers in, `matplotlib.figure.Figure` out, and `save`.
+"""The figures of one run: numbers in, `matplotlib.figure.Figure` out."""
 
-Nothing here touches pyplot, a backend or rcParams, so figures can be drawn in threads and without a display.
-"""
-
-import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from tuner.files import replacing
+from tuner.plots import style
+from tuner.plots.style import BLUE, BLUES, COLOURS, GRID, INK, MUTED, NAME, ORANGE, PAPER, TEXT, TITLE
 
-# Grey, blue and orange differ in lightness as well as in hue: they stay apart for colour-blind readers and in print.
-COLOURS = {"train": "#8C8C8C", "validation": "#0068A8", "test": "#D55E00"}
-BLUE, ORANGE, INK, MUTED, GRID = "#0068A8", "#D55E00", "#222222", "#666666", "#E6E6E6"
-BLUES = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#9CC9E8", BLUE, "#00395E"]).with_extremes(bad=GRID)
-TITLE, TEXT, SMALL = 16, 12, 10  # points
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # keeps the grid out of a text
-CJK = ["Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS"]
-FONTS = ["DejaVu Sans", *(font for font in CJK if font in font_manager.get_font_names())]
-NAME: dict[str, Any] = {"parse_math": False, "fontfamily": FONTS}  # a class may be called "$5 to $10", or "猫"
 LOWEST, HIGHEST, EXAMPLES = 35, 5, 25
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG of 150 dots an inch. Whoever reads `path` sees the old file or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the box in its place says so
-        figure.savefig(file, format="png", dpi=150)
 
 
 def accuracy(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
@@ -47,8 +22,8 @@ def accuracy(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
     metrics: one row an epoch, with the columns of metrics.csv. Values may be NaN, a whole column too.
     """
     note = "Train accuracy is the running mean over the epoch, with dropout on; validation is measured after it."
-    figure = _figure(_curve_title(metrics, saved_epoch, "accuracy"), note=note)
-    axes = _axes(figure)
+    figure = style.figure(_curve_title(metrics, saved_epoch, "accuracy"), note=note)
+    axes = style.axes(figure)
     low, high = _curves(axes, metrics, saved_epoch, "accuracy")
     room = max(high - low, 0.05)
     axes.set_ylim(max(low - 0.2 * room, -0.01), min(high + 0.1 * room, 1.01))
@@ -60,9 +35,9 @@ def accuracy(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
 def loss(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
     """Train and validation loss by epoch, with the learning rate below. Arguments as for `accuracy`."""
     note = "Train loss is the running mean over the epoch, with dropout on; validation is measured after it."
-    figure = _figure(_curve_title(metrics, saved_epoch, "loss"), height=6.2, note=note)
+    figure = style.figure(_curve_title(metrics, saved_epoch, "loss"), height=6.2, note=note)
     grid = figure.add_gridspec(2, 1, height_ratios=[4, 1])
-    axes = _axes(figure, grid[0])
+    axes = style.axes(figure, grid[0])
     low, high = _curves(axes, metrics, saved_epoch, "loss")
     if high > 20 * low > 0:  # one wild epoch must not flatten all the others
         axes.set_yscale("log")
@@ -72,7 +47,7 @@ def loss(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
     _mark_saved(axes, saved_epoch, height=0.93)
     axes.set(ylabel="loss")
 
-    rates = _axes(figure, grid[1], sharex=axes)
+    rates = style.axes(figure, grid[1], sharex=axes)
     rates.plot(metrics["epoch"], metrics["lr"], color=INK, linewidth=2, marker="o", markersize=3)
     rates.set(xlabel="epoch", ylabel="lr", ylim=(0, 1.2 * metrics["lr"].max() or 1))
     rates.yaxis.set_major_locator(MaxNLocator(2))
@@ -85,8 +60,8 @@ def loss(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
 def train_vs_test(accuracies: Mapping[str, float | None]) -> Figure:
     """Bars of accuracy, 0..1, by split, in the order given; a split whose accuracy is None or NaN is left out."""
     known = {split: value for split, value in accuracies.items() if value is not None and np.isfinite(value)}
-    figure = _figure(_gap_title(known), width=7.5, height=5)
-    axes = _axes(figure)
+    figure = style.figure(_gap_title(known), width=7.5, height=5)
+    axes = style.axes(figure)
     bars = axes.bar(list(known), list(known.values()), width=0.6, color=[COLOURS.get(s, BLUE) for s in known])
     axes.bar_label(bars, fmt="{:.3f}", fontsize=TITLE, fontweight="bold", color=INK, padding=4, bbox=PAPER)
     axes.grid(False, axis="x")
@@ -104,8 +79,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], split: str) -> 
     totals = counts.sum(axis=1, keepdims=True).repeat(size, axis=1)
     share = np.ma.masked_array(counts / np.maximum(totals, 1), mask=totals == 0)
     side = float(np.clip(0.65 * size, 4, 9 if size <= 20 else 12))  # of the matrix itself, in inches
-    figure = _figure(_confusion_title(counts, split), side + 3.5, side + 2.2, _confusion_note(counts, classes))
-    axes = _axes(figure)
+    figure = style.figure(_confusion_title(counts, split), side + 3.5, side + 2.2, _confusion_note(counts, classes))
+    axes = style.axes(figure)
     norm = PowerNorm(0.5, 0, 1)  # lifts the rare confusions: they are what one looks for
     image = axes.imshow(share, cmap=BLUES, norm=norm)
     bar = figure.colorbar(image, shrink=0.7, aspect=30, ticks=[0, 0.05, 0.25, 0.5, 1], format=PercentFormatter(1))
@@ -127,21 +102,25 @@ def per_class(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, split: str) -> F
     table = pd.DataFrame(rows).sort_values(["accuracy", "support"], ascending=[True, False], kind="stable")
     tested = table[table["support"] > 0]
     if tested.empty:
-        return _figure(f"No {split} images to measure classes on", height=1)
+        return style.figure(f"No {split} images to measure classes on", height=1)
     worst, between = tested.iloc[0], max(0, len(tested) - LOWEST - HIGHEST)
-    title = f"{split.capitalize()} accuracy by class: {_short(worst['class'])} is lowest at {worst['accuracy']:.3f}"
+    title = (
+        f"{split.capitalize()} accuracy by class: {style.short(worst['class'])} is lowest at {worst['accuracy']:.3f}"
+    )
     if between:
         title += f" (the {LOWEST} lowest and {HIGHEST} highest of {len(tested)} classes)"
     untested = len(table) - len(tested)
     note = f"Left out: {untested} of {len(table)} classes, without {split} images." if untested else ""
     shown = pd.concat([tested[:LOWEST], tested[LOWEST + between :]])
-    figure = _figure(title, height=max(3.5, 0.33 * len(shown) + 2), note=note)
-    axes = _axes(figure)
+    figure = style.figure(title, height=max(3.5, 0.33 * len(shown) + 2), note=note)
+    axes = style.axes(figure)
     _class_bars(axes, shown, between)
     overall = np.average(tested["accuracy"], weights=tested["support"])
     axes.axvline(overall, color=ORANGE, linewidth=2)
     text, side = f"all images {overall:.3f}", "right" if overall > 0.5 else "left"
-    _annotate(axes, text, (overall, 1), (0, 4), axes.get_xaxis_transform(), ha=side, color=ORANGE, fontweight="bold")
+    style.annotate(
+        axes, text, (overall, 1), (0, 4), axes.get_xaxis_transform(), ha=side, color=ORANGE, fontweight="bold"
+    )
     return figure
 
 
@@ -156,52 +135,22 @@ def examples(
     images = np.asarray(images.cpu() if hasattr(images, "cpu") else images)[:EXAMPLES]
     n, columns = len(images), 5
     if n == 0:
-        return _figure(f"No mistakes on the {split} images", height=1)
+        return style.figure(f"No mistakes on the {split} images", height=1)
     rows = -(-n // columns)
     height = 1.7 * float(np.clip(images.shape[2] / images.shape[3], 0.3, 2)) + 0.75  # the image and its three lines
     which = f"{n} most confident mistakes" if n > 1 else "most confident mistake"
     note = "Above each image its true class; below it the predicted class and the confidence in it."
-    figure = _figure(f"The {which} on the {split} images", 1.8 * columns, rows * height + 0.9, note)
+    figure = style.figure(f"The {which} on the {split} images", 1.8 * columns, rows * height + 0.9, note)
     small = max(len(name) for name in [*true[:n], *predicted[:n]]) > 17
     points, limit = (9, 24) if small else (TEXT, 17)
     for place, image in enumerate(images):
         axes = figure.add_subplot(rows, columns, place + 1, xticks=[], yticks=[])
         axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)  # [C, H, W] -> [H, W, C]
         axes.spines[:].set_color(GRID)
-        axes.set_title(_short(true[place], limit), fontsize=points, color=INK, pad=4, **NAME)
-        said = f"{_short(predicted[place], limit)}\n{confidence[place]:.3f}"
+        axes.set_title(style.short(true[place], limit), fontsize=points, color=INK, pad=4, **NAME)
+        said = f"{style.short(predicted[place], limit)}\n{confidence[place]:.3f}"
         axes.set_xlabel(said, fontsize=points, color=ORANGE, labelpad=3, **NAME)
     return figure
-
-
-def _figure(title: str, width: float = 9, height: float = 5.5, note: str = "") -> Figure:
-    """An empty figure, in inches, with a title wrapped to its width and small print at the bottom."""
-    figure = Figure(figsize=(width, height), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-    scale = max(1, width / 11)  # a larger figure is shown smaller
-    for write, text, points, letter, style in (
-        (figure.suptitle, title, TITLE * scale, 0.65, {"fontweight": "bold", "color": INK}),
-        (figure.supxlabel, note, SMALL * scale, 0.57, {"color": MUTED}),
-    ):  # a letter is `letter` times its height wide
-        text = textwrap.fill(text, int(72 * width / (letter * points)))
-        write(text, x=0.1 / width, ha="left", fontsize=points, **style, **NAME)
-    return figure
-
-
-def _axes(figure: Figure, place: Any = 111, **options: Any) -> Axes:
-    axes = figure.add_subplot(place, **options)
-    axes.spines[:].set_visible(False)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelsize=TEXT, labelcolor=INK)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(fontsize=TEXT, color=INK)
-    return axes
-
-
-def _short(name: str, limit: int = 26) -> str:
-    """`name` on one line; a long one loses its middle, since long names often share their beginnings."""
-    name, half = " ".join(str(name).split()), (limit - 1) // 2
-    return name if len(name) <= limit else f"{name[:half]}…{name[-half:]}"
 
 
 def _curve_title(metrics: pd.DataFrame, saved_epoch: int, quantity: str) -> str:
@@ -223,14 +172,14 @@ def _curves(axes: Axes, metrics: pd.DataFrame, saved_epoch: int, quantity: str) 
             curves[split] = values[np.isfinite(values)]
     upper = max(curves, key=lambda split: curves[split].iloc[-1], default=None)
     for split, values in curves.items():
-        style: dict[str, Any] = {"color": COLOURS[split], "marker": "o"}
-        axes.plot(values.index, values, linewidth=2.5, markersize=6 if len(metrics) <= 40 else 0, **style)
+        dots: dict[str, Any] = {"color": COLOURS[split], "marker": "o"}
+        axes.plot(values.index, values, linewidth=2.5, markersize=6 if len(metrics) <= 40 else 0, **dots)
         if saved_epoch in values:
-            axes.plot(saved_epoch, values[saved_epoch], markersize=10, **style)
+            axes.plot(saved_epoch, values[saved_epoch], markersize=10, **dots)
         # One name stands on its curve's height and the other hangs from it: they cannot overlap.
         end, side = values.index[-1], "bottom" if split == upper else "top"
         label = f"{split} {values[end]:.3f}"
-        _annotate(axes, label, (end, values[end]), (9, 0), va=side, color=COLOURS[split], fontweight="bold")
+        style.annotate(axes, label, (end, values[end]), (9, 0), va=side, color=COLOURS[split], fontweight="bold")
     first, last = metrics["epoch"].min(), metrics["epoch"].max()
     margin = 0.03 * (last - first) or 0.5
     axes.set_xlim(first - margin, last + margin)
@@ -244,12 +193,7 @@ def _mark_saved(axes: Axes, saved_epoch: int, height: float) -> None:
     axes.axvline(saved_epoch, color=MUTED, linewidth=1.2, linestyle=":", zorder=1)
     side, sign = ("right", -1) if saved_epoch > np.mean(axes.get_xlim()) else ("left", 1)
     text, place = f"saved weights: epoch {saved_epoch}", (saved_epoch, height)
-    _annotate(axes, text, place, (8 * sign, 0), axes.get_xaxis_transform(), ha=side, color=MUTED, bbox=PAPER)
-
-
-def _annotate(axes: Axes, text: str, place: Any, offset: Any, coordinates: Any = "data", **style: Any) -> None:
-    """Writes `text` at `place` and an `offset` in points."""
-    axes.annotate(text, place, offset, coordinates, "offset points", fontsize=TEXT, annotation_clip=False, **style)
+    style.annotate(axes, text, place, (8 * sign, 0), axes.get_xaxis_transform(), ha=side, color=MUTED, bbox=PAPER)
 
 
 def _gap_title(known: Mapping[str, float]) -> str:
@@ -275,7 +219,7 @@ def _confusion_note(counts: np.ndarray, classes: Sequence[str]) -> str:
     row, column = np.unravel_index(wrong.argmax(), wrong.shape)
     note = ""
     if wrong.any():
-        pair = f"{_short(classes[row])} taken for {_short(classes[column])}"
+        pair = f"{style.short(classes[row])} taken for {style.short(classes[column])}"
         note = f"Most frequent mistake: {pair}, {wrong[row, column]:,} of {counts[row].sum():,} images. "
     return note + ("" if counts.sum(axis=1).all() else "A grey row is a class without images.")
 
@@ -283,7 +227,7 @@ def _confusion_note(counts: np.ndarray, classes: Sequence[str]) -> str:
 def _name_cells(axes: Axes, classes: Sequence[str], points: float) -> None:
     size = len(classes)
     step = -(-size // 120)  # past 120 the names would overlap
-    ticks, names = range(0, size, step), [_short(name) for name in classes[::step]]
+    ticks, names = range(0, size, step), [style.short(name) for name in classes[::step]]
     tilt: dict[str, Any] = {"rotation": 90 if size > 20 else 0}
     if 3 < size <= 20:
         tilt = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -302,11 +246,11 @@ def _count_cells(axes: Axes, counts: np.ndarray, share: np.ndarray, points: floa
     """Writes the counts into cells that are `points` wide; zeros stay empty."""
     with_parts = len(counts) <= 10
     longest = max(len(f"{counts.max():,}"), len("100.0%") if with_parts else 3)
-    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": min(18, points / (0.72 * longest))}
+    written: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": min(18, points / (0.72 * longest))}
     for row, column in np.argwhere(counts):
         part = share[row, column]
         text = f"{counts[row, column]:,}" + (f"\n{part:.1%}" if with_parts else "")
-        axes.text(column, row, text, color="white" if part > 0.3 else INK, **style)
+        axes.text(column, row, text, color="white" if part > 0.3 else INK, **written)
 
 
 def _class_bars(axes: Axes, table: pd.DataFrame, between: int) -> None:
@@ -315,12 +259,12 @@ def _class_bars(axes: Axes, table: pd.DataFrame, between: int) -> None:
         rows[LOWEST:] += 1
         axes.text(0.01, LOWEST, f"{between} classes between", va="center", color=MUTED, fontsize=TEXT - 1)
     axes.barh(rows, table["accuracy"], height=0.72, color=BLUE)
-    axes.set_yticks(rows, [_short(name) for name in table["class"]], **NAME)
+    axes.set_yticks(rows, [style.short(name) for name in table["class"]], **NAME)
     axes.set(xlim=(0, 1), ylim=(-0.6, rows[-1] + 0.6), xlabel="accuracy: the share of the class's images got right")
     axes.grid(False, axis="y")
     # Two columns of figures beside the bars: there the line cannot strike them out.
     for points, colour, column, layout in ((70, INK, "accuracy", ".3f"), (128, MUTED, "support", ",")):
-        style = {"ha": "right", "color": colour}
-        _annotate(axes, column, (1, 1), (points, 4), "axes fraction", **style)
+        written = {"ha": "right", "color": colour}
+        style.annotate(axes, column, (1, 1), (points, 4), "axes fraction", **written)
         for row, value in zip(rows, table[column], strict=True):
-            _annotate(axes, format(value, layout), (1, row), (points, 0), va="center", **style)
+            style.annotate(axes, format(value, layout), (1, row), (points, 0), va="center", **written)

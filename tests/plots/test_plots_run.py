@@ -1,14 +1,11 @@
-"""tuner.plots: every figure is drawn and saved; what is asserted is what a reader of it would be told."""
-
-import struct
+"""tuner.plots.run: every figure is drawn and saved; what is asserted is what a reader of it would be told."""
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from seen import drawn, texts, title
 
 from tuner import plots
 
@@ -36,29 +33,6 @@ def rows_of(classes, empty=0):
         {"class": f"class {i}", "accuracy": (i + 1) / classes * (i >= empty), "support": 10 * (i >= empty)}
         for i in range(classes)
     ]
-
-
-def title(figure):
-    return " ".join(figure.get_suptitle().split())
-
-
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
-
-
-def drawn(figure, tmp_path):
-    """Saves the figure, checks the file, and says that no text tells the reader "nan"."""
-    assert isinstance(figure, Figure)
-    path = tmp_path / "plots" / "figure.png"
-    plots.save(figure, path)
-    content = path.read_bytes()
-    width, height = struct.unpack(">II", content[16:24])
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    assert content.endswith(b"IEND\xaeB`\x82")
-    assert (width, height) == tuple(int(150 * inches) for inches in figure.get_size_inches())
-    assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
-    assert not [text for text in texts(figure) if text.lower() in ("nan", "inf") or "nan" in title(figure).lower()]
-    return title(figure)
 
 
 @pytest.mark.parametrize(

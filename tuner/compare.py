@@ -1,0 +1,307 @@
+"""Compare run folders: `python -m tuner.compare [FOLDER...]`."""
+
+import argparse
+import html
+import logging
+import operator
+import os
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from tuner import InputError, paired, plots, present, runs
+
+log = logging.getLogger("tuner.compare")
+ROWS = 30  # on the terminal, unless --top asks for more
+NOT_OF_THE_MODEL = ("study", "cache_dir", "test", "plots", "objective", "final.seeds", "final.epochs", "config.device")
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    **{"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq},
+    **{"<": operator.lt, ">": operator.gt, "=": operator.eq},
+}
+CONDITION = re.compile(rf"\s*(.+?)\s*({'|'.join(OPERATORS)})\s*(.*?)\s*")
+QUOTES = re.compile(r"[\s\"']")
+HIGHEST_FIRST = ("val_accuracy", "test_accuracy", "train_accuracy", "started")
+
+
+def differing(frame: pd.DataFrame) -> list[str]:
+    """The keys of the config in which the runs of a table differ, but for those that say nothing of the model."""
+    keys = [str(key) for key in frame if key not in ("folder", "started", *runs.RESULTS, *NOT_OF_THE_MODEL)]
+    keys = [key for key in keys if not f"{key}.".startswith("logger.")]
+    return [key for key in keys if frame[key].nunique() + frame[key].isna().any() > 1]  # null is as good as missing
+
+
+def where(frame: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """The rows for which a condition holds, such as `optimizer.lr<1e-3`, `status=complete` or `grad_clip=null`.
+
+    Numbers are compared as numbers, times as times, all else as text, with = and != alone. Raises InputError for
+    another condition.
+    """
+    if not (match := CONDITION.fullmatch(condition)):
+        raise InputError(f"--where {condition!r} must be KEY, one of {' '.join(OPERATORS)}, and a value")
+    key, sign, text = match.groups()
+    column, compare, equality = frame[known(frame, key)], OPERATORS[sign], sign in ("=", "==", "!=")
+    if equality and text.lower() in ("", "~", "null", "nan"):
+        rows = column.isna() == (sign != "!=")
+    elif column.dtype.kind == "M":
+        try:
+            rows = compare(column, pd.Timestamp(text))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"--where {condition!r}: {text!r} is no time such as 2026-01-31T12:00") from error
+    elif (number := _number(text)) is not None:
+        rows = compare(pd.to_numeric(column, errors="coerce"), number)
+    elif equality:
+        words = column.astype(str).str.lower()  # true, True
+        if text[0] in "[{":  # lists are text, whose spaces and quotes are JSON's
+            words, text = words.str.replace(QUOTES, "", regex=True), QUOTES.sub("", text)
+        rows = compare(words, text.lower())
+    else:
+        raise InputError(f"--where {condition!r}: {sign} compares numbers, and {text!r} is none; use = or !=")
+    return frame[rows.astype(bool)]
+
+
+def known(frame: pd.DataFrame, key: str) -> str:
+    """The key, if the table has it. Raises InputError, with the nearest ones, where it has not."""
+    if key not in frame:
+        names = [str(name) for name in frame]
+        near = [name for name in names if name.endswith(f".{key}")] or get_close_matches(key, names, n=3, cutoff=0.4)
+        near = near or [name for name in names if name != "folder"]
+        raise InputError(f"no run has {key}; there is {', '.join(near)}")
+    return key
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def ordered(frame: pd.DataFrame, key: str, reverse: bool = False) -> pd.DataFrame:
+    """The rows by a column: accuracies and `started` from the highest, all else from the lowest; those without it last.
+
+    Numbers come before text.
+    """
+    column, ascending = frame[known(frame, key)], (key not in HIGHEST_FIRST) != reverse
+    if column.dtype != object:
+        return frame.loc[column.sort_values(ascending=ascending, kind="stable").index]
+    number = pd.to_numeric(column, errors="coerce").astype(float)
+    by = pd.DataFrame({"missing": column.isna(), "number": number, "text": column.astype(str)})
+    return frame.loc[by.sort_values(["missing", "number", "text"], ascending=[True, ascending, ascending]).index]
+
+
+def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """A row for each group of complete runs with equal `keys`, the best first.
+
+    `runs` is how many; of each accuracy there are the mean, under its name, and the standard deviation. A search's
+    retrained best, which has no validation accuracy, is in no group.
+    """
+    complete = frame[(frame.status == "complete") & frame.val_accuracy.notna()]
+    measured = [key for key in ("val_accuracy", "test_accuracy") if complete[key].notna().any()]
+    parts = complete.groupby([known(frame, key) for key in keys], dropna=False) if keys else None
+    rows = []
+    for values, part in parts if parts is not None else [((), complete)]:
+        row = dict(zip(keys, values, strict=True)) | {"runs": len(part)}
+        for key in measured:
+            row |= {key: part[key].mean(), f"{key}_std": part[key].std()}
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=None if rows else [*keys, "runs"])
+    return table.sort_values(measured[:1], ascending=False, kind="stable", ignore_index=True) if measured else table
+
+
+def columns(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
+    """What is shown of each run: what was asked for, or how it went and in what it differs from the others."""
+    if wanted:
+        return list(dict.fromkeys(["folder", *(known(frame, key) for key in wanted)]))
+    results = ["status", "val_accuracy", *(["test_accuracy"] if frame.test_accuracy.notna().any() else [])]
+    return ["folder", *results, "epochs", "seconds", *differing(frame)]
+
+
+# Two runs
+
+
+def pair(a: Path, b: Path) -> dict[str, Any]:
+    """Two runs side by side: where their configs differ, their results, their classes, and whether chance explains it.
+
+    Keys: `a`, `b`, the folders; `config`, `results` and `classes`, tables with columns a and b; `split`, `images` and
+    `p_value` of McNemar's test on the images that both have predictions for, None where there are none.
+    """
+    frame = pd.concat([runs.load(a).head(1), runs.load(b).head(1)], ignore_index=True)
+    if len(frame) < 2:
+        raise InputError(f"{a} and {b} must both be run folders that can be read")
+    config = _side_by_side(
+        frame, [str(key) for key in frame if key not in ("folder", "started", "study", *runs.RESULTS)]
+    )
+    results = _side_by_side(frame, [key for key in runs.RESULTS if key != "trial" and frame[key].notna().any()])
+    results["difference"] = [_difference(x, y) for x, y in zip(results.a, results.b, strict=True)]
+    same = config.where(config.notna(), None).map(str)  # null is as good as missing
+    made = {"a": str(a), "b": str(b), "config": config[same.a != same.b], "results": results}
+    return made | paired.on_the_same_images(a, b)
+
+
+def _side_by_side(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    return frame[keys].T.set_axis(["a", "b"], axis=1).rename_axis("key").reset_index().astype(object)
+
+
+def _difference(a: Any, b: Any) -> float | None:
+    return b - a if present.is_number(a) and present.is_number(b) else None
+
+
+# The command
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    if args.top is not None and args.top < 0:
+        raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
+    table_of_runs = args.where or args.columns or args.group_by or args.over  # though they be two
+    two = len(args.folders) == 2 and all(list(runs.find(folder)) == [Path(folder)] for folder in args.folders)
+    if two and not table_of_runs:
+        show_pair(args)
+        return
+    frame = runs.load(*args.folders)
+    if frame.empty:
+        raise InputError("no run was found; python -m tuner.train makes one in outputs/, and -m searches in multirun/")
+    summary = _summary(frame)
+    for condition in args.where:
+        frame = where(frame, condition)
+    if args.where:
+        summary += f"; {len(frame):,} with {' and '.join(args.where)}"
+    if args.group_by or args.over:
+        over = [known(frame, key) for key in args.over or []]
+        table = grouped(frame, args.group_by or [key for key in differing(frame) if key not in over])
+        chosen = [known(table, str(key)) for key in args.columns or table]
+        if args.sort:
+            table = ordered(table, args.sort, args.reverse)
+        elif args.reverse:
+            table = table[::-1]
+    else:
+        table = ordered(frame, args.sort or "val_accuracy", args.reverse)
+        chosen = columns(table, args.columns)
+    if args.plots or args.html:
+        write(args, table.head(args.top or len(table)), chosen, summary)
+    if args.csv or args.json:
+        top = table.head(args.top or len(table))[chosen]
+        present.print_csv(top) if args.csv else present.print_json(present.records(top))
+    else:
+        top = table.head((ROWS if args.top is None else args.top) or len(table))
+        short = top.assign(folder=top.folder.map(present.near)) if "folder" in top else top
+        present.terminal(short[chosen])
+        more = f"; {len(table) - len(top):,} more with --top 0" if len(top) < len(table) else ""
+        print(f"\n{summary}{more}")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m tuner.compare",
+        description="A table of runs, the best first, with the config keys in which they differ. Of two run folders: "
+        "where they differ, and whether their accuracies differ by more than chance.",
+    )
+
+    def split(text: str) -> list[str]:
+        return list(dict.fromkeys(key.strip() for key in text.split(",") if key.strip()))
+
+    add = parser.add_argument
+    add("folders", nargs="*", metavar="FOLDER", help="searched at any depth; default: outputs and multirun")
+    add("--where", action="append", default=[], metavar="COND", help="such as 'optimizer.lr<1e-3'; may be repeated")
+    add("--sort", metavar="KEY", help="default: val_accuracy; accuracies and started descend, all else ascends")
+    add("--reverse", action="store_true", help="the other way round")
+    add("--top", type=int, metavar="N", help=f"so many rows; 0: all; default: {ROWS} on the terminal, else all")
+    add("--columns", type=split, metavar="KEY,...", help="show these instead of what differs")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--group-by", type=split, metavar="KEY,...", help="mean, standard deviation and number of runs")
+    one.add_argument("--over", type=split, metavar="KEY,...", help="the same by all that differs but these, as in seed")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--csv", action="store_true", help="print CSV instead")
+    either.add_argument("--json", action="store_true", help="print JSON instead")
+    add("--plots", action="store_true", help="write curves.png and bars.png")
+    add("--html", action="store_true", help="write compare.html: a sortable table with links, and curves")
+    add("--out", type=Path, default=Path("comparison"), metavar="FOLDER", help="where to; default: %(default)s/")
+    return parser
+
+
+def show_pair(args: argparse.Namespace) -> None:
+    both = pair(*map(Path, args.folders))
+    tables = {name: both[name] for name in ("config", "results", "classes") if both[name] is not None}
+    if args.plots or args.html:
+        frame = runs.load(*args.folders)
+        write(args, frame, columns(frame, None), paired.verdict(both))
+    if args.json:
+        present.print_json(both | {name: present.records(table) for name, table in tables.items()})
+        return
+    if args.csv:
+        present.print_csv(pd.concat(tables, names=["table"]).reset_index("table"))
+        return
+    print(f"a  {both['a']}\nb  {both['b']}\n")
+    titles = {
+        "config": "Config, where they differ" if len(both["config"]) else "Their configs are the same",
+        "results": "Results",
+        "classes": f"Accuracy by class, on the same {both['images']:,} {both['split']} images",
+    }
+    for name, frame in tables.items():
+        present.terminal(frame, titles[name])
+        print()
+    print(paired.verdict(both))
+
+
+def write(args: argparse.Namespace, table: pd.DataFrame, chosen: list[str], summary: str) -> None:
+    """The pictures and the page, of the rows of a table."""
+    if table.empty:
+        raise InputError("--plots and --html need a run, and none is left")
+    names = _labels(table)
+    curves = _curves(table, names) if "folder" in table else {}
+    if args.plots:
+        if curves:
+            plots.save(plots.curves(curves, next(iter(curves))), args.out / "curves.png")
+        measured = [f"{split}_accuracy{what}" for split in ("val", "test") for what in ("", "_std")]
+        bars = table.set_axis(names)[[key for key in measured if key in table]]
+        plots.save(plots.bars(bars.dropna(how="all")), args.out / "bars.png")
+        log.info("pictures: %s", args.out)
+    if args.html:
+        path = args.out / "compare.html"
+        sections = [("Runs", present.html_text(summary) + present.html_table(table[chosen], args.out))]
+        if curves:
+            sections.append(("Validation accuracy by epoch", present.html_figure(_interactive(curves))))
+        present.page(path, "Runs compared", sections)
+        log.info("page: %s", path)
+
+
+def _labels(table: pd.DataFrame) -> list[str]:
+    """What a row is called in a picture: what its group has in common, or the end of its folder's path."""
+    if "folder" in table:
+        folders = [Path(folder).absolute() for folder in table.folder]
+        above = Path(os.path.commonpath([folder.parent for folder in folders])).parent
+        return [str(folder.relative_to(above)) for folder in folders]
+    keys = [str(key) for key in table][: list(table).index("runs")]
+    rows = table[keys].itertuples(index=False)
+    return [", ".join(map("{} {}".format, keys, map(present.shown, row))) or "all runs" for row in rows]
+
+
+def _curves(table: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    curves = {}
+    for name, folder in zip(names, map(Path, table.folder), strict=True):
+        try:
+            if (folder / "metrics.csv").exists():
+                curves[name] = runs.read_metrics(folder)[["epoch", "val_accuracy", "val_loss"]].astype(float)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("no curve of %s: metrics.csv: %s", folder, error)
+    return {name: curve for name, curve in curves.items() if curve.val_accuracy.notna().any()}
+
+
+def _interactive(curves: dict[str, pd.DataFrame]) -> go.Figure:
+    names = {name: html.escape(name, quote=False) for name in curves}  # plotly reads tags
+    lines = [go.Scatter(x=curve.epoch, y=curve.val_accuracy, name=names[name]) for name, curve in curves.items()]
+    return go.Figure(lines, go.Layout(xaxis_title="epoch", yaxis_title="validation accuracy", template="plotly_white"))
+
+
+def _summary(frame: pd.DataFrame) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in frame.status.value_counts().items())
+    return f"{len(frame):,} run{'s' * (len(frame) != 1)}: {counts}"
+
+
+if __name__ == "__main__":
+    present.command(main)

@@ -1,0 +1,35 @@
+"""Figures: numbers in, `matplotlib.figure.Figure` out, and `save`.
+
+Nothing here touches pyplot, a backend or rcParams, so figures can be drawn in threads and without a display.
+"""
+
+from tuner.plots.compare import bars, curves
+from tuner.plots.pareto import pareto_front
+from tuner.plots.run import accuracy, confusion_matrix, examples, loss, per_class, train_vs_test
+from tuner.plots.space import Parameter
+from tuner.plots.study import contours, importances, parallel_coordinates, slices
+from tuner.plots.style import save
+from tuner.plots.timeline import timeline
+from tuner.plots.trials import edf, history, intermediate_values
+
+__all__ = [
+    "Parameter",
+    "accuracy",
+    "bars",
+    "confusion_matrix",
+    "contours",
+    "curves",
+    "edf",
+    "examples",
+    "history",
+    "importances",
+    "intermediate_values",
+    "loss",
+    "parallel_coordinates",
+    "pareto_front",
+    "per_class",
+    "save",
+    "slices",
+    "timeline",
+    "train_vs_test",
+]

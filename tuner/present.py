@@ -1,0 +1,180 @@
+"""Tables for people and for programs: on the terminal, as CSV and JSON, and on a page that needs no other file."""
+
+import html
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+from plotly.basedatatypes import BaseFigure
+from plotly.offline import get_plotlyjs
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tuner import InputError
+from tuner.files import replacing
+
+LEGIBLE = 10  # characters in which a longer text can be folded
+TO_FOUR_PLACES = ("accuracy", "loss")  # what a column's name says of its numbers
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 1200px; padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem } pre { white-space: pre-wrap }
+.scroll { overflow: auto; max-height: 80vh } table { border-collapse: collapse; font-size: 13px }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #e6e6e6; text-align: left; white-space: nowrap }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+th { position: sticky; top: 0; background: #fff } th button { all: unset; cursor: pointer; font-weight: bold }
+th button:focus-visible { outline: 2px solid #0068a8 }
+th[aria-sort=ascending] button::after { content: " ▲" } th[aria-sort=descending] button::after { content: " ▼" }
+"""
+SCRIPT = """
+for (const button of document.querySelectorAll("th button")) button.onclick = () => {
+  const th = button.closest("th"), body = th.closest("table").tBodies[0]
+  const sign = th.ariaSort === "ascending" ? -1 : 1
+  const value = row => row.cells[th.cellIndex].dataset.value
+  const kind = value => value === "" ? 2 : isNaN(value) ? 1 : 0  // numbers, text, and what is missing: always last
+  const order = (a, b) => kind(a) - kind(b) || sign * (isNaN(a) ? a.localeCompare(b) : a - b)
+  body.append(...[...body.rows].sort((a, b) => order(value(a), value(b))))
+  for (const other of th.parentNode.cells) other.removeAttribute("aria-sort")
+  th.ariaSort = sign > 0 ? "ascending" : "descending"
+}
+"""
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a command that reads: its log and its mistakes go to standard error, and `| head` ends it quietly."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        main()
+    except InputError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def shown(value: Any, column: str = "") -> str:
+    """A value as people read it: accuracies and losses to four places, other numbers to four digits, - for none."""
+    if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        if column.endswith(TO_FOUR_PLACES) or column.removesuffix("_std").endswith(TO_FOUR_PLACES):
+            return f"{value:.4f}"
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    if isinstance(value, pd.Timestamp):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    return " ".join(str(value).split())
+
+
+def near(path: str | Path) -> str:
+    """A path as it is from here, where it lies below."""
+    return os.path.relpath(path) if Path.cwd() in Path(path).absolute().parents else str(path)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def terminal(frame: pd.DataFrame, title: str = "") -> None:
+    """Print a table; its index is left out.
+
+    Where the output is no terminal, or so narrow that words would stand on end, each row is one line, however long.
+    """
+    console = Console()
+    longest = [max(len(str(name)), *(len(shown(x, str(name))) for x in column), 0) for name, column in frame.items()]
+    if not console.is_terminal or sum(min(length, LEGIBLE) + 2 for length in longest) > console.width:
+        console = Console(width=100_000)
+    if title:
+        console.print(Text(title, "bold"))
+    console.print(table(frame))
+
+
+def table(frame: pd.DataFrame) -> Table:
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, column in frame.items():
+        numbers = all(is_number(value) or shown(value) == "-" for value in column)
+        made.add_column(Text(str(name)), justify="right" if numbers else "left", overflow="fold")
+    for row in frame.itertuples(index=False):
+        made.add_row(*(Text(shown(value, str(name))) for name, value in zip(frame, row, strict=True)))
+    return made
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table for JSON: None where there is nothing or no finite number, times as ISO 8601."""
+    return [{str(key): _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pd.Timestamp):
+        return value.isoformat()
+    return None if value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_csv(frame: pd.DataFrame) -> None:
+    frame.to_csv(sys.stdout, index=False)
+
+
+def page(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> None:
+    """Write a page of (heading, HTML) sections, with all of its scripts inside: it opens without a network."""
+    parts = [f"<h2>{html.escape(heading)}</h2>\n{body}" for heading, body in sections]
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    head += '<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">'
+    text = "\n".join(
+        [
+            f'<!doctype html>\n<html lang="en"><head>{head}<script>{get_plotlyjs()}</script></head>',
+            f"<body><h1>{html.escape(title)}</h1>",
+            *parts,
+            f"<script>{SCRIPT}</script></body></html>\n",
+        ]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def html_text(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def html_figure(figure: BaseFigure) -> str:
+    """A plotly figure as a piece of a page."""
+    figure.update_layout(title=None, template="plotly_white", margin={"t": 30})  # the section has a heading
+    options = {"displaylogo": False, "responsive": True}
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config=options))
+
+
+def html_table(frame: pd.DataFrame, folder: Path) -> str:
+    """A table that sorts itself by the column that is clicked. Its column `folder` links from a page in `folder`."""
+    head = "".join(f'<th scope="col"><button>{html.escape(str(name))}</button></th>' for name in frame)
+    body = "\n".join(
+        "<tr>" + "".join(_cell(value, str(name), folder) for name, value in zip(frame, row, strict=True)) + "</tr>"
+        for row in frame.itertuples(index=False)
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(value: Any, column: str, folder: Path) -> str:
+    text = html.escape(shown(value, column))
+    if column == "folder" and text != "-":
+        text = f'<a href="{html.escape(link(value, folder))}">{text}</a>'
+    if is_number(value):
+        number = "" if text == "-" else str(value).replace("inf", "Infinity")  # as scripts call it
+        return f'<td class="number" data-value="{number}">{text}</td>'
+    return f'<td data-value="{"" if text == "-" else html.escape(str(value))}">{text}</td>'
+
+
+def link(path: str | Path, folder: Path) -> str:
+    """The address of a file or folder, for a page in `folder`."""
+    return quote(Path(os.path.relpath(path, folder)).as_posix())

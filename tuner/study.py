@@ -1,0 +1,268 @@
+"""Look at a study: `python -m tuner.study [STUDY]`."""
+
+import argparse
+import importlib.util
+import logging
+import shlex
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from matplotlib.figure import Figure
+from optuna import visualization
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from tuner import InputError, inspection, plots, present
+from tuner.advice import advice, certainty
+from tuner.inspection import Inspection
+from tuner.sweep import account, storage
+from tuner.sweep.progress import duration
+
+log = logging.getLogger("tuner.study")
+WATCHED_EVERY = 2.0  # seconds
+PAIRED = 4  # parameters that are drawn against each other on the page
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    if args.dashboard:
+        dashboard(args)
+        return
+    if args.watch:
+        watch(args)
+        return
+    s = inspection.load(args.study, args.storage)
+    if args.best:
+        print(shlex.join(s.overrides(_the_best(s))))
+        return
+    if args.plots or args.html:
+        write(s, args.out or s.folder, args.plots, args.html)
+    if args.csv:
+        present.print_csv(s.trials)
+    elif args.json:
+        present.print_json(as_json(s))
+    else:
+        show(s, args.top, Console())
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m tuner.study",
+        description="What a study found: its best trials, what mattered, how sure that is, and what to try next.",
+    )
+    add = parser.add_argument
+    add("study", nargs="?", help="a sweep's folder or a study's name; default: the newest in multirun")
+    add("--storage", metavar="URL", help="where studies are kept; default: as the folder says, or multirun/optuna.db")
+    add("--top", type=int, default=10, metavar="N", help="so many trials in the table; default: %(default)s; 0: all")
+    add("--plots", action="store_true", help="write plots/*.png")
+    add("--html", action="store_true", help="write study.html: interactive figures, and all trials in a sortable table")
+    add("--out", type=Path, metavar="FOLDER", help="where to; default: the sweep's folder")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--csv", action="store_true", help="print all trials as CSV instead")
+    either.add_argument("--json", action="store_true", help="print everything as JSON instead")
+    either.add_argument("--best", action="store_true", help="print the overrides that run the best trial again")
+    either.add_argument("--watch", action="store_true", help="follow a running sweep until it ends, or Ctrl-C")
+    either.add_argument("--dashboard", action="store_true", help="start optuna-dashboard on this machine, for reading")
+    add("--port", type=int, default=8080, help="of the dashboard; default: %(default)s")
+    return parser
+
+
+def _the_best(s: Inspection) -> optuna.trial.FrozenTrial:
+    if s.best is None:
+        several = f"it has {len(s.goals)} objectives, and trials {s.front} are dominated by no other one"
+        raise InputError(f"there is no one best trial: {several if s.front else 'none is complete'}")
+    return s.best
+
+
+# On the terminal
+
+
+def show(s: Inspection, top: int, console: Console) -> None:
+    console.print(Text(headline(s), "bold"), soft_wrap=True)
+    print()
+    for title, table in tables(s, top).items():
+        present.terminal(table, title)
+        print()
+    for title, lines in texts(s).items():
+        print(title)
+        for line in lines:
+            print(f"  - {line}")
+    if s.best is not None and "fixed" in s.study.user_attrs:  # a sweep's
+        which = [str(s.folder)] if s.folder else [s.study.study_name, "--storage", str(storage.shown(s.spec))]
+        print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs python -m tuner.train")
+
+
+def headline(s: Inspection) -> str:
+    counts = ", ".join(f"{count} {state.lower()}" for state, count in s.states.most_common())
+    took = s.trials.end.max() - s.trials.start.min()
+    time_taken = f", {duration(took.total_seconds())}" if pd.notna(took) else ""
+    where = f" in {present.near(s.folder)}" if s.folder else ""
+    return f"study {s.study.study_name}{where}: {len(s.frozen)} trials ({counts or 'none yet'}){time_taken}"
+
+
+def tables(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
+    """The best trials, or the front of several objectives; and the importance of each parameter."""
+    best = s.complete
+    title = "Trials that no other one is better than" if len(s.goals) > 1 else "Best trials"
+    if len(s.goals) > 1:
+        best = best[best.number.isin(s.front)].sort_values("value_0", ascending=s.goals[0] == "minimize")
+    else:
+        best = best.sort_values("value", ascending=s.goals == ["minimize"], kind="stable")
+    found = {title: listed(s, best.head(top or len(best)))} if len(best) else {}
+    if s.importances:
+        shares = pd.DataFrame(s.importances).rename_axis("parameter").reset_index()
+        found["Importance, as a share of how the values vary"] = shares
+    return found
+
+
+def listed(s: Inspection, trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials with the columns that people look at, values under the objectives' names."""
+    searched = [p.name for p in s.parameters]
+    number = trials.number.astype(str) + trials.baseline.map({True: " (default)", False: ""})
+    table = trials.assign(trial=number, folder=[folder and present.near(folder) for folder in trials.folder])
+    return table[["trial", *s.values, *searched, "epochs", "seconds", "folder"]].rename(
+        columns=dict(zip(s.values, s.objectives, strict=True))
+    )
+
+
+def texts(s: Inspection) -> dict[str, list[str]]:
+    found = {"How sure that is": certainty(s), "What to try next": advice(s)}
+    return {title: lines for title, lines in found.items() if lines}
+
+
+def as_json(s: Inspection) -> dict[str, Any]:
+    best, rows = s.best, present.records(s.trials)
+    params = present.records(pd.DataFrame([best.params]))[0] if best else {}
+    return {
+        "study": s.study.study_name,
+        "storage": storage.shown(s.spec),
+        "folder": s.folder and str(s.folder),
+        "objectives": dict(zip(s.objectives, s.goals, strict=True)),
+        "states": {state.lower(): count for state, count in s.states.items()},
+        "best": best and {"trial": best.number, "value": rows[best.number]["value"], "params": params},
+        "front": s.front,
+        "importances": s.importances,
+        "certainty": certainty(s),
+        "advice": advice(s),
+        "tested": s.tested,
+        "trials": rows,
+    }
+
+
+# Pictures and the page
+
+
+def write(s: Inspection, folder: Path | None, pictures: bool, page: bool) -> None:
+    if folder is None:
+        raise InputError(f"study {s.study.study_name} has no folder on this machine; say where to, with --out FOLDER")
+    if pictures:
+        for name, figure in figures(s):
+            plots.save(figure, folder / "plots" / f"{name}.png")
+        log.info("pictures: %s", folder / "plots")
+    if page:
+        write_page(s, folder / "study.html")
+        log.info("page: %s", folder / "study.html")
+
+
+def figures(s: Inspection) -> Iterator[tuple[str, Figure]]:
+    """Each picture of the study, with its name."""
+    yield "timeline", plots.timeline(s.trials)
+    if s.importances:
+        yield "importances", plots.importances(s.importances)
+    if len(s.goals) > 1:
+        yield "pareto_front", plots.pareto_front(s.trials, s.goals, s.objectives)
+        return
+    goal, objective = s.goals[0], s.objectives[0]
+    yield "history", plots.history(s.trials, goal, objective)
+    yield "edf", plots.edf(s.trials, goal, objective)
+    yield "intermediate_values", plots.intermediate_values(s.trials, s.curves, goal, objective)
+    for draw in (plots.parallel_coordinates, plots.slices, plots.contours):
+        yield draw.__name__, draw(s.trials, s.parameters, goal, objective)
+
+
+def write_page(s: Inspection, path: Path) -> None:
+    sections = [("Summary", present.html_text(headline(s)))]
+    sections += [(title, present.html_table(table, path.parent)) for title, table in tables(s, 10).items()]
+    sections += [(title, present.html_text("\n".join(lines))) for title, lines in texts(s).items()]
+    sections += [(title, present.html_figure(figure)) for title, figure in interactive(s)]
+    everything = s.trials.drop(columns="baseline").dropna(axis=1, how="all").rename(columns={"number": "trial"})
+    everything["folder"] = [folder and present.near(folder) for folder in s.trials.folder]
+    sections.append(("All trials", present.html_table(everything, path.parent)))
+    present.page(path, f"Study {s.study.study_name}", sections)
+
+
+def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
+    """Optuna's own figures, by plotly, of what there is."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns, figure by figure, of what a study has not
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if s.trials.start.notna().any():
+            yield "Timeline", visualization.plot_timeline(s.study)
+        values = s.complete[s.values].abs().replace(np.inf, np.nan).dropna()
+        if values.empty or values.to_numpy().max() > 1e100:  # which Optuna can't draw
+            return
+        if len(s.goals) > 1:
+            if len(s.goals) < 4:
+                yield "Pareto front", visualization.plot_pareto_front(s.study, target_names=s.objectives)
+            return
+        options: dict[str, Any] = {"target_name": s.objectives[0]}
+        yield "History", visualization.plot_optimization_history(s.study, **options)
+        if s.curves:
+            yield "Intermediate values", visualization.plot_intermediate_values(s.study)
+        if s.searched:
+            yield "Parallel coordinates", visualization.plot_parallel_coordinate(s.study, s.searched, **options)
+            yield "Slices", visualization.plot_slice(s.study, s.searched, **options)
+        if len(s.searched) > 1:
+            contours = visualization.plot_contour(s.study, s.searched[:PAIRED], **options)
+            yield "Contours", contours.update_layout(height=700)
+        yield "Empirical distribution", visualization.plot_edf(s.study, **options)
+
+
+# A study that runs
+
+
+def watch(args: argparse.Namespace) -> None:
+    """Show the study again and again, on a terminal in its place, elsewhere as a line whenever it has changed."""
+    console, last, which = Console(), "", args.study
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            s = inspection.load(which, args.storage)
+            which = s.folder or s.study.study_name  # also where a newer one begins
+            if console.is_terminal:
+                live.update(glance(s, args.top), refresh=True)
+            elif (line := headline(s)) != last:
+                print(line, flush=True)
+                last = line
+            if not (account.is_swept(s.folder) if s.folder else s.states["RUNNING"]):
+                break
+            time.sleep(WATCHED_EVERY)
+
+
+def glance(s: Inspection, top: int) -> Group:
+    return Group(Text(headline(s), "bold"), *(present.table(table) for table in tables(s, top).values()))
+
+
+def dashboard(args: argparse.Namespace) -> None:
+    """optuna-dashboard on this machine's own address, on the study's storage opened for reading."""
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        raise InputError("--dashboard needs the package optuna-dashboard: pip install 'tuner[dashboard]'")
+    import optuna_dashboard
+
+    s = inspection.load(args.study, args.storage)
+    address = f"http://127.0.0.1:{args.port}/dashboard/studies/{s.study._study_id}"
+    log.info("%s, for reading alone, until Ctrl-C", address)
+    try:
+        optuna_dashboard.run_server(storage.readable(s.spec, live=True), host="127.0.0.1", port=args.port)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"the dashboard cannot have port {args.port}: {error}; give another --port") from error
+
+
+if __name__ == "__main__":
+    present.command(main)
