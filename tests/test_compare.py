@@ -462,6 +462,14 @@ def test_pictures(compared):
         assert made == (["bars.png"] if options else ["bars.png", "curves.png"])
 
 
+@pytest.mark.parametrize(("out", "says"), [("file", "File exists"), ("file/below", "Not a directory")])
+def test_out_that_cannot_be_a_folder(compared, out, says):
+    make("outputs/1", {}, RESULT)
+    Path("file").write_text("")
+    with pytest.raises(InputError, match=f"--out {out} can't be a folder: {says}"):
+        compared("--html", "--out", out)
+
+
 def test_curves_that_cannot_be_read_are_logged(compared, caplog):
     make("outputs/1", {}, RESULT, HEADER + EPOCHS)
     make("outputs/2", {}, RESULT, b"\xff\xfe")

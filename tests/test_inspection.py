@@ -46,14 +46,28 @@ def made(trials, **options) -> Inspection:
 # Where it is
 
 
-@pytest.fixture
-def two(toy):
-    """Studies `toy` and `other one ü`, of which the first was made last; nobody has their storage open."""
+def sweep_two(run):
+    """Studies `toy` and `other one ü`, of which the first was made last."""
     for name in ("other one ü", "toy"):
-        done = toy.run(
-            "hydra.sweeper.n_trials=2", f"hydra.sweep.dir='multirun/{name}'", f"hydra.sweeper.study_name='{name}'"
-        )
+        names = (f"hydra.sweep.dir='multirun/{name}'", f"hydra.sweeper.study_name='{name}'")
+        done = run("hydra.sweeper.n_trials=2", *names)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with two studies, for reading."""
+    with pytest.MonkeyPatch.context() as patch:
+        toy = toys.Toy(tmp_path_factory.mktemp("two"), patch, None)
+        sweep_two(toy.command)
+    Path(toy.folder / "multirun/other one ü/best").mkdir()
+    return toy.folder
+
+
+@pytest.fixture
+def own(toy):
+    """Two studies to change, with their storage at rest."""
+    sweep_two(toy.run)
     storage.connect(storage.absolute(URL))._backend.engine.dispose()
     return toy
 
@@ -85,11 +99,10 @@ URL = "sqlite:///multirun/optuna.db"
     ],
 )
 def test_it_is_found_by_what_people_call_it(two, monkeypatch, here, where, url, found):
-    Path("multirun/other one ü/best").mkdir()
-    monkeypatch.chdir(two.folder / here)
-    s = inspection.load(where and where.format(cwd=two.folder), url and url.format(cwd=two.folder))
+    monkeypatch.chdir(two / here)
+    s = inspection.load(where and where.format(cwd=two), url and url.format(cwd=two))
     assert s.study.study_name == found
-    assert s.folder.resolve() == two.folder / "multirun" / found
+    assert s.folder.resolve() == two / "multirun" / found
     assert len(s.trials) == 2
 
 
@@ -110,18 +123,16 @@ def test_it_is_found_by_what_people_call_it(two, monkeypatch, here, where, url, 
     ],
 )
 def test_what_is_not_there_is_named_with_a_way_out(two, monkeypatch, here, where, url, message):
-    monkeypatch.chdir(two.folder / here)
-    before = sorted(two.folder.rglob("*"))
-    with pytest.raises(InputError, match=message.format(cwd=two.folder)):
+    monkeypatch.chdir(two / here)
+    before = sorted(two.rglob("*"))
+    with pytest.raises(InputError, match=message.format(cwd=two)):
         inspection.load(where, url)
-    assert sorted(two.folder.rglob("*")) == before
+    assert sorted(two.rglob("*")) == before
 
 
-def test_a_folder_that_was_moved_with_its_storage_is_whole(two, monkeypatch):
-    old, new = two.folder, two.folder.with_name(f"{two.folder.name} moved")
+def test_a_folder_that_was_moved_with_its_storage_is_whole(own, monkeypatch):
+    old, new = own.folder, own.folder.with_name(f"{own.folder.name} moved")
     monkeypatch.chdir("/")
-    for path in old.glob("multirun/toy/[01]"):
-        assert path.is_dir()
     old.rename(new)
     monkeypatch.chdir(new)
     for where in ("multirun/toy", "toy", None, new / "multirun/toy/1"):
@@ -138,11 +149,11 @@ def test_a_folder_that_was_moved_with_its_storage_is_whole(two, monkeypatch):
     new.rename(old)
 
 
-def test_a_copy_is_read_from_its_own_storage_once_the_first_is_gone(two):
+def test_a_copy_is_read_from_its_own_storage_once_the_first_is_gone(own):
     shutil.copytree("multirun", "copied/multirun")
     shutil.rmtree("multirun")
     s = inspection.load("copied/multirun/toy")
-    assert s.spec == f"sqlite:///{two.folder}/copied/multirun/optuna.db"
+    assert s.spec == f"sqlite:///{own.folder}/copied/multirun/optuna.db"
     assert all(Path(folder).is_dir() for folder in s.trials.folder)
 
 
@@ -154,7 +165,7 @@ def test_a_study_that_is_out_of_reach_says_why(toy, kept):
         results.write_text(yaml.safe_dump(yaml.safe_load(results.read_text()) | {"storage": storage.shown(kept)}))
     message = {
         "null": "study toy was kept in memory, and ended with its process",
-        "postgresql": r"the study is in postgresql://ann:\*\*\*@127.0.0.1:1/db: give that with its password, as --storage",
+        "postgresql": r"the study is in postgresql://ann:\*\*\*@127.0.0.1:1/db: give that with its password",
     }[kept.partition("+")[0].partition(":")[0]]
     with pytest.raises(InputError, match=message):
         inspection.load("multirun/toy")
@@ -174,8 +185,8 @@ def test_a_sweep_in_a_journal(toy):
     assert Path("multirun/studies.log").read_bytes() == before
 
 
-def test_the_newest_is_the_one_that_was_swept_last(two):
-    two.run(
+def test_the_newest_is_the_one_that_was_swept_last(own):
+    own.run(
         "hydra.sweeper.n_trials=3", "hydra.sweep.dir='multirun/other one ü'", "hydra.sweeper.study_name='other one ü'"
     )
     assert inspection.load().study.study_name == "other one ü"
@@ -273,7 +284,7 @@ def test_the_best_and_the_front(trials, directions, best, front, judged):
 
 def test_a_parameter_called_like_a_column():
     names = ["number", "trial", "state", "value", "value_0", "values.x", *inspection.TOLD]
-    s = made([(k, {name: k / 12 for name in names}) for k in range(12)])
+    s = made([(k, dict.fromkeys(names, k / 12)) for k in range(12)])
     assert {p.name for p in s.parameters} == {*(f"params.{name}" for name in names if name != "values.x"), "values.x"}
     assert sorted(s.searched) == sorted(names)
     assert list(s.trials.value) == list(range(12))

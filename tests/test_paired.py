@@ -106,7 +106,7 @@ RIGHT = [("x", "x")] * 6
             of("validation", RIGHT), of("validation", RIGHT, 4), ("validation", 2), id="other seeds, some shared"
         ),
         pytest.param(of("validation", RIGHT), of("validation", RIGHT, 6), (None, 0), id="other seeds, none shared"),
-        pytest.param(of("validation", RIGHT) + of("test", RIGHT), of("test", RIGHT[:3]), ("test", 3), id="test first"),
+        pytest.param(*[of("validation", RIGHT) + of("test", RIGHT[:3])] * 2, ("test", 3), id="test first"),
         pytest.param(
             *(of("validation", RIGHT) + of("test", RIGHT), of("validation", RIGHT)), ("validation", 6), id="one tested"
         ),

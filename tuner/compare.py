@@ -155,14 +155,16 @@ def _difference(a: Any, b: Any) -> float | None:
 
 
 def main() -> None:
-    args = arguments().parse_args()
+    args = _arguments().parse_args()
     if args.top is not None and args.top < 0:
         raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
     table_of_runs = args.where or args.columns or args.group_by or args.over  # though they be two
     two = len(args.folders) == 2 and all(list(runs.find(folder)) == [Path(folder)] for folder in args.folders)
-    if two and not table_of_runs:
-        show_pair(args)
-        return
+    show = show_pair if two and not table_of_runs else show_runs
+    show(args)
+
+
+def show_runs(args: argparse.Namespace) -> None:
     frame = runs.load(*args.folders)
     if frame.empty:
         raise InputError("no run was found; python -m tuner.train makes one in outputs/, and -m searches in multirun/")
@@ -195,7 +197,7 @@ def main() -> None:
         print(f"\n{summary}{more}")
 
 
-def arguments() -> argparse.ArgumentParser:
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tuner.compare",
         description="A table of runs, the best first, with the config keys in which they differ. Of two run folders: "
@@ -227,9 +229,15 @@ def arguments() -> argparse.ArgumentParser:
 def show_pair(args: argparse.Namespace) -> None:
     both = pair(*map(Path, args.folders))
     tables = {name: both[name] for name in ("config", "results", "classes") if both[name] is not None}
+    titles = {
+        "config": "Config, where they differ" if len(both["config"]) else "Their configs are the same",
+        "results": "Results",
+        "classes": f"Accuracy by class, on the same {both['images']:,} {both['split']} images",
+    }
     if args.plots or args.html:
         frame = runs.load(*args.folders)
-        write(args, frame, columns(frame, None), paired.verdict(both))
+        more = [(titles[name], present.html_table(table, args.out)) for name, table in tables.items()]
+        write(args, frame, columns(frame, None), paired.verdict(both), more)
     if args.json:
         present.print_json(both | {name: present.records(table) for name, table in tables.items()})
         return
@@ -237,21 +245,22 @@ def show_pair(args: argparse.Namespace) -> None:
         present.print_csv(pd.concat(tables, names=["table"]).reset_index("table"))
         return
     print(f"a  {both['a']}\nb  {both['b']}\n")
-    titles = {
-        "config": "Config, where they differ" if len(both["config"]) else "Their configs are the same",
-        "results": "Results",
-        "classes": f"Accuracy by class, on the same {both['images']:,} {both['split']} images",
-    }
     for name, frame in tables.items():
         present.terminal(frame, titles[name])
         print()
     print(paired.verdict(both))
 
 
-def write(args: argparse.Namespace, table: pd.DataFrame, chosen: list[str], summary: str) -> None:
-    """The pictures and the page, of the rows of a table."""
+def write(
+    args: argparse.Namespace, table: pd.DataFrame, chosen: list[str], summary: str, more: Sequence[tuple[str, str]] = ()
+) -> None:
+    """The pictures and the page, of the rows of a table; `more` sections of the page, a heading and HTML each."""
     if table.empty:
         raise InputError("--plots and --html need a run, and none is left")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {args.out} can't be a folder: {error.strerror}") from error
     names = _labels(table)
     curves = _curves(table, names) if "folder" in table else {}
     if args.plots:
@@ -263,7 +272,7 @@ def write(args: argparse.Namespace, table: pd.DataFrame, chosen: list[str], summ
         log.info("pictures: %s", args.out)
     if args.html:
         path = args.out / "compare.html"
-        sections = [("Runs", present.html_text(summary) + present.html_table(table[chosen], args.out))]
+        sections = [("Runs", present.html_text(summary) + present.html_table(table[chosen], args.out)), *more]
         if curves:
             sections.append(("Validation accuracy by epoch", present.html_figure(_interactive(curves))))
         present.page(path, "Runs compared", sections)

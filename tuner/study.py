@@ -31,7 +31,7 @@ PAIRED = 4  # parameters that are drawn against each other on the page
 
 
 def main() -> None:
-    args = arguments().parse_args()
+    args = _arguments().parse_args()
     if args.dashboard:
         dashboard(args)
         return
@@ -52,7 +52,7 @@ def main() -> None:
         show(s, args.top, Console())
 
 
-def arguments() -> argparse.ArgumentParser:
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tuner.study",
         description="What a study found: its best trials, what mattered, how sure that is, and what to try next.",
@@ -213,14 +213,16 @@ def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
                 yield "Pareto front", visualization.plot_pareto_front(s.study, target_names=s.objectives)
             return
         options: dict[str, Any] = {"target_name": s.objectives[0]}
+        there = {name for k in values.index for name in s.frozen[k].params}
+        searched = [name for name in s.searched if name in there]  # Optuna refuses what no complete trial has
         yield "History", visualization.plot_optimization_history(s.study, **options)
         if s.curves:
             yield "Intermediate values", visualization.plot_intermediate_values(s.study)
-        if s.searched:
-            yield "Parallel coordinates", visualization.plot_parallel_coordinate(s.study, s.searched, **options)
-            yield "Slices", visualization.plot_slice(s.study, s.searched, **options)
-        if len(s.searched) > 1:
-            contours = visualization.plot_contour(s.study, s.searched[:PAIRED], **options)
+        if searched:
+            yield "Parallel coordinates", visualization.plot_parallel_coordinate(s.study, searched, **options)
+            yield "Slices", visualization.plot_slice(s.study, searched, **options)
+        if len(searched) > 1:
+            contours = visualization.plot_contour(s.study, searched[:PAIRED], **options)
             yield "Contours", contours.update_layout(height=700)
         yield "Empirical distribution", visualization.plot_edf(s.study, **options)
 

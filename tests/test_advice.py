@@ -1,0 +1,281 @@
+"""What is said of a study: each rule where it applies and where it does not."""
+
+import json
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from tuner.advice import advice, certainty
+from tuner.inspection import Inspection
+from tuner.sweep import account
+
+UNIT, LR = FloatDistribution(0, 1), FloatDistribution(1e-5, 1e-1, log=True)
+COMPLETE, FAIL, PRUNED, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING
+
+
+def trial(value, state=COMPLETE, /, *, system=None, user=None, **params):
+    """params: of each (value, distribution)."""
+    return create_trial(
+        state=state,
+        value=value,
+        params={name: found for name, (found, _) in params.items()},
+        distributions={name: distribution for name, (_, distribution) in params.items()},
+        user_attrs=user or {},
+        system_attrs=system or {},
+    )
+
+
+def study(trials, direction="maximize", name="mine", folder=None):
+    made = optuna.create_study(direction=direction, study_name=name)
+    made.add_trials(trials)
+    return Inspection(made, "memory", folder)
+
+
+def said(lines, words):
+    return any(words in line for line in lines)
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"),
+    [
+        ([], "no trial has begun"),
+        ([trial(1.0)] * 20, None),
+        ([trial(1.0)] * 19 + [trial(None, FAIL)], None),
+        ([trial(1.0)] * 18 + [trial(None, FAIL)] * 2, "2 of 20 trials failed"),
+        (
+            [trial(None, FAIL, user={"error": error}) for error in ("E: no memory", "E: nan", "E: nan")],
+            "3 of 3 trials failed, most often with: E: nan",
+        ),
+        ([trial(1.0)] + [trial(None, FAIL, system={account.EXCUSED: True})] * 3, None),  # Ctrl-C
+        ([trial(1.0)] + [trial(None, FAIL, system={account.SURPLUS: True})] * 3, None),
+        ([trial(None, RUNNING)] * 3, None),
+    ],
+)
+def test_failures(trials, expected):
+    lines = advice(study(trials))
+    assert lines[0] == expected if expected else not said(lines, "failed")
+
+
+# Ends of what was searched
+
+
+def along(best_at, distribution, count=20, name="x"):
+    """Trials over a range of which the best lie where `best_at` says, the others anywhere."""
+    low, high = (0, len(distribution.choices) - 1) if hasattr(distribution, "choices") else (0, 1)
+    found = []
+    for k in range(count):
+        share = best_at if k < 3 else k / count
+        if hasattr(distribution, "choices"):
+            x = distribution.choices[round(low + share * (high - low))]
+        elif distribution.log:
+            x = distribution.low * (distribution.high / distribution.low) ** share
+        else:
+            x = distribution.low + share * (distribution.high - distribution.low)
+        found.append(trial(1 - 0.01 * k - abs(share - best_at), **{name: (x, distribution)}))
+    return found
+
+
+NUMBERS = CategoricalDistribution([64, 128, 256, 512])
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"),
+    [
+        (along(1.0, UNIT), "x: the best 3 trials lie at the top of the range, 1; search beyond it"),
+        (along(0.95, UNIT), "top of the range, 1"),
+        (along(0.0, UNIT), "x: the best 3 trials lie at the bottom of the range, 0; search beyond it"),
+        (along(0.5, UNIT), None),
+        (along(0.85, UNIT), None),
+        (along(1.0, UNIT, count=9), None),  # too few
+        (along(1.0, LR), "top of the range, 0.1"),
+        (along(0.02, LR), "bottom of the range, 1e-05"),
+        (along(0.5, LR), None),  # 0.001, near the bottom if it were no log range
+        (along(0.85, LR), None),
+        (along(1.0, NUMBERS), "x: the best 3 trials lie at the largest choice, 512; search beyond it"),
+        (along(0.0, NUMBERS), "smallest choice, 64"),
+        (along(0.34, NUMBERS), None),
+        (along(1.0, CategoricalDistribution([64, 128])), None),  # two choices are no range
+        (along(1.0, CategoricalDistribution(["adam", "sgd", "lion"])), None),
+        (along(1.0, CategoricalDistribution([None, 1, 2])), None),
+        (along(1.0, CategoricalDistribution([1, 2, "3"])), None),
+        (along(1.0, UNIT, name="value"), "params.value: the best 3 trials lie at the top"),
+        (along(1.0, UNIT)[:12] + [trial(2.0 + k) for k in range(3)], None),  # the best have no x
+    ],
+)
+def test_ends(trials, expected):
+    lines = advice(study(trials))
+    assert said(lines, expected) if expected else not said(lines, "search beyond it")
+    falling = [trial(-t.value, **{n: (v, t.distributions[n]) for n, v in t.params.items()}) for t in trials]
+    assert said(advice(study(falling, "minimize")), "search beyond it") == bool(expected)
+
+
+def test_a_range_that_another_parameter_moves_has_no_end():
+    moving = [
+        trial(1 - abs(x - 0.5), x=(x, UNIT), z=(x + 0.09, FloatDistribution(x - 0.1, x + 0.1)))
+        for x in (k / 20 for k in range(20))
+    ]
+    assert not said(advice(study(moving)), "search beyond it")
+
+
+# More trials
+
+
+def rising(count, best, name="mine", **more):
+    return study([trial(0.5 if k != best else 0.9, **more) for k in range(count)], name=name)
+
+
+@pytest.mark.parametrize(
+    ("s", "expected"),
+    [
+        (rising(9, 8), None),
+        (rising(20, 19), "the best came 0 trials before the end: more may help, by the same command with study=mine "),
+        (rising(20, 16), "more may help, by the same command with study=mine hydra.sweeper.n_trials=40"),
+        (rising(20, 19, name="my study"), "with 'study=my study' hydra.sweeper.n_trials=40"),
+        (rising(20, 14), None),
+        (rising(20, 6), None),
+        (rising(20, 4), "none of the last 15 trials was better: more of this search are unlikely to help"),
+        (rising(40, 19), "none of the last 20 trials was better"),
+        (rising(40, 21), None),
+        (study([trial(0.5)] + [trial(0.1, PRUNED)] * 15), "none of the last 15 trials was better"),
+        (study([trial(0.5)] + [trial(None, FAIL)] * 15), None),
+    ],
+)
+def test_more_trials(s, expected):
+    lines = advice(s)
+    assert said(lines, expected) if expected else not (said(lines, "may help") or said(lines, "unlikely"))
+
+
+# What does not matter
+
+
+def test_a_parameter_that_hardly_matters_is_named_where_there_are_trials_enough():
+    def of(count):
+        return study([trial(k % 5, a=(k % 5 / 5, UNIT), b=(k * 7 % 20 / 20, UNIT)) for k in range(count)])
+
+    assert said(advice(of(40)), "b: hardly matters within its range; fix it")
+    assert not said(advice(of(9)), "hardly matters")
+    both = study([trial(k % 5 + k * 3 % 7, a=(k % 5 / 5, UNIT), b=(k * 3 % 7 / 7, UNIT)) for k in range(40)])
+    assert not said(advice(both), "hardly matters")
+    equal = study([trial(1.0, a=(k / 40, UNIT)) for k in range(40)])
+    assert not said(advice(equal), "hardly matters")
+
+
+def test_of_several_objectives_little_is_said():
+    made = optuna.create_study(directions=["maximize", "minimize"])
+    made.add_trials([create_trial(values=[k, k], params={"x": 1.0}, distributions={"x": UNIT}) for k in range(30)])
+    assert advice(Inspection(made, "memory", None)) == []
+    assert certainty(Inspection(made, "memory", None)) == []
+
+
+# How sure the best is
+
+
+def run(folder, accuracy, wrong=0, n_val=100, **result):
+    """A trial's run folder: of 100 validation images the first `wrong` are predicted wrong; None: no predictions."""
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"val_accuracy": accuracy, "n_val": n_val} | result))
+    if wrong is not None:
+        rows = [f"validation,{k},a,{'b' if k < wrong else 'a'}" for k in range(100)]
+        (folder / "predictions.csv").write_text("\n".join(["split,image,label,predicted", *rows]))
+    return folder
+
+
+def accuracies(tmp_path, *found, default=0, **options):
+    """A sweep's folder with a trial an accuracy; `default` is the number of the default config's."""
+    trials = []
+    for number, accuracy in enumerate(found):
+        folder = run(tmp_path / str(number), accuracy, **{"wrong": round(100 * (1 - accuracy))} | options)
+        user = {"output_dir": str(folder), "seconds": 10.0 - number, "baseline": number == default}
+        trials.append(trial(accuracy, user=user, x=(number / len(found), UNIT)))
+    return study(trials, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "expected"),
+    [
+        ((0.7, 0.9), {"default": None}, []),
+        ((0.9, 0.7), {}, ["the default config (trial 0) is the best"]),
+        (
+            (0.7, 0.9),
+            {},
+            [
+                "the best (trial 1) is better than the default config (trial 0) by 0.2",
+                "on the same 100 validation images the default alone got 0 right, the best alone 20: the best - the "
+                "default = +0.2000, more than chance explains (exact McNemar test, p = 1.9e-06)",
+            ],
+        ),
+        (
+            (0.88, 0.9),
+            {},
+            [
+                "the best (trial 1) is better than the default config (trial 0) by 0.02",
+                "on the same 100 validation images the default alone got 0 right, the best alone 2: the best - the "
+                "default = +0.0200, no more than chance explains (exact McNemar test, p = 0.5)",
+            ],
+        ),
+        ((0.7, 0.9), {"wrong": None}, ["the best (trial 1) is better than the default config (trial 0) by 0.2"]),
+    ],
+)
+def test_against_the_default(tmp_path, found, options, expected):
+    lines = certainty(accuracies(tmp_path, *found, **options))
+    assert [line for line in lines if "standard error" not in line] == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "expected"),
+    [
+        (
+            (0.7, 0.9),
+            {},
+            ["no other trial is within one standard error (0.03, of 100 validation images) of the best"],
+        ),
+        (
+            (0.89, 0.7, 0.9),
+            {},
+            [
+                "2 of 3 complete trials are within one standard error (0.03) of the best: 100 validation images can't "
+                "tell them apart"
+            ],
+        ),
+        ((0.89, 0.7, 0.9), {"n_val": 0}, []),
+        ((0.89, 0.7, 0.9), {"val_accuracy": 0.5}, []),  # it is no accuracy
+        ((0.89, 1.0), {}, []),  # nor has a perfect score an error
+    ],
+)
+def test_against_the_others(tmp_path, found, options, expected):
+    lines = certainty(accuracies(tmp_path, *found, default=None, **options))
+    assert [line for line in lines if "standard error" in line] == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((0.9, 0.89, 0.9, 0.5), "3 trials can't be told from the best: take the cheapest (trial 2, 8 s)"),
+        ((0.9, 0.89, 0.5, 0.5), None),
+        ((0.9, 0.89, 0.9, *[0.5] * 10), None),
+    ],
+)
+def test_noise(tmp_path, found, expected):
+    lines = advice(accuracies(tmp_path, *found))
+    assert said(lines, expected) if expected else not said(lines, "cheapest")
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"status": "complete", "trial": 1}, True),
+        ({"status": "complete", "trial": 0}, False),  # of an earlier best
+        ({"status": "failed", "trial": 1}, False),
+    ],
+)
+def test_the_retrained_best(tmp_path, result, expected):
+    s = accuracies(tmp_path, 0.7, 0.9)
+    tested = {"test_accuracy": 0.91, "test_accuracy_std": 0.002, "seeds": [0, 1, 2]}
+    run(tmp_path / "best", None, **result, **tested)
+    line = "retrained on train + validation and tested, 3 seeds: 0.9100, standard deviation 0.0020"
+    assert (line in certainty(s)) == expected
