@@ -205,8 +205,8 @@ def accuracies(tmp_path, *found, default=0, **options):
             {},
             [
                 "the best (trial 1) is better than the default config (trial 0) by 0.2",
-                "on the same 100 validation images the default alone got 0 right, the best alone 20: the best - the "
-                "default = +0.2000, more than chance explains (exact McNemar test, p = 1.9e-06)",
+                "on the same 100 validation images the best alone gets 20 right, the default alone 0: a difference of "
+                "+0.2000, more than chance explains (exact McNemar test, p = 1.9e-06)",
             ],
         ),
         (
@@ -214,8 +214,8 @@ def accuracies(tmp_path, *found, default=0, **options):
             {},
             [
                 "the best (trial 1) is better than the default config (trial 0) by 0.02",
-                "on the same 100 validation images the default alone got 0 right, the best alone 2: the best - the "
-                "default = +0.0200, no more than chance explains (exact McNemar test, p = 0.5)",
+                "on the same 100 validation images the best alone gets 2 right, the default alone 0: a difference of "
+                "+0.0200, no more than chance explains (exact McNemar test, p = 0.5)",
             ],
         ),
         ((0.7, 0.9), {"wrong": None}, ["the best (trial 1) is better than the default config (trial 0) by 0.2"]),

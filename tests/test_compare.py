@@ -370,8 +370,8 @@ def test_two_runs_side_by_side(compared):
     assert ["x", "4", "0.2500", "1.0000", "0.75"] in lines
     assert ["y", "4", "0.2500", "0.7500", "0.5"] in lines
     assert printed.endswith(
-        "on the same 8 test images a alone got 1 right, b alone 6: b - a = +0.6250, no more than chance explains "
-        "(exact McNemar test, p = 0.12)\n"
+        "on the same 8 test images b alone gets 6 right, a alone 1: a difference of +0.6250, no more than chance "
+        "explains (exact McNemar test, p = 0.12)\n"
     )
 
     both = json.loads(compared("a", "b", "--json"))
@@ -431,7 +431,7 @@ def test_two_runs_one_of_which_is_damaged(compared):
 
 def test_a_run_beside_itself(compared):
     two(of("test", [("x", "x")] * 3), None)
-    assert "b - a = +0.0000, no more than chance explains (exact McNemar test, p = 1)" in compared("a", "a")
+    assert "a difference of +0.0000, no more than chance explains (exact McNemar test, p = 1)" in compared("a", "a")
     assert compared("a", "a", "--html", "--plots")
     assert Path("comparison/compare.html").exists()
 

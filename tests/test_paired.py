@@ -74,10 +74,10 @@ def test_a_worked_example(tmp_path):
         {"class": "cat", "images": 10, "a_accuracy": 0.6, "b_accuracy": 0.8, "difference": pytest.approx(0.2)}
     ]
     assert paired.verdict(both) == (
-        "on the same 10 test images a alone got 1 right, b alone 3: b - a = +0.2000, no more than chance explains "
-        "(exact McNemar test, p = 0.62)"
+        "on the same 10 test images b alone gets 3 right, a alone 1: a difference of +0.2000, no more than chance "
+        "explains (exact McNemar test, p = 0.62)"
     )
-    assert "the default alone got 1 right, the best alone 3: the best - the default" in paired.verdict(
+    assert "the best alone gets 3 right, the default alone 1: a difference of +0.2000" in paired.verdict(
         both, "the default", "the best"
     )
 

@@ -235,9 +235,9 @@ def kept(folder, kind):
     """A study of that kind in an SQLite file that nobody has open; gives its URL."""
     directions, make = KINDS[kind]
     url = f"sqlite:///{folder}/plain.db"
-    made = optuna.create_study(study_name=kind, storage=url, directions=["minimize"] * directions)
+    made = optuna.create_study(study_name=kind, storage=storage.connect(url), directions=["minimize"] * directions)
     make(made)
-    made._storage._backend.engine.dispose()
+    at_rest(url)
     return url
 
 

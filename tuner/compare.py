@@ -246,7 +246,7 @@ def show_pair(args: argparse.Namespace) -> None:
         return
     print(f"a  {both['a']}\nb  {both['b']}\n")
     for name, frame in tables.items():
-        present.terminal(frame, titles[name])
+        present.terminal(frame, titles[name]) if len(frame) else print(titles[name])
         print()
     print(paired.verdict(both))
 

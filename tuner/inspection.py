@@ -141,7 +141,8 @@ class Inspection:
         some complete trial has not. Nothing where the values are equal or beyond 1e100.
         """
         complete = [trial for trial in self.frozen if trial.state == TrialState.COMPLETE]
-        wanted: list[tuple[str, Any, int]] = [("fANOVA", FanovaImportanceEvaluator(seed=0), 0)]
+        # of 1,000 trials: 5 s, and 25 s with Optuna's depth of 64, for shares that differ by 0.004
+        wanted: list[tuple[str, Any, int]] = [("fANOVA", FanovaImportanceEvaluator(max_depth=8, seed=0), 0)]
         wanted.append(("PED-ANOVA", PedAnovaImportanceEvaluator(), 0))
         if len(self.goals) > 1:
             wanted = [(f"fANOVA, {name}", wanted[0][1], k) for k, name in enumerate(self.objectives)]

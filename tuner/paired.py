@@ -84,6 +84,6 @@ def verdict(both: dict[str, Any], a: str = "a", b: str = "b") -> str:
     gain = (both["only_b"] - both["only_a"]) / both["images"]
     says = "more than chance explains" if both["p_value"] < 0.05 else "no more than chance explains"
     return (
-        f"on the same {both['images']:,} {both['split']} images {a} alone got {both['only_a']} right, {b} alone "
-        f"{both['only_b']}: {b} - {a} = {gain:+.4f}, {says} (exact McNemar test, p = {both['p_value']:.2g})"
+        f"on the same {both['images']:,} {both['split']} images {b} alone gets {both['only_b']} right, {a} alone "
+        f"{both['only_a']}: a difference of {gain:+.4f}, {says} (exact McNemar test, p = {both['p_value']:.2g})"
     )

@@ -62,12 +62,14 @@ def command(main: Callable[[], None]) -> None:
 
 
 def shown(value: Any, column: str = "") -> str:
-    """A value as people read it: accuracies and losses to four places, other numbers to four digits, - for none."""
+    """As people read it, - for none: accuracies and losses to four places, seconds to one, else four digits."""
     if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
         if column.endswith(TO_FOUR_PLACES) or column.removesuffix("_std").endswith(TO_FOUR_PLACES):
             return f"{value:.4f}"
+        if column == "seconds":
+            return f"{value:.1f}"
         return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d %H:%M:%S}"

@@ -27,6 +27,7 @@ from tuner.sweep.progress import duration
 
 log = logging.getLogger("tuner.study")
 WATCHED_EVERY = 2.0  # seconds
+MAPPED = 200  # trials at most in contours on the page, which grow with their square: of 1,000 no browser opens them
 PAIRED = 4  # parameters that are drawn against each other on the page
 
 
@@ -117,7 +118,7 @@ def tables(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
         best = best.sort_values("value", ascending=s.goals == ["minimize"], kind="stable")
     found = {title: listed(s, best.head(top or len(best)))} if len(best) else {}
     if s.importances:
-        shares = pd.DataFrame(s.importances).rename_axis("parameter").reset_index()
+        shares = pd.DataFrame(s.importances).round(2).rename_axis("parameter").reset_index()
         found["Importance, as a share of how the values vary"] = shares
     return found
 
@@ -221,7 +222,7 @@ def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
         if searched:
             yield "Parallel coordinates", visualization.plot_parallel_coordinate(s.study, searched, **options)
             yield "Slices", visualization.plot_slice(s.study, searched, **options)
-        if len(searched) > 1:
+        if len(searched) > 1 and len(values) <= MAPPED:
             contours = visualization.plot_contour(s.study, searched[:PAIRED], **options)
             yield "Contours", contours.update_layout(height=700)
         yield "Empirical distribution", visualization.plot_edf(s.study, **options)

@@ -29,6 +29,9 @@ def runs(count, **columns):
     return {f"{LONG}{k}": run(0.8 + 0.1 * k / count, **columns) for k in range(count)}
 
 
+BEST = "Best of 2 runs:"
+
+
 @pytest.mark.parametrize(
     ("given", "best", "expected", "drawn_lines"),
     [
@@ -36,7 +39,7 @@ def runs(count, **columns):
         ({"a": run(0.8), "b": run(0.9)}, "a", "Best of 2 runs: a, validation accuracy up to 0.800", 2),
         ({"a": run(0.8), "b": run(0.9)}, "gone", "Best of 2 runs: b, validation accuracy up to 0.900", 2),
         ({"猫": run(0.8, 1)}, None, "猫, validation accuracy up to 0.800", 1),
-        ({"a": run(0.8), "b": run(0.9, val_accuracy=NAN)}, "b", "Best of 2 runs: a, validation accuracy up to 0.800", 1),
+        ({"a": run(0.8), "b": run(0.9, val_accuracy=NAN)}, "b", f"{BEST} a, validation accuracy up to 0.800", 1),
         ({"a": run(0.8, val_loss=INF)}, None, "a, validation accuracy up to 0.800", 1),
         ({"a": run(0.8, val_loss=[1, 1, 1, 1, 1e9])}, None, "a, validation accuracy up to 0.800", 1),
         ({"a": run(0.0), "b": run(0.0)}, None, "Best of 2 runs: a, validation accuracy up to 0.000", 2),
