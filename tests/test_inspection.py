@@ -1,6 +1,5 @@
 """A study that is read: where it is found, its trials as a table, what mattered."""
 
-import importlib.util
 import json
 import math
 import shutil
@@ -11,17 +10,13 @@ import optuna
 import pandas as pd
 import pytest
 import yaml
+from conftest import Toy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from tuner import InputError, inspection
 from tuner.inspection import Inspection
 from tuner.sweep import storage
-
-spec = importlib.util.spec_from_file_location("toys", Path(__file__).parent / "sweep" / "conftest.py")
-toys = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toys)
-toy = toys.toy
 
 UNIT = FloatDistribution(0, 1)
 INF, NAN = float("inf"), float("nan")
@@ -58,7 +53,7 @@ def sweep_two(run):
 def two(tmp_path_factory):
     """A folder with two studies, for reading."""
     with pytest.MonkeyPatch.context() as patch:
-        toy = toys.Toy(tmp_path_factory.mktemp("two"), patch, None)
+        toy = Toy(tmp_path_factory.mktemp("two"), patch, None)
         sweep_two(toy.command)
     Path(toy.folder / "multirun/other one ü/best").mkdir()
     return toy.folder

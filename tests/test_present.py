@@ -1,7 +1,6 @@
 """Tables on the terminal, and pages in a real browser."""
 
 import re
-import shutil
 import sys
 from datetime import datetime
 from html.parser import HTMLParser
@@ -206,37 +205,6 @@ def test_links_are_relative_and_arrive(page, out):
         assert (parts.scheme, parts.netloc, parts.query, parts.fragment) == ("", "", "", "")
         assert not parts.path.startswith("/")
         assert (path.parent / unquote(parts.path) / "result.json").is_file()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not program:
-        pytest.skip("needs Chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(chromium):
-    """Opens a page; afterwards it has loaded nothing from elsewhere and there was no error."""
-    tab = chromium.new_page()
-    wrong, asked = [], []
-    tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
-
-    def open_page(path):
-        tab.goto(Path(path).as_uri())
-        return tab
-
-    yield open_page
-    assert wrong == []
-    assert [url for url in asked if urlsplit(url).scheme not in ("file", "data", "blob")] == []
-    tab.close()
 
 
 def column(tab, place):

@@ -5,7 +5,6 @@ import math
 import re
 import warnings
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -151,13 +150,14 @@ class Inspection:
             finite = {trial.values[k] for trial in complete if math.isfinite(trial.values[k])}
             if len(finite) > 1 and max(map(abs, finite)) < 1e100:  # whose squares are numbers, too
                 target = partial(_value, k) if len(self.goals) > 1 else None
-                with (
-                    warnings.catch_warnings(),
-                    suppress(RuntimeError),
-                ):  # fANOVA's, where no parameter explains anything
-                    warnings.simplefilter("ignore")  # of conditions that few trials meet
-                    shares = get_param_importances(self.study, evaluator=evaluator, target=target)
-                    found[name] = {_column(parameter): float(share) for parameter, share in shares.items()}
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of conditions that few trials meet
+                        shares = get_param_importances(self.study, evaluator=evaluator, target=target)
+                except RuntimeError as error:  # fANOVA's, where no parameter explains anything
+                    log.info("%s: %s", name, error)
+                    continue
+                found[name] = {_column(parameter): float(share) for parameter, share in shares.items()}
         return {name: shares for name, shares in found.items() if any(shares.values())}
 
     @cached_property

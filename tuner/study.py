@@ -33,6 +33,8 @@ PAIRED = 4  # parameters that are drawn against each other on the page
 
 def main() -> None:
     args = _arguments().parse_args()
+    if args.top < 0:
+        raise InputError(f"--top {args.top} must be a number of trials, or 0 for all")
     if args.dashboard:
         dashboard(args)
         return
@@ -105,7 +107,8 @@ def headline(s: Inspection) -> str:
     took = s.trials.end.max() - s.trials.start.min()
     time_taken = f", {duration(took.total_seconds())}" if pd.notna(took) else ""
     where = f" in {present.near(s.folder)}" if s.folder else ""
-    return f"study {s.study.study_name}{where}: {len(s.frozen)} trials ({counts or 'none yet'}){time_taken}"
+    trials = f"{len(s.frozen)} trial{'s' * (len(s.frozen) != 1)}"
+    return f"study {s.study.study_name}{where}: {trials} ({counts or 'none yet'}){time_taken}"
 
 
 def tables(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
