@@ -59,7 +59,7 @@ def main() -> None:
                 seconds.append(time.perf_counter() - start)
             memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
             spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
-            print(f"{runs:,} runs: {statistics.median(seconds):.1f} s ({spread}), peak memory {memory:.0f} MB")
+            print(f"run folders: {runs:,}, {statistics.median(seconds):.1f} s ({spread}), peak memory {memory:.0f} MB")
 
 
 if __name__ == "__main__":
