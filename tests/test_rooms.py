@@ -20,9 +20,8 @@ MAY_IMPORT = {  # room -> the other rooms that it may import
     "runs": {"files", "plots", "trackers"},
     "settings": set(),
     "sweep": {"files"},
-    "train": {
-        *("backbones", "data", "features", "fit", "heads", "metrics", "plots", "runs", "settings", "sweep", "trackers"),
-    },
+    "scoring": {"data", "fit", "metrics", "plots", "runs"},
+    "train": {"backbones", "data", "features", "fit", "heads", "runs", "scoring", "settings", "sweep", "trackers"},
     "paired": set(),
     "inspection": {"plots", "sweep"},
     "advice": {"inspection", "paired", "plots", "sweep"},
