@@ -33,6 +33,10 @@ def study(trials, direction="maximize", name="mine", folder=None):
     return Inspection(made, "memory", folder)
 
 
+FLATTERED = "; p flatters the best, which was chosen on these images"
+NO_MORE = "differ from the best by no more than chance explains (McNemar's test, p >= 0.05, 100 validation images)"
+
+
 def said(lines, words):
     return any(words in line for line in lines)
 
@@ -86,9 +90,9 @@ NUMBERS = CategoricalDistribution([64, 128, 256, 512])
 @pytest.mark.parametrize(
     ("trials", "expected"),
     [
-        (along(1.0, UNIT), "x: the best 3 trials lie at the top of the range, 1; search beyond it"),
+        (along(1.0, UNIT), "x: the best 3 trials lie at the top of the range, 1; search beyond"),
         (along(0.95, UNIT), "top of the range, 1"),
-        (along(0.0, UNIT), "x: the best 3 trials lie at the bottom of the range, 0; search beyond it"),
+        (along(0.0, UNIT), "x: the best 3 trials lie at the bottom of the range, 0; search beyond"),
         (along(0.5, UNIT), None),
         (along(0.85, UNIT), None),
         (along(1.0, UNIT, count=9), None),  # too few
@@ -96,7 +100,7 @@ NUMBERS = CategoricalDistribution([64, 128, 256, 512])
         (along(0.02, LR), "bottom of the range, 1e-05"),
         (along(0.5, LR), None),  # 0.001, near the bottom if it were no log range
         (along(0.85, LR), None),
-        (along(1.0, NUMBERS), "x: the best 3 trials lie at the largest choice, 512; search beyond it"),
+        (along(1.0, NUMBERS), "x: the best 3 trials lie at the largest choice, 512; search beyond"),
         (along(0.0, NUMBERS), "smallest choice, 64"),
         (along(0.34, NUMBERS), None),
         (along(1.0, CategoricalDistribution([64, 128])), None),  # two choices are no range
@@ -109,9 +113,9 @@ NUMBERS = CategoricalDistribution([64, 128, 256, 512])
 )
 def test_ends(trials, expected):
     lines = advice(study(trials))
-    assert said(lines, expected) if expected else not said(lines, "search beyond it")
+    assert said(lines, expected) if expected else not said(lines, "search beyond")
     falling = [trial(-t.value, **{n: (v, t.distributions[n]) for n, v in t.params.items()}) for t in trials]
-    assert said(advice(study(falling, "minimize")), "search beyond it") == bool(expected)
+    assert said(advice(study(falling, "minimize")), "search beyond") == bool(expected)
 
 
 def test_a_range_that_another_parameter_moves_has_no_end():
@@ -119,7 +123,7 @@ def test_a_range_that_another_parameter_moves_has_no_end():
         trial(1 - abs(x - 0.5), x=(x, UNIT), z=(x + 0.09, FloatDistribution(x - 0.1, x + 0.1)))
         for x in (k / 20 for k in range(20))
     ]
-    assert not said(advice(study(moving)), "search beyond it")
+    assert not said(advice(study(moving)), "search beyond")
 
 
 # More trials
@@ -172,6 +176,13 @@ def test_of_several_objectives_little_is_said():
     assert certainty(Inspection(made, "memory", None)) == []
 
 
+def test_a_grid_is_not_asked_for_more():
+    late = [trial(k / 20, x=(k / 20, UNIT)) for k in range(20)]
+    assert said(advice(study(late)), "more may help")
+    grid = [trial(k / 20, system={"grid_id": k}, x=(k / 20, UNIT)) for k in range(20)]
+    assert not said(advice(study(grid)), "more may help")
+
+
 # How sure the best is
 
 
@@ -206,7 +217,7 @@ def accuracies(tmp_path, *found, default=0, **options):
             [
                 "the best (trial 1) is better than the default config (trial 0) by 0.2",
                 "on the same 100 validation images the best alone gets 20 right, the default alone 0: a difference of "
-                "+0.2000, more than chance explains (exact McNemar test, p = 1.9e-06)",
+                "+0.2000, more than chance explains (exact McNemar test, p = 1.9e-06)" + FLATTERED,
             ],
         ),
         (
@@ -215,7 +226,7 @@ def accuracies(tmp_path, *found, default=0, **options):
             [
                 "the best (trial 1) is better than the default config (trial 0) by 0.02",
                 "on the same 100 validation images the best alone gets 2 right, the default alone 0: a difference of "
-                "+0.0200, no more than chance explains (exact McNemar test, p = 0.5)",
+                "+0.0200, no more than chance explains (exact McNemar test, p = 0.5)" + FLATTERED,
             ],
         ),
         ((0.7, 0.9), {"wrong": None}, ["the best (trial 1) is better than the default config (trial 0) by 0.2"]),
@@ -223,23 +234,21 @@ def accuracies(tmp_path, *found, default=0, **options):
 )
 def test_against_the_default(tmp_path, found, options, expected):
     lines = certainty(accuracies(tmp_path, *found, **options))
-    assert [line for line in lines if "standard error" not in line] == expected
+    assert [line for line in lines if "standard error" not in line and "of the next" not in line] == expected
 
 
 @pytest.mark.parametrize(
     ("found", "options", "expected"),
     [
-        (
-            (0.7, 0.9),
-            {},
-            ["no other trial is within one standard error (0.03, of 100 validation images) of the best"],
-        ),
+        ((0.7, 0.9), {}, [f"of the next 1 complete trials 0 {NO_MORE}"]),
+        ((0.89, 0.7, 0.9, 0.84), {}, [f"of the next 3 complete trials 1 {NO_MORE}"]),  # 6 images against none: p = 0.03
+        ((0.89, 0.7, 0.9, 0.85), {}, [f"of the next 3 complete trials 2 {NO_MORE}"]),  # 5 against none: p = 0.06
         (
             (0.89, 0.7, 0.9),
-            {},
+            {"wrong": None},
             [
-                "2 of 3 complete trials are within one standard error (0.03) of the best: 100 validation images can't "
-                "tell them apart"
+                "1 of the other 2 complete trials are within one standard error of the best (0.03, of 100 validation "
+                "images)"
             ],
         ),
         ((0.89, 0.7, 0.9), {"n_val": 0}, []),
@@ -249,13 +258,13 @@ def test_against_the_default(tmp_path, found, options, expected):
 )
 def test_against_the_others(tmp_path, found, options, expected):
     lines = certainty(accuracies(tmp_path, *found, default=None, **options))
-    assert [line for line in lines if "standard error" in line] == expected
+    assert [line for line in lines if "standard error" in line or "of the next" in line] == expected
 
 
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ((0.9, 0.89, 0.9, 0.5), "3 trials can't be told from the best: take the cheapest (trial 2, 8 s)"),
+        ((0.9, 0.89, 0.9, 0.5), "2 trials can't be told from the best: take the cheapest (trial 2, 8 s)"),
         ((0.9, 0.89, 0.5, 0.5), None),
         ((0.9, 0.89, 0.9, *[0.5] * 10), None),
     ],

@@ -279,11 +279,11 @@ def test_the_best_and_the_front(trials, directions, best, front, judged):
 
 def test_a_parameter_called_like_a_column():
     names = ["number", "trial", "state", "value", "value_0", "values.x", *inspection.TOLD]
-    s = made([(k, dict.fromkeys(names, k / 12)) for k in range(12)])
+    s = made([(k, dict.fromkeys(names, k / 20)) for k in range(20)])
     assert {p.name for p in s.parameters} == {*(f"params.{name}" for name in names if name != "values.x"), "values.x"}
     assert sorted(s.searched) == sorted(names)
-    assert list(s.trials.value) == list(range(12))
-    assert list(s.trials["params.value"]) == [k / 12 for k in range(12)]
+    assert list(s.trials.value) == list(range(20))
+    assert list(s.trials["params.value"]) == [k / 20 for k in range(20)]
     assert set(s.importances["fANOVA"]) == {p.name for p in s.parameters}
 
 
@@ -314,7 +314,14 @@ def test_conditional_parameters():
     s = made([*trials, (3, {"kind": (None, kind)})])
     assert s.trials["a.x"].notna().tolist() == [True] * 6 + [False] * 7
     assert {p.name for p in s.parameters} == {"kind", "a.x", "b.n"}
-    assert "kind" in s.importances["fANOVA"]
+    assert list(s.importances) == ["PED-ANOVA"]  # of which fANOVA knows one parameter
+    assert s.searched[0] == max(s.importances["PED-ANOVA"], key=s.importances["PED-ANOVA"].get)
+
+
+def test_importances_need_more_trials_than_parameters():
+    trials = [(k, {"a": k / 9, "b": (k * 7 % 9) / 9}) for k in range(9)]
+    assert made(trials[:3]).importances == {}
+    assert made(trials[:4]).importances != {}
 
 
 def test_the_most_important_parameter_comes_first():

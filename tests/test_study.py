@@ -63,14 +63,14 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """A folder with a search of tuner's own: three trials, and the best retrained."""
+    """A folder with a search of tuner's own: five trials, and the best retrained."""
     folder = tmp_path_factory.mktemp("searched")
     tiny = ("data=synthetic", "model=tiny", "epochs=2", "batch_size=32")
     search = (
         "-m",
         "hparams_search=optuna",
         "study=mine",
-        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.n_trials=5",
         "final.seeds=1",
         "model.head.width=choice(32,64)",
         "+tags='a, \"b\"'",
@@ -89,16 +89,16 @@ def mine(searched, monkeypatch):
 
 def test_what_it_says_of_a_search(look, mine):
     printed = look()
-    assert printed.startswith("study mine in multirun/mine: 3 trials (3 complete), ")
+    assert printed.startswith("study mine in multirun/mine: 5 trials (5 complete), ")
     assert re.search(r"^trial +validation accuracy +.*optimizer.lr.* +epochs +seconds +folder", printed, re.MULTILINE)
-    table = printed[printed.index("Best trials") : printed.index("Importance")].splitlines()[2:5]
+    table = printed[printed.index("Best trials") : printed.index("Importance")].splitlines()[2:7]
     assert [int(line.split()[0]) for line in table] == list(mine.complete.sort_values("value", ascending=False).number)
     assert sum("(default)" in line for line in table) == 1
     assert "exact McNemar test" in printed or "the default config (trial 0) is the best" in printed
     assert "retrained on train + validation and tested, 1 seeds: " in printed
     assert "run it again: python -m tuner.study multirun/mine --best | xargs python -m tuner.train" in printed
     assert look("mine", "--top", "1").count("multirun/mine/") == 1
-    assert look("mine", "--top", "0").count("multirun/mine/") == 3
+    assert look("mine", "--top", "0").count("multirun/mine/") == 5
 
 
 def test_the_best_runs_again_to_the_very_value(look, command, searched, tmp_path, monkeypatch):
@@ -132,10 +132,10 @@ def test_json_says_everything(look, mine):
     said = json.loads(look("--json"), parse_constant=pytest.fail)
     assert said["study"] == "mine"
     assert said["objectives"] == {"validation accuracy": "maximize"}
-    assert said["states"] == {"complete": 3}
+    assert said["states"] == {"complete": 5}
     assert said["best"] == {"trial": mine.best.number, "value": mine.best.value, "params": mine.best.params}
     assert said["tested"]["seeds"] == [0]
-    assert [t["number"] for t in said["trials"]] == [0, 1, 2]
+    assert [t["number"] for t in said["trials"]] == [0, 1, 2, 3, 4]
     assert said["importances"] == mine.importances
 
 
@@ -428,6 +428,22 @@ def test_a_port_that_is_taken_is_named(toy, look):
             look("--dashboard", "--port", port)
 
 
+def test_no_dashboard_on_what_it_could_change(toy, look):
+    toy.run("hydra.sweeper.n_trials=1")
+    config = json.dumps({"_target_": "optuna.storages.RDBStorage", "url": URL})
+    results = Path("multirun/toy/optimization_results.yaml")
+    results.write_text(yaml.safe_dump(yaml.safe_load(results.read_text()) | {"storage": config}))
+    assert "1 trial (1 complete)" in look()
+    with pytest.raises(InputError, match="--dashboard opens no storage that it could change"):
+        look("--dashboard")
+
+
+@pytest.mark.parametrize("option", ["--best", "--watch", "--dashboard"])
+def test_pictures_go_with_the_table(look, option):
+    with pytest.raises(SystemExit):
+        look(option, "--html")
+
+
 def test_without_the_package_of_the_dashboard(toy, look, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
@@ -461,14 +477,14 @@ def test_the_page_works_without_a_network(look, mine, opened, tmp_path):
         assert page.locator("h2", has_text=section).count() >= 1
     assert page.locator(".js-plotly-plot").count() == page.locator(".js-plotly-plot > .plot-container").count() > 4
     table = page.locator("table").last
-    assert column(table, "trial") == ["0", "1", "2"]
+    assert column(table, "trial") == ["0", "1", "2", "3", "4"]
     button = table.locator("th button", has_text="value").first
     button.click()
     assert column(table, "value") == [str(value) for value in sorted(mine.trials.value)]
     button.click()
     assert column(table, "value") == [str(value) for value in sorted(mine.trials.value, reverse=True)]
     folder = table.locator("tbody a").first.get_attribute("href")
-    assert folder in ("0", "1", "2")
+    assert folder in ("0", "1", "2", "3", "4")
     table.locator("tbody a").first.click()
     page.wait_for_url(f"**/multirun/mine/{folder}/")
     assert "result.json" in page.content()

@@ -3,17 +3,19 @@
 import math
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from optuna.trial import FrozenTrial
 
 from tuner import paired
-from tuner.inspection import Inspection
+from tuner.inspection import Inspection, result_of
 from tuner.plots import Parameter
 from tuner.sweep import account
-from tuner.sweep.report import read_result
 
 ENOUGH = 10  # complete trials, before something is said of a parameter
+P = 0.05  # from which on chance is said to explain a difference
+MOST = 100  # trials that are compared with the best
 
 
 def certainty(s: Inspection) -> list[str]:
@@ -37,36 +39,54 @@ def _against_default(s: Inspection, best: FrozenTrial) -> list[str]:
         return [f"the default config (trial {best.number}) is the best"]
     gain = abs(best.values[0] - default.values[0])
     text = f"the best (trial {best.number}) is better than the default config (trial {default.number}) by {gain:.4g}"
-    folders = [Path(folder) for trial in (default, best) if (folder := s.folder_of(trial))]
-    if not all((folder / "predictions.csv").exists() for folder in folders):
+    both = _on_the_same_images(s, default.number, best.number)
+    if both is None:
         return [text]
-    return [text, paired.verdict(paired.on_the_same_images(*folders), "the default", "the best")]
+    flattered = "; p flatters the best, which was chosen on these images" if both["split"] == "validation" else ""
+    return [text, paired.verdict(both, "the default", "the best") + flattered]
+
+
+def _on_the_same_images(s: Inspection, a: int, b: int) -> dict[str, Any] | None:
+    """Two trials, by number, on the images that both were scored on, where both have written their predictions."""
+    folders = [Path(folder) for number in (a, b) if (folder := s.folder_of(s.frozen[number]))]
+    if len(folders) < 2 or not all((folder / "predictions.csv").exists() for folder in folders):
+        return None
+    both = paired.on_the_same_images(*folders)
+    return both if both["images"] else None
 
 
 def _against_others(s: Inspection) -> list[str]:
-    error, n_val = standard_error(s)
-    if not error:
+    error, n_val = _standard_error(s)
+    if not error or s.best is None or len(s.complete) < 2:
         return []
-    images, count = f"{n_val:,} validation images", len(_near(s, error))
-    if count == 1:
-        return [f"no other trial is within one standard error ({error:.2g}, of {images}) of the best"]
-    of = f"{count} of {s.states['COMPLETE']} complete trials"
-    return [f"{of} are within one standard error ({error:.2g}) of the best: {images} can't tell them apart"]
+    others, images = len(s.complete) - 1, f"{n_val:,} validation images"
+    if (equals := _equals(s)) is not None:
+        what = f"differ from the best by no more than chance explains (McNemar's test, p >= {P}, {images})"
+        return [f"of the next {min(others, MOST)} complete trials {len(equals)} {what}"]
+    near = (s.complete.value - s.best.values[0]).abs() <= error
+    what = f"within one standard error of the best ({error:.2g}, of {images})"
+    return [f"{near.sum() - 1} of the other {others} complete trials are {what}"]
 
 
-def standard_error(s: Inspection) -> tuple[float, int]:
+def _standard_error(s: Inspection) -> tuple[float, int]:
     """Of the best trial's accuracy, and the number of validation images it is from; 0, 0 where that can't be told."""
     folder = s.folder_of(s.best) if s.best and s.objectives == ["validation accuracy"] else None
-    n_val = read_result(Path(folder)).get("n_val") if folder else None
+    n_val = result_of(folder).get("n_val") if folder else None
     if not n_val or s.best is None:
         return 0.0, 0
     value = s.best.values[0]
     return math.sqrt(value * (1 - value) / n_val), n_val
 
 
-def _near(s: Inspection, error: float) -> pd.DataFrame:
-    """The complete trials whose values lie within `error` of the best."""
-    return s.complete[(s.complete.value - s.complete.value.max()).abs() <= error]
+def _equals(s: Inspection) -> pd.DataFrame | None:
+    """Of the trials that come next to the best those whose difference to it chance explains; None: it can't be told."""
+    if s.best is None or s.objectives != ["validation accuracy"]:
+        return None
+    others = s.complete[s.complete.number != s.best.number].sort_values("value", ascending=False, kind="stable")
+    pairs = {number: _on_the_same_images(s, number, s.best.number) for number in others.number.head(MOST)}
+    if not pairs or None in pairs.values():
+        return None
+    return others[others.number.isin([number for number, both in pairs.items() if both and both["p_value"] >= P])]
 
 
 def advice(s: Inspection) -> list[str]:
@@ -91,7 +111,9 @@ def _on_edges(s: Inspection) -> list[str]:
     top = _top(s)
     ends = {p.name: _end(p, top[p.name]) for p in s.parameters if p.name in top and _share(s, p.name) >= 0.1}
     return [
-        f"{name}: the best {len(top)} trials lie at the {end}; search beyond it" for name, end in ends.items() if end
+        f"{name}: the best {len(top)} trials lie at the {end}; search beyond, where that is possible"
+        for name, end in ends.items()
+        if end
     ]
 
 
@@ -124,13 +146,14 @@ def _end(parameter: Parameter, values: pd.Series) -> str | None:
 
 def _share(s: Inspection, name: str) -> float:
     """The most that an evaluator gives to a parameter; 1 where none has judged it."""
-    return max((shares.get(name, 1.0) for shares in s.importances.values()), default=1.0)
+    return max((shares[name] for shares in s.importances.values() if name in shares), default=1.0)
 
 
 def _on_more_trials(s: Inspection) -> list[str]:
     """Whether the search was still finding better trials when it ended."""
     finished = s.trials[s.trials.state.isin(("COMPLETE", "PRUNED"))]
-    if s.best is None or len(finished) < ENOUGH:
+    grid = any("grid_id" in trial.system_attrs for trial in s.frozen)  # which has no more points
+    if s.best is None or len(finished) < ENOUGH or grid:
         return []
     since = int((finished.number > s.best.number).sum())
     if since < len(finished) / 4:
@@ -149,13 +172,12 @@ def _on_what_matters(s: Inspection) -> list[str]:
 
 
 def _on_noise(s: Inspection) -> list[str]:
-    error, _ = standard_error(s)
-    near = _near(s, error) if error else pd.DataFrame()
-    if len(near) < max(3, len(s.complete) / 4):
+    equals = _equals(s)
+    if equals is None or len(equals) < max(2, len(s.complete) / 4):
         return []
-    fastest = near.sort_values("seconds", kind="stable").iloc[0]
+    fastest = equals.sort_values("seconds", kind="stable").iloc[0]
     cheapest = f"trial {fastest.number}, {fastest.seconds:.3g} s"
     return [
-        f"{len(near)} trials can't be told from the best: take the cheapest ({cheapest}), or judge them with more "
+        f"{len(equals)} trials can't be told from the best: take the cheapest ({cheapest}), or judge them with more "
         "validation images (data.val_share) or several seeds"
     ]

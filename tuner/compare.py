@@ -158,7 +158,8 @@ def main() -> None:
     args = _arguments().parse_args()
     if args.top is not None and args.top < 0:
         raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
-    table_of_runs = args.where or args.columns or args.group_by or args.over  # though they be two
+    asked = (args.where, args.columns, args.group_by, args.over, args.sort, args.reverse, args.top is not None)
+    table_of_runs = any(asked)  # though they be two
     two = len(args.folders) == 2 and all(list(runs.find(folder)) == [Path(folder)] for folder in args.folders)
     show = show_pair if two and not table_of_runs else show_runs
     show(args)
@@ -265,7 +266,9 @@ def write(
     curves = _curves(table, names) if "folder" in table else {}
     if args.plots:
         if curves:
-            plots.save(plots.curves(curves, next(iter(curves))), args.out / "curves.png")
+            accuracy = table.val_accuracy.set_axis(names)
+            best = str(accuracy.idxmax()) if accuracy.notna().any() else None
+            plots.save(plots.curves(curves, best), args.out / "curves.png")
         measured = [f"{split}_accuracy{what}" for split in ("val", "test") for what in ("", "_std")]
         bars = table.set_axis(names)[[key for key in measured if key in table]]
         plots.save(plots.bars(bars.dropna(how="all")), args.out / "bars.png")
@@ -309,6 +312,9 @@ def _interactive(curves: dict[str, pd.DataFrame]) -> go.Figure:
 
 def _summary(frame: pd.DataFrame) -> str:
     counts = ", ".join(f"{count} {status}" for status, count in frame.status.value_counts().items())
+    retrained = ((frame.status == "complete") & frame.val_accuracy.isna()).sum()
+    if retrained:
+        counts += f" ({retrained} retrained and tested, without validation: --where val_accuracy=null)"
     return f"{len(frame):,} run{'s' * (len(frame) != 1)}: {counts}"
 
 

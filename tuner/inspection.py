@@ -72,7 +72,9 @@ class Inspection:
             row["baseline"] = bool(told.get("baseline"))
             rows.append(row | {_column(name): value for name, value in trial.params.items()})
         frame = pd.DataFrame(rows, columns=None if rows else ["number", "state", *values, *TOLD])
-        types: dict[str, Any] = dict.fromkeys([*values, "seconds", "epochs"], float)
+        for name in ("seconds", "epochs"):  # which another program may have made anything
+            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
+        types: dict[str, Any] = dict.fromkeys(values, float)
         return frame.astype(types | dict.fromkeys(("start", "end"), "datetime64[ns]"))
 
     @property
@@ -101,7 +103,7 @@ class Inspection:
         trial = next((trial for trial in self.frozen if trial.state == TrialState.COMPLETE), None)
         if trial is None or not (folder := self.folder_of(trial)):
             return plain
-        result = report.read_result(Path(folder))
+        result = result_of(folder)
         known = {result.get("val_accuracy"): "validation accuracy", result.get("gmacs"): "billions of multiply-adds"}
         return [known.get(value, name) for value, name in zip(trial.values, plain, strict=True)]
 
@@ -136,16 +138,19 @@ class Inspection:
         """The share of each parameter in how the complete trials' values vary: evaluator -> parameter -> 0..1.
 
         fANOVA (Hutter et al., ICML 2014) looks at the whole range of values, PED-ANOVA (Watanabe et al., IJCAI 2023) at
-        what sets the best tenth apart. With several objectives: fANOVA of each, which leaves out the parameters that
-        some complete trial has not. Nothing where the values are equal or beyond 1e100.
+        what sets the best tenth apart. fANOVA knows only the parameters that all complete trials have, with one range:
+        it is left out where PED-ANOVA knows more. With several objectives: fANOVA of each. Nothing where there are
+        fewer trials than two more than parameters, or their values are equal, or beyond 1e100.
         """
         complete = [trial for trial in self.frozen if trial.state == TrialState.COMPLETE]
         # of 1,000 trials: 5 s, and 25 s with Optuna's depth of 64, for shares that differ by 0.004
-        wanted: list[tuple[str, Any, int]] = [("fANOVA", FanovaImportanceEvaluator(max_depth=8, seed=0), 0)]
-        wanted.append(("PED-ANOVA", PedAnovaImportanceEvaluator(), 0))
+        fanova = FanovaImportanceEvaluator(max_depth=8, seed=0)
+        wanted: list[tuple[str, Any, int]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(), 0), ("fANOVA", fanova, 0)]
         if len(self.goals) > 1:
-            wanted = [(f"fANOVA, {name}", wanted[0][1], k) for k, name in enumerate(self.objectives)]
-        found = {}
+            wanted = [(f"fANOVA, {name}", fanova, k) for k, name in reversed(list(enumerate(self.objectives)))]
+        found: dict[str, dict[str, float]] = {}
+        if len(complete) < len({name for trial in complete for name in trial.params}) + 2:
+            return found
         for name, evaluator, k in wanted:
             finite = {trial.values[k] for trial in complete if math.isfinite(trial.values[k])}
             if len(finite) > 1 and max(map(abs, finite)) < 1e100:  # whose squares are numbers, too
@@ -157,8 +162,11 @@ class Inspection:
                 except RuntimeError as error:  # fANOVA's, where no parameter explains anything
                     log.info("%s: %s", name, error)
                     continue
+                if len(shares) < len(found.get("PED-ANOVA", ())):
+                    log.info("%s is left out: it knows only parameters with one range in all trials", name)
+                    continue
                 found[name] = {_column(parameter): float(share) for parameter, share in shares.items()}
-        return {name: shares for name, shares in found.items() if any(shares.values())}
+        return {name: shares for name, shares in reversed(found.items()) if any(shares.values())}
 
     @cached_property
     def parameters(self) -> list[Parameter]:
@@ -198,6 +206,16 @@ class Inspection:
         return [line for line in lines if line.split("=")[0] not in ("study", "hparams_search", "final.seeds")]
 
 
+def result_of(folder: str | Path) -> dict[str, Any]:
+    """The result.json of a trial's run; nothing where there is none, or that of a program of another kind."""
+    try:
+        result = report.read_result(Path(folder))
+    except ValueError as error:
+        log.warning("%s: result.json: %s", folder, error)
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
 def _column(name: str) -> str:
     taken = name in ("number", "trial", "state", "value", *TOLD) or re.fullmatch(r"value_\d+", name)
     return f"params.{name}" if taken else name
@@ -220,7 +238,9 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Ins
     folder = _newest_folder() if where is None and storage_url is None else _folder(where)
     if folder is None and storage_url is None and where is not None and Path(where).is_dir():
         raise InputError(f"{where} is of no study; python -m tuner.compare {where} compares its runs")
-    written = yaml.safe_load((folder / report.RESULTS).read_text()) if folder else {}
+    written = (yaml.safe_load((folder / report.RESULTS).read_text()) if folder else None) or {}
+    if folder and not storage_url and "storage" not in written:
+        raise InputError(f"{folder / report.RESULTS} does not say where the study is; give its name and --storage URL")
     spec = _given(storage_url) if storage_url else _spec(folder, written)
     if spec is None:
         raise InputError(f"study {written.get('study', where)} was kept in memory, and ended with its process")

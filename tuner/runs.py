@@ -110,7 +110,7 @@ class Run:
 
     def close(self) -> None:
         """Tell the tracker how the run ended. It may take its time, and no interrupt changes result.json any more."""
-        if self.tracker:
+        if self.tracker and (self.folder / "result.json").exists():  # else the disk is full, or the like
             self.tracker.finish(read_result(self.folder))
 
 

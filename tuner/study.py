@@ -32,7 +32,10 @@ PAIRED = 4  # parameters that are drawn against each other on the page
 
 
 def main() -> None:
-    args = _arguments().parse_args()
+    parser = _arguments()
+    args = parser.parse_args()
+    if (args.plots or args.html) and (args.best or args.watch or args.dashboard):
+        parser.error("--plots and --html go with the table, --csv or --json alone")
     if args.top < 0:
         raise InputError(f"--top {args.top} must be a number of trials, or 0 for all")
     if args.dashboard:
@@ -112,18 +115,24 @@ def headline(s: Inspection) -> str:
 
 
 def tables(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
-    """The best trials, or the front of several objectives; and the importance of each parameter."""
-    best = s.complete
-    title = "Trials that no other one is better than" if len(s.goals) > 1 else "Best trials"
-    if len(s.goals) > 1:
-        best = best[best.number.isin(s.front)].sort_values("value_0", ascending=s.goals[0] == "minimize")
-    else:
-        best = best.sort_values("value", ascending=s.goals == ["minimize"], kind="stable")
-    found = {title: listed(s, best.head(top or len(best)))} if len(best) else {}
+    """The best trials; and the importance of each parameter."""
+    found = best_trials(s, top)
     if s.importances:
         shares = pd.DataFrame(s.importances).round(2).rename_axis("parameter").reset_index()
-        found["Importance, as a share of how the values vary"] = shares
+        found[f"Importance, as a share of how the values of {len(s.complete)} complete trials vary"] = shares
     return found
+
+
+def best_trials(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
+    """The best complete trials, or of several objectives those on the front, under a title."""
+    if len(s.goals) > 1:
+        title, best = "Trials that no other one is better than", s.complete[s.complete.number.isin(s.front)]
+        best = best.sort_values("value_0", ascending=s.goals[0] == "minimize", kind="stable")
+    else:
+        title, best = "Best trials", s.complete.sort_values("value", ascending=s.goals == ["minimize"], kind="stable")
+    if 0 < top < len(best):
+        title += f" ({top} of {len(best)})"
+    return {title: listed(s, best.head(top or len(best)))} if len(best) else {}
 
 
 def listed(s: Inspection, trials: pd.DataFrame) -> pd.DataFrame:
@@ -252,7 +261,7 @@ def watch(args: argparse.Namespace) -> None:
 
 
 def glance(s: Inspection, top: int) -> Group:
-    return Group(Text(headline(s), "bold"), *(present.table(table) for table in tables(s, top).values()))
+    return Group(Text(headline(s), "bold"), *(present.table(table) for table in best_trials(s, top).values()))
 
 
 def dashboard(args: argparse.Namespace) -> None:
@@ -262,6 +271,10 @@ def dashboard(args: argparse.Namespace) -> None:
     import optuna_dashboard
 
     s = inspection.load(args.study, args.storage)
+    if not storage.guarded(s.spec):
+        raise InputError(
+            f"--dashboard opens no storage that it could change; optuna-dashboard {storage.shown(s.spec)} does"
+        )
     address = f"http://127.0.0.1:{args.port}/dashboard/studies/{s.study._study_id}"
     log.info("%s, for reading alone, until Ctrl-C", address)
     try:

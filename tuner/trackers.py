@@ -48,7 +48,7 @@ class Tracker:
 class TensorBoard:
     """Event files in the run folder."""
 
-    errors: tuple[type[Exception], ...] = ()  # where they can't be written, metrics.csv beside them can't
+    errors: tuple[type[Exception], ...] = (OSError,)
 
     def __init__(self, folder: Path, study: str | None, name: str, config: Mapping[str, Any]):
         with starting("tensorboard"):
@@ -143,8 +143,8 @@ class WandB:
     ):
         with starting("wandb"):
             import wandb
-        self.errors = (wandb.Error, OSError)
-        with starting("wandb", *self.errors, ValueError):
+        self.errors = (Exception,)  # those of its service are no wandb.Error
+        with starting("wandb", wandb.Error, OSError, ValueError):
             self.run = wandb.init(
                 project=project,
                 group=study,

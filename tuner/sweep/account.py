@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -197,8 +198,12 @@ class Account:
 
 
 def is_swept(folder: Path) -> bool:
-    """Whether a sweep is at work on the study that has this folder."""
-    return any(_is_locked(path) for path in (folder / LOCKS).glob("*.alive"))
+    """Whether a sweep is at work on the study that has this folder; one of another machine until its file is gone.
+
+    For readers: it takes no lock, which sweeps would take for a living one.
+    """
+    owners = [path.stem.split(":") for path in (folder / LOCKS).glob("*.alive")]
+    return any(host != socket.gethostname() or psutil.pid_exists(int(pid)) for host, pid, _ in owners)
 
 
 def _is_locked(path: Path) -> bool:

@@ -97,7 +97,8 @@ def _connected(spec: str, pid: int) -> BaseStorage:  # one a process: connection
 def readable(spec: str, *, live: bool = False) -> BaseStorage:
     """The storage for reading alone: nothing in it is made or changed, and a sweep that writes to it waits for nobody.
 
-    live: what a sweep that begins later writes is wanted, too.
+    live: what a sweep that begins later writes is wanted, too. Of two kinds only the caller's care prevents changes: a
+    storage that is a config, and databases other than SQLite and PostgreSQL; see `guarded`.
     Raises InputError where it can't be reached or holds no studies.
     """
     for scheme in (SQLITE, JOURNAL):
@@ -116,6 +117,11 @@ def readable(spec: str, *, live: bool = False) -> BaseStorage:
     except (OSError, ImportError, RuntimeError, SQLAlchemyError, OptunaError) as error:
         cause = error.__cause__ if isinstance(error, OptunaError) and isinstance(error.__cause__, Exception) else error
         raise _unusable(spec, getattr(cause, "orig", None) or cause) from error
+
+
+def guarded(spec: str) -> bool:
+    """Whether `readable` makes it impossible to write."""
+    return spec.startswith((SQLITE, JOURNAL, "postgresql"))
 
 
 def _read_journal(path: str) -> BaseStorage:
