@@ -9,8 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from test_launchers import assert_nothing_is_left
+
+from tuner import InputError, inspection
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -100,3 +103,14 @@ def test_six_sweeps_at_once_run_60_trials(toy, storage, request):
     assert_exact(toy, storage, 60)
     assert sorted(path.name for path in (toy.folder / "multirun").iterdir() if path.is_dir()) == ["toy"]
     assert len([path for path in (toy.folder / "multirun/toy").iterdir() if path.name.isdigit()]) == 60
+
+
+def test_a_reader_of_postgresql_cannot_write(toy, postgresql):
+    toy.run(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=2")
+    with pytest.raises(InputError, match="give that with its password, as --storage URL"):
+        inspection.load("multirun/toy")
+    s = inspection.load("multirun/toy", postgresql)
+    assert list(s.trials.state) == ["COMPLETE", "COMPLETE"]
+    with pytest.raises(StorageInternalError):
+        s.study.set_user_attr("folder", "elsewhere")
+    assert inspection.load("toy", postgresql).study.user_attrs["folder"] == str(Path("multirun/toy").absolute())

@@ -109,9 +109,11 @@ def readable(spec: str, *, live: bool = False) -> BaseStorage:
     try:
         if spec.startswith(JOURNAL):
             return _read_journal(spec.removeprefix(JOURNAL))
-        options: dict[str, Any] = {"execution_options": {"postgresql_readonly": True}}
+        options: dict[str, Any] = {"poolclass": NullPool}  # a connection lives for one query, and keeps nobody waiting
         if spec.startswith(SQLITE):
-            options = {"creator": _sqlite_reader(Path(spec.removeprefix(SQLITE)), live), "poolclass": NullPool}
+            options["creator"] = _sqlite_reader(Path(spec.removeprefix(SQLITE)), live)
+        else:
+            options["execution_options"] = {"postgresql_readonly": True}
         url = SQLITE if spec.startswith(SQLITE) else spec  # the creator has the path, with whatever is in it
         return _CachedStorage(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
     except (OSError, ImportError, RuntimeError, SQLAlchemyError, OptunaError) as error:
