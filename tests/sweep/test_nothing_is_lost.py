@@ -105,8 +105,9 @@ def test_six_sweeps_at_once_run_60_trials(toy, storage, request):
     assert len([path for path in (toy.folder / "multirun/toy").iterdir() if path.name.isdigit()]) == 60
 
 
+@pytest.mark.slow
 def test_a_reader_of_postgresql_cannot_write(toy, postgresql):
-    toy.run(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=2")
+    toy.command(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=2")
     with pytest.raises(InputError, match="give that with its password, as --storage URL"):
         inspection.load("multirun/toy")
     s = inspection.load("multirun/toy", postgresql)
