@@ -58,11 +58,11 @@ def on_official_test(cfg, state: dict[str, torch.Tensor], classes: int) -> float
     head = options.pop("head")
     backbone = Backbone(**options, seed=cfg.seed)
     spec = Head(widths(head["width"], head["depth"]), head["dropout"], cfg.seed)
-    model = Classifier(None, Stack(backbone.feature_size, classes, [spec], device))
+    model = Classifier(None, Stack(backbone.feature_size, classes, [spec], device, dtype))
     model.load_state(0, state)
     test = fashion_mnist.load(cache_dir(cfg) / "fashion_mnist").test
     x = bank(test.images, backbone, cache_dir=cache_dir(cfg), device=device, dtype=dtype).to(device)
-    log_p = predict(model, x, torch.arange(len(x)), batch_size=cfg.batch_size, precision=dtype)
+    log_p = predict(model, x, [torch.arange(len(x))], batch_size=cfg.batch_size)
     return score(log_p, test.labels)[1][0]
 
 

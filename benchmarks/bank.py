@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,8 +26,8 @@ from torchvision.models import vgg16
 from tuner import features
 from tuner.backbones import Backbone, Preprocess
 from tuner.data import fmnist_small
-from tuner.fit import constant, fit
-from tuner.heads import Classifier, Head, Stack
+from tuner.fit import Plan, constant, fit
+from tuner.heads import Head
 from tuner.train import CONF, choose_device, choose_precision, describe
 
 
@@ -105,17 +106,17 @@ def epoch(
     head = Head((cfg.model.head.width,), cfg.model.head.dropout, 0)
 
     def trainer(inputs: torch.Tensor, dtype: torch.dtype, trunk: nn.Module | None) -> Callable[[], float]:
-        model = Classifier(trunk, Stack(backbone.feature_size, 10, [head], x.device))
-        optimizer = torch.optim.AdamW(model.stack.parameters_of(0), lr=1e-3, fused=True)
         rows = torch.arange(len(inputs))
-        options = {"epochs": 1, "batch_size": cfg.batch_size, "label_smoothing": [0.1], "grad_clip": None, "seed": 0}
-        options |= {"keep": "last", "patience": None, "precision": dtype}
+        target = labels.repeat(len(inputs) // len(labels))
+        optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=True)
+        fixed = {"num_classes": 10, "feature_size": backbone.feature_size, "device": x.device, "precision": dtype}
 
         def run() -> float:
             seconds: list[float] = []
-            target = labels.repeat(len(inputs) // len(labels))
-            on_epoch = lambda _, metrics: seconds.append(metrics[0]["seconds"])  # noqa: E731
-            fit(model, optimizer, [constant], inputs, target, rows, rows[:1], on_epoch=on_epoch, **options)
+            note = lambda _, metrics: seconds.append(metrics["seconds"])  # noqa: E731
+            options = {"epochs": 1, "batch_size": cfg.batch_size, "label_smoothing": 0.1, "on_epoch": note}
+            plan = Plan(head, optimizer, constant, 0, rows, rows[:1], **options)
+            fit([plan], inputs, target, trunk=trunk, **fixed)
             return len(inputs) / seconds[0]
 
         return run

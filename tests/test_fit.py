@@ -1,6 +1,7 @@
 import gc
 import math
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from tuner.fit import constant, cosine, fit, onecycle, predict, score
+from tuner.fit import Plan, constant, cosine, fit, onecycle, predict, score
 from tuner.heads import Classifier, Head, Stack
 from tuner.train import CONF, TRUSTED
 
@@ -25,28 +26,28 @@ def problem(n: int = 600, features: int = 40, classes: int = 5):
     return x, labels, rows[: n * 3 // 4], rows[n * 3 // 4 :]
 
 
-def run(specs, *, make=torch.optim.AdamW, schedule=onecycle, epochs=3, on_epoch=None, x=None, trunk=None, **options):
-    """Train heads given as (Head, lr, weight decay, label smoothing); returns (results, metrics by epoch, model)."""
-    default_x, labels, train, val = problem()
-    x = default_x if x is None else x
-    model = Classifier(trunk, Stack(40, 5, [spec[0] for spec in specs], CPU))
-    groups = [{"params": model.parameters_of(k), "lr": s[1], "weight_decay": s[2]} for k, s in enumerate(specs)]
-    history = []
-    defaults = {"batch_size": 32, "grad_clip": None, "keep": "last", "patience": None, "precision": F32, "seed": 0}
-    results = fit(
-        model,
-        make(groups),
-        [schedule] * len(specs),
-        x,
-        labels,
-        train,
-        val,
-        epochs=epochs,
-        label_smoothing=[spec[3] for spec in specs],
-        on_epoch=on_epoch or (lambda epoch, metrics: history.append(metrics)),
-        **(defaults | options),
-    )
-    return results, history, model
+def run(specs, *, make=torch.optim.AdamW, schedule=onecycle, on_epoch=None, seeds=None, **options):
+    """Train heads given as (Head, lr, weight decay, label smoothing); returns (results, metrics of each head)."""
+    x, labels, train, val = problem()
+    given = {name: options.pop(name) for name in ("trunk", "precision") if name in options}
+    defaults = {"batch_size": 32, "epochs": 3, "seed": 0, "train": train, "val": val}
+    curves = [[] for _ in specs]
+
+    def note(k):
+        return on_epoch or (lambda epoch, metrics: curves[k].append(metrics))
+
+    plans = [
+        Plan(
+            **defaults
+            | {"head": head, "schedule": schedule, "label_smoothing": smoothing, "on_epoch": note(k)}
+            | {"optimizer": partial(make, lr=lr, weight_decay=weight_decay)}
+            | ({"seed": seeds[k]} if seeds else {})
+            | options
+        )
+        for k, (head, lr, weight_decay, smoothing) in enumerate(specs)
+    ]
+    fixed = {"num_classes": 5, "feature_size": 40, "device": CPU, "precision": F32}
+    return fit(plans, x, labels, **fixed | given), curves
 
 
 SPECS = [
@@ -62,28 +63,55 @@ def config(group, option):
         return instantiate(compose("train", [f"{group}={option}"])[group], _execution_whitelist_=TRUSTED)
 
 
+NUMBERS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
+
+
+def assert_alike(ours, theirs):
+    """Two curves, to float tolerance."""
+    assert len(ours) == len(theirs) > 0
+    for epoch, other in zip(ours, theirs, strict=True):
+        assert {n: epoch[n] for n in NUMBERS} == pytest.approx({n: other[n] for n in NUMBERS}, rel=1e-4, abs=1e-5)
+
+
 @pytest.mark.parametrize("option", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
-def test_heads_in_a_stack_are_trained_as_if_alone(option, schedule):
+@pytest.mark.parametrize("seeds", [None, [0, 1, 0, 2]], ids=["one seed", "their own seeds"])
+def test_heads_in_a_stack_are_trained_as_if_alone(option, schedule, seeds):
     options = {"make": config("optimizer", option), "schedule": config("scheduler", schedule), "grad_clip": 1.0}
-    _, stacked, _ = run(SPECS, **options)
+    _, stacked = run(SPECS, seeds=seeds, **options)
     for k, spec in enumerate(SPECS):
-        _, alone, _ = run([spec], **options)
-        for epoch in range(3):
-            for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
-                assert stacked[epoch][k][name] == pytest.approx(alone[epoch][0][name], rel=1e-4, abs=1e-5), name
+        _, [alone] = run([spec], seeds=seeds and [seeds[k]], **options)
+        assert_alike(stacked[k], alone)
 
 
-def test_dropout_in_a_stack_has_the_distribution_it_has_alone():
-    """Mean training loss over seeds: the same alone and stacked, within the spread of the mean."""
-    spec = (Head((32,), 0.5, 1), 3e-3, 0.0, 0.0)
-    losses = {"alone": [], "stacked": []}
-    for seed in range(12):
-        losses["alone"].append(run([spec], seed=seed)[1][-1][0]["train_loss"])
-        losses["stacked"].append(run([SPECS[0], spec], seed=seed)[1][-1][1]["train_loss"])
-    alone, stacked = torch.tensor(losses["alone"]), torch.tensor(losses["stacked"])
-    assert abs(alone.mean() - stacked.mean()) < 4 * math.sqrt((alone.var() + stacked.var()) / 12)
-    assert alone.mean() > run([(Head((32,), 0.0, 1), 3e-3, 0.0, 0.0)])[1][-1][0]["train_loss"]  # dropout does something
+@pytest.mark.parametrize("option", ["adamw", "adam", "sgd"])
+def test_heads_that_leave_do_not_change_the_others(option):
+    options = {"make": config("optimizer", option), "epochs": 6, "seeds": [0, 1, 1, 0]}
+    _, whole = run(SPECS, **options)
+    for leaving in (0, 1, 3):
+        curves = [[] for _ in SPECS]
+
+        def note(epoch, metrics, curves=curves, leaving=leaving):
+            k = next(k for k in range(4) if len(curves[k]) < epoch and (k != leaving or epoch <= 2))
+            curves[k].append(metrics)
+            return not (k == leaving and epoch == 2)
+
+        results, _ = run(SPECS, on_epoch=note, **options)
+        assert [len(curve) for curve in curves] == [2 if k == leaving else 6 for k in range(4)]
+        assert [result.epochs for result in results] == [2 if k == leaving else 6 for k in range(4)]
+        for k in range(4):
+            assert_alike(curves[k], whole[k][: len(curves[k])])
+
+
+def test_dropout_is_each_heads_own_whoever_is_beside_it():
+    """On the CPU, where its random numbers come from its own seed: the same numbers, and not only the distribution."""
+    specs = [(Head((32,), 0.5, 1), 3e-3, 0.0, 0.0), (Head((33, 7), 0.3, 2), 3e-3, 0.0, 0.0)]
+    _, stacked = run([SPECS[0], *specs])
+    for spec, curve in zip(specs, stacked[1:], strict=True):
+        assert_alike(curve, run([spec])[1][0])
+    without = [(Head(head.widths, 0.0, head.seed), *rest) for head, *rest in specs]
+    for curve, other in zip(stacked[1:], run(without)[1], strict=True):
+        assert curve[-1]["train_loss"] > other[-1]["train_loss"]
 
 
 def test_training_is_what_a_plain_torch_loop_does():
@@ -103,48 +131,50 @@ def test_training_is_what_a_plain_torch_loop_does():
             optimizer.step()
             total += F.cross_entropy(logits, labels[rows], reduction="sum").item()
         losses.append(total / len(train))
-    _, history, _ = run([(head, 3e-3, 0.1, 0.1)], schedule=constant)
-    assert [epoch[0]["train_loss"] for epoch in history] == pytest.approx(losses, rel=1e-4)
+    _, [curve] = run([(head, 3e-3, 0.1, 0.1)], schedule=constant)
+    assert [epoch["train_loss"] for epoch in curve] == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_the_weights_that_are_kept_have_the_accuracy_that_is_given(keep):
-    [kept], history, model = run([(Head((64,), 0.0, 1), 1e-1, 0.0, 0.0)], epochs=8, schedule=constant, keep=keep)
-    accuracies = [epoch[0]["val_accuracy"] for epoch in history]
+    spec = (Head((64,), 0.0, 1), 1e-1, 0.0, 0.0)
+    [kept], [curve] = run([spec], epochs=8, schedule=constant, keep=keep)
+    accuracies = [epoch["val_accuracy"] for epoch in curve]
     latest_best = max(range(8), key=lambda i: (accuracies[i], i))
     assert kept.epochs == 8
     assert kept.epoch == (8 if keep == "last" else latest_best + 1)
     assert latest_best < 7  # or this test would not tell the two apart
     x, labels, _, val = problem()
+    model = Classifier(None, Stack(40, 5, [spec[0]], CPU))
     model.load_state(0, kept.state)
-    _, [accuracy] = score(predict(model, x, val, batch_size=32, precision=F32), labels[val])
+    _, [accuracy] = score(predict(model, x, [val], batch_size=32), labels[val])
     assert accuracy == kept.metrics["val_accuracy"] == accuracies[kept.epoch - 1]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
     spec = (Head((32,), 0.5, 1), 3e-3, 0.0, 0.0)
-    curves = [[epoch[0]["train_loss"] for epoch in run([spec], seed=seed)[1]] for seed in (0, 0, 1)]
+    curves = [[epoch["train_loss"] for epoch in run([spec], seed=seed)[1][0]] for seed in (0, 0, 1)]
     assert curves[0] == curves[1] != curves[2]
 
 
 def test_patience_ends_a_head_that_no_longer_improves():
     fast = (Head((64,), 0.0, 1), 1e-1, 0.0, 0.0)  # at its best early
     options = {"epochs": 20, "patience": 3, "keep": "best", "schedule": constant}
-    [early], history, _ = run([fast], **options)
-    assert early.epochs == len(history) == early.best_epoch + 3 < 20
+    [early], [curve] = run([fast], **options)
+    assert early.epochs == len(curve) == early.best_epoch + 3 < 20
     stuck = (Head((), 0.0, 1), 1e-9, 0.0, 0.0)  # equal is not better
     assert run([stuck], **options)[0][0].epochs == 4
     slow = (Head((64,), 0.0, 1), 1e-5, 0.0, 0.0)
-    results, history, _ = run([fast, slow], **options)
+    results, curves = run([fast, slow], **options)
     assert (results[0].epoch, results[0].epochs) == (early.epoch, early.epochs)
-    assert results[1].epochs == len(history) > early.epochs  # the other went on
+    assert results[1].epochs == len(curves[1]) > early.epochs == len(curves[0])  # the other went on
 
 
 @pytest.mark.parametrize("lr", [1e30, math.inf])
 def test_a_loss_that_is_not_finite_is_an_error_of_its_head_alone(lr):
     options = {"make": torch.optim.SGD, "schedule": constant}
-    [broken, whole], _, _ = run([(Head((16,), 0.0, 1), lr, 0.0, 0.0), SPECS[0]], **options)
-    [alone], _, _ = run([SPECS[0]], **options)
+    [broken, whole], _ = run([(Head((16,), 0.0, 1), lr, 0.0, 0.0), SPECS[0]], **options)
+    [alone], _ = run([SPECS[0]], **options)
     assert "in epoch 1 at lr" in str(broken.error)
     assert "lower optimizer.lr, or set grad_clip" in str(broken.error)
     assert whole.error is None
@@ -152,12 +182,11 @@ def test_a_loss_that_is_not_finite_is_an_error_of_its_head_alone(lr):
 
 
 def test_clipping_bounds_the_step():
+    head = Head((), 0.0, 1)
+
     def moved(clip):
-        _, _, model = run(
-            [(Head((), 0.0, 1), 1.0, 0.0, 0.0)], make=torch.optim.SGD, schedule=constant, epochs=1, grad_clip=clip
-        )
-        start = Stack(40, 5, [Head((), 0.0, 1)], CPU).parameters_of(0)[0]
-        return (model.parameters_of(0)[0] - start).norm().item()
+        [fitted], _ = run([(head, 1.0, 0.0, 0.0)], make=torch.optim.SGD, schedule=constant, epochs=1, grad_clip=clip)
+        return (fitted.state["head.0.weight"] - Stack(40, 5, [head], CPU).parameters_of(0)[0]).norm().item()
 
     steps = math.ceil(450 / 32)
     assert moved(1e-3) <= steps * 1e-3 * 1.001
@@ -165,7 +194,7 @@ def test_clipping_bounds_the_step():
 
 
 def test_bf16_is_close_to_float32():
-    full, half = (run([SPECS[0]], precision=p, epochs=5)[1][-1][0] for p in (F32, torch.bfloat16))
+    full, half = (run([SPECS[0]], precision=p, epochs=5)[1][0][-1] for p in (F32, torch.bfloat16))
     assert half["val_loss"] == pytest.approx(full["val_loss"], rel=0.02)
     assert half["val_loss"] != full["val_loss"]
 
@@ -174,21 +203,23 @@ def test_a_trunk_is_trained_with_its_head():
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(40, 40), nn.BatchNorm1d(40))
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
-    [fitted], _, _ = run([SPECS[0]], trunk=trunk)
+    [fitted], _ = run([SPECS[0]], trunk=trunk)
     assert fitted.metrics["val_accuracy"] > 0.5
     assert all(not torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
     assert {"trunk.0.weight", "trunk.1.running_mean", "head.0.weight"} <= set(fitted.state)
 
 
-def test_nothing_of_a_training_outlives_it():
+def test_nothing_of_a_training_outlives_it(monkeypatch):
     """Without waiting for Python to look for cycles: in a sweep, each trial's weights must go when it ends."""
+    stacks = []
+    monkeypatch.setattr("tuner.fit.Stack", lambda *args: stacks.append(Stack(*args)) or stacks[-1])
     gc.collect()
     gc.disable()
     try:
-        result = run([SPECS[0]])
-        model, weight = weakref.ref(result[2]), weakref.ref(result[2].stack.weight)
-        del result
-        assert model() is None
+        run(SPECS)
+        stack, weight = weakref.ref(stacks[0]), weakref.ref(stacks[0].firsts[0].weight)
+        stacks.clear()
+        assert stack() is None
         assert weight() is None
     finally:
         gc.enable()

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,6 +34,7 @@ from tuner.files import replacing
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the same key would come to mean other numbers
+_open: WeakValueDictionary[tuple[Path, torch.device], torch.Tensor] = WeakValueDictionary()
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # safetensors' names
 
 
@@ -46,6 +48,37 @@ def bank(
     read-only. A damaged file is replaced, with a warning. Of several processes that want the same bank, one computes it
     and the others wait. Raises InputError where `cache_dir` must be written and can't be, or has no room.
     """
+    return _bank(*_key(images, backbone, cache_dir, device, dtype), images, backbone, device, dtype)
+
+
+def resident(
+    images: torch.Tensor, backbone: Backbone, *, cache_dir: Path, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """The same as bank(), on the device where it has room; one tensor for all who ask while any of them holds it."""
+    path, key = _key(images, backbone, cache_dir, device, dtype)
+    features = _open.get((path, device))
+    if features is None:
+        features = _on(device, _bank(path, key, images, backbone, device, dtype))
+        _open[path, device] = features
+    return features
+
+
+def _on(device: torch.device, features: torch.Tensor) -> torch.Tensor:
+    """On the device, unless that takes more than half of the memory that is free there."""
+    if device.type == "cpu":
+        return features
+    free, _ = torch.cuda.mem_get_info(device)
+    if features.nbytes > free / 2:
+        sizes = _size(features.nbytes), _size(free)
+        log.info("the features, %s, take more than half of the %s free on the GPU: sent there by the batch", *sizes)
+        return features
+    return features.to(device)
+
+
+def _key(
+    images: torch.Tensor, backbone: Backbone, cache_dir: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[Path, dict[str, Any]]:
+    """A bank's file, and all that decides its content."""
     key = {
         "format": FORMAT,
         **backbone.key,
@@ -57,6 +90,17 @@ def bank(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_dir / "banks" / f"{name}.safetensors"
+    return path, key
+
+
+def _bank(
+    path: Path,
+    key: dict[str, Any],
+    images: torch.Tensor,
+    backbone: Backbone,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     shape = (len(images), *backbone.cached_shape)
     features = _read(path, shape, dtype, logging.DEBUG)  # without the lock: a bank comes into being whole
     if features is None:

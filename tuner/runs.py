@@ -50,7 +50,10 @@ class Run:
         """Raises InputError where `folder` holds a finished run, which would be overwritten."""
         if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
             raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
-        self.folder = folder
+        self.folder, self.prefix = (
+            folder,
+            f"{folder.name}: " if folder.name.isdecimal() else "",
+        )  # a sweep's are numbers
         self.result: dict[str, Any] = {}
         self.tracker: Tracker | None = None  # is told what metrics.csv and result.json get
         self.start = time.perf_counter()

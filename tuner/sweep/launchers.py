@@ -34,6 +34,10 @@ def slots(launcher: Launcher, n_jobs: int) -> Slots:
     if name == "BasicLauncher":
         why = "the basic launcher runs one job at a time; choose another hydra/launcher" if n_jobs > 1 else None
         return Slots(1, in_process=True, why=why)
+    if name == "FusedLauncher":
+        size = launcher.fused.size()  # type: ignore[attr-defined]
+        why = f"the fused launcher trains {size} trials together; set hydra.launcher.stack" if n_jobs > 1 else None
+        return Slots(1, size, in_process=True, why=why)
     if name == "JoblibLauncher":
         from joblib import effective_n_jobs
 
@@ -52,7 +56,7 @@ def slots(launcher: Launcher, n_jobs: int) -> Slots:
 @contextmanager
 def running(launcher: Launcher) -> Iterator[None]:
     """While a sweep uses a launcher: worker processes end with the sweep, whichever way it ends, kill -9 included."""
-    if type(launcher).__name__ == "BasicLauncher":  # jobs run in this process
+    if type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
         yield
         return
     mark = uuid.uuid4().hex
@@ -99,7 +103,8 @@ def _stop_workers(ray_is_ours: bool) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Launchers' lines a job are left to hydra.verbose: the sweep says how it goes."""
-    loggers = [logging.getLogger(name) for name in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")]
+    names = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins", "tuner.sweep.fused")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

@@ -1,10 +1,13 @@
-"""What Hydra sees of the sweeper: `hydra/sweeper=tuner`, which takes every config of hydra-optuna-sweeper, and more."""
+"""What Hydra sees: `hydra/launcher=fused`, and `hydra/sweeper=tuner`, which takes hydra-optuna-sweeper's configs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
@@ -130,6 +133,28 @@ class TunerSweeper(Sweeper):
         return self.sweeper.sweep(arguments)
 
 
+@dataclass
+class FusedLauncherConf:
+    _target_: str = "tuner.sweep.plugin.FusedLauncher"
+    # how many trials train together, at most; auto: as many as is fast on the device
+    stack: Any = "auto"
+
+
+class FusedLauncher(Launcher):
+    """See tuner.sweep.fused, which is imported only where it launches."""
+
+    def __init__(self, stack: int | str):
+        from tuner.sweep.fused import Fused
+
+        self.fused = Fused(stack)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.fused.setup(hydra_context, task_function, config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        return self.fused.launch(job_overrides, initial_job_idx)
+
+
 def store(name: str) -> None:
     """Make the sweeper known to Hydra as `hydra/sweeper=NAME`."""
     ConfigStore.instance().store(
@@ -140,9 +165,13 @@ def store(name: str) -> None:
 def register() -> None:
     """For tuner's own commands, also where tuner is not installed: there `hydra/sweeper=optuna` is this one, too."""
     Plugins.instance().register(TunerSweeper)
+    Plugins.instance().register(FusedLauncher)
     store("optuna")
 
 
 store("tuner")
 for _name, _node in PRUNERS.items():
     ConfigStore.instance().store(group="hydra/sweeper/pruner", name=_name, node=_node, provider="tuner", replace=True)
+ConfigStore.instance().store(
+    group="hydra/launcher", name="fused", node=FusedLauncherConf, provider="tuner", replace=True
+)

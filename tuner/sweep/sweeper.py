@@ -220,7 +220,7 @@ class AsyncSweeper(OptunaSweeperImpl):
             return
         if self.spec is not None:
             log.info("if it is stopped, go on with: %s", report.resume_command(self.config, name))
-        elif type(self.launcher).__name__ != "BasicLauncher":
+        elif not slots.in_process:
             log.warning("a study in memory is out of reach for jobs in other processes: none is pruned")
         if slots.why:
             log.info("n_jobs=%d: %s", self.n_jobs, slots.why)
@@ -288,11 +288,14 @@ class AsyncSweeper(OptunaSweeperImpl):
                 self.account.tell(number, self._outcome(job))
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> Sequence[JobReturn]:
-        """One call where the numbers follow each other; other sweeps may have those between."""
-        numbers = [number for number, _ in jobs]
-        if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-            return self.launcher.launch([overrides for _, overrides in jobs], initial_job_idx=numbers[0])
-        return [self.launcher.launch([overrides], initial_job_idx=number)[0] for number, overrides in jobs]
+        """A call for each run of numbers that follow each other; other sweeps may have those between."""
+        returns: list[JobReturn] = []
+        while jobs:
+            first = jobs[0][0]
+            together = [job for place, job in enumerate(jobs) if job[0] == first + place]
+            returns += self.launcher.launch([overrides for _, overrides in together], initial_job_idx=first)
+            jobs = jobs[len(together) :]
+        return returns
 
     def _clear_the_way(self, folder: Path) -> None:
         """A trial's folder is there already where a power cut undid the study's last commits."""
