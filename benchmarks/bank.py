@@ -3,20 +3,20 @@
     python benchmarks/bank.py [--device cpu|cuda] [--images 1200] [--repeats 5]
 
 extraction   the bank's own path (uint8 images to a checksummed file) against a bare loop of the same layers of
-             torchvision's vgg16.features over batches that were preprocessed beforehand, in the same precision.
+             torchvision's vgg16.features over batches that were preprocessed beforehand, in the same precision; and
+             against the rate that the network would have at the speed of the machine's best matrix product.
 epoch        an epoch of the head's training on cached features against one with the frozen network in the loop, in the
              same precision and in float32.
 """
 
 import argparse
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import results
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -28,7 +28,8 @@ from tuner.backbones import Backbone, Preprocess
 from tuner.data import fmnist_small
 from tuner.fit import Plan, constant, fit
 from tuner.heads import Head
-from tuner.train import CONF, choose_device, choose_precision, describe
+from tuner.settings import choose_device, choose_precision
+from tuner.train import CONF
 
 
 def main() -> None:
@@ -47,8 +48,6 @@ def main() -> None:
     pool = fmnist_small.load().pool
     images, labels = pool.images[: args.images], pool.labels[: args.images]
 
-    print(f"{describe(device)}, {platform.machine()}, torch {torch.__version__}, {dtype}")
-    print(f"{backbone.name} to {backbone.features}, {backbone.image_size} px, {len(images):,} images")
     x = extraction(images, backbone, device, dtype, args.repeats)
     epoch(x, images.to(device), labels, backbone, cfg, args.repeats)
 
@@ -82,9 +81,34 @@ def extraction(
 
         return timed
 
-    rates = alternate({"bare loop": rate(bare), "bank": rate(banked)}, repeats)
-    print(f"extraction: bank / bare loop = {compare(rates, 'bank', 'bare loop')} of the rate")
+    peak, shape = best_product(device, dtype)
+    rates = results.turns({"bare loop": rate(bare), "bank": rate(banked)}, repeats)
+    rows = [["extraction", "images/s", "TFLOP/s", "of the best product", "of the bare loop"]]
+    for name, values in rates.items():
+        flops = [2 * backbone.macs() * value for value in values]
+        share = results.spread([100 * f / peak for f in flops]) + "%"
+        flop_rate = results.spread([f / 1e12 for f in flops], ".3g")
+        rows.append([name, results.spread(values), flop_rate, share, results.ratio(values, rates["bare loop"])])
+    note = f"{backbone.name} to {backbone.features} at {backbone.image_size} px, {len(images):,} images, {dtype}; "
+    note += f"best product {peak / 1e12:.3g} TFLOP/s, {shape}."
+    results.write("extraction", device, rows, note)
     return banked().to(device)
+
+
+def best_product(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Operations a second of the fastest of some matrix products, and its shape."""
+    best = (0.0, "")
+    for m, k, n in ((512, 4096, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192)):
+        if device.type == "cpu" and m > 4096:
+            continue
+        a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
+        for _ in range(10):
+            start = time.perf_counter()
+            a @ b.t()
+            wait(device)
+            rate = 2 * m * k * n / (time.perf_counter() - start)
+            best = max(best, (rate, f"{m} x {k} by {k} x {n}"))
+    return best
 
 
 class InLoop(nn.Module):
@@ -129,30 +153,11 @@ def epoch(
         ),
         "cached features": trainer(cached, x.dtype, None),
     }
-    rates = alternate(runs, repeats)
-    for name in list(runs)[:2]:
-        ratio = compare(rates, "cached features", name)
-        print(f"epoch: cached features / {name} = {ratio} times as fast")
-
-
-def alternate(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Images/s of each run, taken in turns so that the machine's moods hit all alike; the first turn warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            rate = run()
-            if turn:
-                rates[name].append(rate)
+    rates = results.turns(runs, repeats)
+    rows = [["epoch", "images/s", "cached features are so many times as fast"]]
     for name, values in rates.items():
-        low, high = min(values), max(values)
-        print(f"  {name:<30} {statistics.median(values):>9,.0f} images/s   (of {repeats}: {low:,.0f} to {high:,.0f})")
-    return rates
-
-
-def compare(rates: dict[str, list[float]], ours: str, theirs: str) -> str:
-    """The median of the turns' ratios, with their range."""
-    ratios = [a / b for a, b in zip(rates[ours], rates[theirs], strict=True)]
-    return f"{statistics.median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})"
+        rows.append([name, results.spread(values), results.ratio(rates["cached features"], values)])
+    results.write("epoch", x.device, rows, f"{backbone.name} to {backbone.features} at {backbone.image_size} px.")
 
 
 def wait(device: torch.device) -> None:

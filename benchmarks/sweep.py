@@ -1,21 +1,25 @@
 """What a search costs beyond its training, and a whole search against what people do today. Times are medians of turns.
 
     python benchmarks/sweep.py overhead [--trials 100] [--turns 3] [--profile]
+    python benchmarks/sweep.py where [--trials 30] [OVERRIDE ...]
+    python benchmarks/sweep.py memory [--trials 10 100 1000] [--overrides OVERRIDE ...]
     python benchmarks/sweep.py search [--trials 30] [--turns 1] [--plain-trials 1] [--plain-epochs 1] [OVERRIDE ...]
 
 overhead   milliseconds a trial of an objective that does nothing (one float, TPE, one job at a time in the sweep's own
            process), by Optuna alone, by hydra-optuna-sweeper and by tuner. Each measurement is a process in an empty
            folder. The clock runs from the objective's 11th call to its last, so that imports, the sweep's end and the
            10 trials that TPE draws at random are left out.
+where      the same search under py-spy (pip install py-spy), features cached: where its time goes.
+memory     peak memory of a search of made-up images, one epoch a trial, as its trials grow.
 search     the default search, python -m tuner.train -m hparams_search=optuna, from the command to its end: with an
            empty cache; with the features which that left; as the same search under hydra-optuna-sweeper, which neither
            prunes nor retrains the best. And the plain pipeline: a DataLoader with torchvision's transforms, the frozen
-           network in the loop, float32. Of that a few epochs are measured, and scaled.
+           network in the loop, float32. Of that a few epochs are measured, and scaled. `first at`: from the command
+           to the end of the first trial that has the target accuracy.
 """
 
 import argparse
 import os
-import platform
 import pstats
 import statistics
 import subprocess
@@ -24,13 +28,16 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import optuna
+import results
 import torch
 import torch.nn.functional as F
 import yaml
-from bank import InLoop, compare, wait
+from bank import InLoop, wait
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
@@ -39,7 +46,7 @@ from torchvision import transforms
 from tuner.backbones import Backbone
 from tuner.heads import Classifier, Head, Stack
 from tuner.runs import read_result
-from tuner.settings import build, choose_device, describe
+from tuner.settings import build, choose_device
 from tuner.sweep.progress import duration
 from tuner.train import CONF
 
@@ -60,10 +67,17 @@ def main() -> None:
     two.add_argument("--turns", type=int, default=1)
     two.add_argument("--plain-trials", type=int, default=1, help="of the plain pipeline that are measured")
     two.add_argument("--plain-epochs", type=int, default=1, help="of each of those")
+    two.add_argument("--target", type=float, default=0.9, help="a validation accuracy")
     two.add_argument("overrides", nargs="*", help="of the config, for all searches")
+    four = commands.add_parser("where")
+    four.set_defaults(run=where)
+    four.add_argument("--trials", type=int, default=30)
+    four.add_argument("overrides", nargs="*")
+    three = commands.add_parser("memory")
+    three.set_defaults(run=memory)
+    three.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
+    three.add_argument("--overrides", nargs="*", default=["model=tiny", "data=synthetic"])
     args = parser.parse_args()
-    versions = (f"{name} {version(name)}" for name in ("hydra-core", "hydra-optuna-sweeper", "optuna", "torch"))
-    print(f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, {', '.join(versions)}")
     args.run(args)
 
 
@@ -129,12 +143,12 @@ def overhead(args: argparse.Namespace) -> None:
         for where, of in times.items():
             for name, values in of.items():  # in turns, so that the machine's moods hit all alike
                 values.append(1000 * seconds_a_trial(SWEEPERS[name], STORAGES[where], args.trials))
-    print(f"ms a trial, of trials 10 to {args.trials - 1}, median and range of {args.turns} turns\n")
     rows = [["", *SWEEPERS, "tuner / hydra-optuna-sweeper"]]
     for where, of in times.items():
-        ratio = compare(of, "tuner", "hydra-optuna-sweeper") if "hydra-optuna-sweeper" in of else "-"
-        rows.append([where, *(spread(of[name]) if name in of else "-" for name in SWEEPERS), ratio])
-    print_table(rows)
+        ratio = results.ratio(of["tuner"], of["hydra-optuna-sweeper"]) if "hydra-optuna-sweeper" in of else "-"
+        rows.append([where, *(results.spread(of[name], ".1f") if name in of else "-" for name in SWEEPERS), ratio])
+    note = f"ms a trial, of trials 10 to {args.trials - 1}, median and range of {args.turns} turns"
+    results.write("overhead of a trial", torch.device("cpu"), rows, note)
 
 
 def seconds_a_trial(sweeper: str, storage: str, trials: int, **environment: str) -> float:
@@ -172,7 +186,8 @@ def profile(trials: int) -> None:
     parts["rest"] = whole - sum(parts.values())
     print(f"tuner's sweeper, SQLite: {1000 * without:.1f} ms a trial without the profiler, {whole:.1f} with it\n")
     rows = [[name, f"{ms:.1f}", f"{ms / whole:.0%}"] for name, ms in parts.items()]
-    print_table([["", "ms a trial, profiled", "share"], *rows])
+    for row in rows:
+        print("  ".join(row))
 
 
 # A whole search
@@ -193,7 +208,7 @@ def search(args: argparse.Namespace) -> None:
         cfg = compose("train", ["hparams_search=optuna", *args.overrides], return_hydra_config=True)
     common = [f"hydra.sweeper.n_trials={args.trials}", *args.overrides]
     ours = ["-m", "tuner.train", "-m", "hparams_search=optuna", *common]
-    theirs = ["upstream.py", "-m", *same_search(cfg.hydra), *common]
+    theirs = ["upstream.py", "-m", *same_search(cfg.hydra), "hydra/launcher=basic", *common]
     reference = "tuner, features cached"
     searches = [("tuner, from nothing", ours), (reference, ours), ("hydra-optuna-sweeper, features cached", theirs)]
     times: dict[str, list[float]] = defaultdict(list)
@@ -205,31 +220,89 @@ def search(args: argparse.Namespace) -> None:
             (folder / "multirun").mkdir()
             for i, (name, arguments) in enumerate(searches):
                 print(name, file=sys.stderr)
-                start = time.perf_counter()
+                start = datetime.now()
                 command([*arguments, f"study=study{i}"], folder, TUNER_CACHE=str(folder / "cache"))
-                times[name].append(time.perf_counter() - start)
-                found[name] = what_was_found(folder / "multirun" / f"study{i}")
+                times[name].append((datetime.now() - start).total_seconds())
+                found[name] = what_was_found(folder / "multirun" / f"study{i}", args.target, start)
 
     print("plain pipeline", file=sys.stderr)
     device = choose_device(cfg.device)
     epochs = [seconds for seed in range(args.plain_trials) for seconds in plain_epochs(cfg, seed, device, args)]
     whole, pruned = cfg.epochs * args.trials, int(found[reference][1])
+    to_target = found["hydra-optuna-sweeper, features cached"].pop()
     for name, count in (("plain pipeline, scaled", whole), ("plain pipeline, scaled to as many epochs", pruned)):
         times[name] = [statistics.median(epochs) * count] * args.turns
-        found[name] = ["-", str(count), "-"]
+        found[name] = ["-", str(count), "-", duration(statistics.median(epochs) * cfg.epochs * to_target)]
+    for name in times:
+        found[name] = [str(value) for value in found[name][:4]]
+    note = f"{args.trials} trials, {' '.join(args.overrides) or 'the default config'}, medians of {args.turns} turns. "
+    measured = f"{args.plain_trials} x {args.plain_epochs} epochs measured, {results.spread(epochs, '.1f')} s each with"
+    note += f"Plain pipeline: {measured} validation; scaled to {cfg.epochs} epochs x {args.trials} trials, and to the "
+    note += f"{pruned} epochs that tuner's search trained, as it prunes."
+    columns = ["time", "s of it: the last run", "epochs", "best validation accuracy", f"first at {args.target}"]
+    rows = [["search", *columns, f"times {reference}"]]
+    for name, t in times.items():
+        rows.append([name, duration(statistics.median(t)), *found[name], results.ratio(times[name], times[reference])])
+    results.write(f"search of {args.trials} trials", device, rows, note)
 
-    print(f"{describe(device)}, {args.trials} trials, {' '.join(args.overrides) or 'the default config'}")
-    print(f"plain pipeline: {args.plain_trials} x {args.plain_epochs} epochs measured, {spread(epochs)} s an")
-    print(
-        f"epoch with validation; scaled to {cfg.epochs} epochs x {args.trials} trials, and to the {pruned} epochs that"
-    )
-    print(f"tuner's search trained, as it prunes. The other rows are measured whole, medians of {args.turns} turns.\n")
-    columns = ["time", "s of it: the last run", "epochs", "best validation accuracy", f"times {reference}"]
-    rows = [
-        [name, duration(statistics.median(t)), *found[name], compare(times, name, reference)]
-        for name, t in times.items()
-    ]
-    print_table([["search", *columns], *rows])
+
+PLACES = {  # of a search's time -> functions, of which the innermost on the stack decides
+    "the last run, which retrains the best": ("retrain (",),
+    "training: steps": ("_step (", "_train (", "fit ("),
+    "training: validation": ("predict (",),
+    "training: each epoch's row, report and pruning": ("on_epoch (",),
+    "images, network, features": ("prepare (", "parts (", "features (", "inputs ("),
+    "scores, tables, model file": ("report (tuner/scoring", "score (", "save_model (", "finish ("),
+    "Hydra: compose, run_job": ("run_job (", "load_sweep_config ("),
+    "study: ask, draw, tell": ("ask (", "_overrides (", "tell ("),
+    "imports": ("_load_unlocked (",),
+}
+
+
+def where(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "stacks.txt"
+        spy = ["py-spy", "record", "--format", "raw", "--rate", "50", "--full-filenames", "--output", str(record), "--"]
+        trials = f"hydra.sweeper.n_trials={args.trials}"
+        sweep = [sys.executable, "-m", "tuner.train", "-m", "hparams_search=optuna", trials, *args.overrides]
+        subprocess.run([*spy, *sweep], cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        samples = [line.rsplit(" ", 1) for line in record.read_text().splitlines()]
+    seconds: dict[str, float] = defaultdict(float)
+    for stack, count in samples:
+        seconds[place(stack.replace(f"{CONF.parent}/", "").split(";"))] += int(count) / 50
+    whole = sum(seconds.values())
+    rows = [[name, f"{s:.1f}", f"{s / whole:.0%}"] for name, s in sorted(seconds.items(), key=lambda item: -item[1])]
+    header = ["", "seconds", "share"]
+    results.write("where a search's time goes", torch.device("cpu"), [header, *rows, ["all", f"{whole:.1f}", ""]])
+
+
+def place(frames: Sequence[str]) -> str:
+    """Which of the PLACES a stack is at; the last run's are all one."""
+    of_last = next(iter(PLACES))
+    if any(frame.startswith(PLACES[of_last]) for frame in frames):
+        return of_last
+    names = (name for frame in reversed(frames) for name, starts in PLACES.items() if frame.startswith(starts))
+    return next(names, "the rest")
+
+
+def memory(args: argparse.Namespace) -> None:
+    rows = [["trials", "peak memory", "time"]]
+    for trials in args.trials:
+        arguments = ["-m", "tuner.train", "-m", "hparams_search=random", "epochs=1", "final.seeds=0", *args.overrides]
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            out = command(["-c", PEAK, *arguments, f"hydra.sweeper.n_trials={trials}"], Path(folder))
+        rows.append([str(trials), f"{int(out.splitlines()[-1]) / 1e3:.0f} MB", duration(time.perf_counter() - start)])
+        print(" | ".join(rows[-1]), flush=True)
+    results.write("memory of a search", torch.device("cpu"), rows, f"hparams_search=random {' '.join(args.overrides)}")
+
+
+# Runs a command, and prints the most kB that it had.
+PEAK = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, *sys.argv[1:]], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 def same_search(hydra: DictConfig) -> list[str]:
@@ -242,12 +315,17 @@ def same_search(hydra: DictConfig) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def what_was_found(folder: Path) -> list[str]:
-    """Of a sweep's folder: seconds of the last run (the best retrained), epochs trained before it, best value."""
-    results = yaml.safe_load((folder / "optimization_results.yaml").read_text())
+def what_was_found(folder: Path, target: float, start: datetime) -> list[Any]:
+    """Of a sweep's folder: seconds of the last run (the best retrained), epochs trained before it, best value, when the
+    target was reached, and in which trial, counted from 1."""
+    found = yaml.safe_load((folder / "optimization_results.yaml").read_text())
     epochs = sum(len(path.read_text().splitlines()) - 1 for path in folder.glob("[0-9]*/metrics.csv"))
     last = read_result(folder / "best")["seconds"] if (folder / "best").exists() else "-"
-    return [str(last), str(epochs), f"{results['best_value']:.4f}"]
+    study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder.parent}/optuna.db")
+    reached = [t for t in study.trials if t.value is not None and t.value >= target and t.state.name == "COMPLETE"]
+    first = min(reached, key=lambda t: t.datetime_complete)
+    when = duration((first.datetime_complete - start).total_seconds())
+    return [str(last), str(epochs), f"{found['best_value']:.4f}", when, first.number + 1]
 
 
 class Images(Dataset):
@@ -303,15 +381,6 @@ def command(arguments: Sequence[str], folder: Path, **environment: str) -> str:
     if done.returncode:
         sys.exit(f"{' '.join(arguments)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return done.stdout
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]:
-        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

@@ -188,6 +188,13 @@ class Backbone:
         preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32)
         return nn.Sequential(preprocess, self._between(None, end.node), pool)
 
+    def trained_parameters(self) -> int:
+        """How many numbers trained_part() learns."""
+        if self.frozen == self.features:
+            return 0
+        start = None if self.frozen is None else self.blocks[self.frozen].node
+        return sum(p.numel() for p in self._part(start, self.blocks[self.features].node).parameters())
+
     def macs(self) -> int:
         """Multiply-adds that the network needs for one image, up to the block that is used."""
         image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")

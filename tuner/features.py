@@ -226,12 +226,37 @@ def extract(
     """Run the frozen part over uint8 [N, C, H, W], with a progress bar; yields `dtype` [B, ...] on the CPU."""
     network = backbone.frozen_part(dtype).to(device)
     bar = tqdm(total=len(images), desc=f"{backbone.name} features", unit="image", disable=None)
+    under_way: list[tuple[torch.Tensor, torch.cuda.Event | None]] = []
     with bar:
         for batch in images.split(batch_size(backbone.image_size, device)):
             with torch.inference_mode():  # not around the yield: it would stay on in a caller that stops midway
-                features = network(batch.to(device, non_blocking=True)).cpu().contiguous()
-            yield features
+                under_way.append(_fetch(network(_send(batch, device))))
+            if device.type == "cpu" or len(under_way) == 2:  # a GPU is at the next batch while one is written
+                yield _arrived(*under_way.pop(0))
             bar.update(len(batch))
+        for features, event in under_way:
+            yield _arrived(features, event)
+
+
+def _send(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return batch if device.type == "cpu" else batch.pin_memory().to(device, non_blocking=True)
+
+
+def _fetch(features: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Have features copied to the CPU, and what tells when they are there."""
+    if features.device.type == "cpu":
+        return features.contiguous(), None
+    copy = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+    copy.copy_(features, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return copy, event
+
+
+def _arrived(features: torch.Tensor, event: torch.cuda.Event | None) -> torch.Tensor:
+    if event is not None:
+        event.synchronize()
+    return features
 
 
 def batch_size(image_size: int, device: torch.device) -> int:

@@ -37,7 +37,7 @@ class Fitted:
     best_accuracy: float = -1.0
     metrics: Metrics = field(default_factory=dict)
     state: dict[str, torch.Tensor] = field(default_factory=dict)
-    error: DivergedError | None = None
+    error: Exception | None = None
 
 
 def onecycle(progress: float, *, warmup: float = 0.3, start: float = 0.04) -> float:

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from tuner.backbones import Backbone
 from tuner.data import Data
@@ -121,27 +122,34 @@ class Trainer:
     """Trains heads on parts: what plans of one key have in common."""
 
     def __init__(self, parts: Parts):
-        self.parts = parts
-        trunk = parts.backbone.trained_part()
-        self.trunk = trunk.to(parts.device) if trunk else None
+        self.parts, self.heads_alone = parts, parts.backbone.frozen == parts.backbone.features
         self.size, self.classes = parts.backbone.feature_size, len(parts.data.classes)
+
+    @cached_property
+    def trunk(self) -> nn.Module | None:
+        """The blocks that are trained below the head; made when it is their turn, and not while others train."""
+        trunk = self.parts.backbone.trained_part()
+        return trunk.to(self.parts.device) if trunk else None
 
     def cost(self, head: Head) -> dict[str, float]:
         """`trained_parameters`, and `gmacs`, billions of multiply-adds for an image, of the network with this head."""
         weights = sum(i * o for i, o in pairwise([self.size, *head.widths, self.classes]))
         trained = weights + sum(head.widths) + self.classes
-        trained += sum(parameter.numel() for parameter in self.trunk.parameters()) if self.trunk else 0
+        trained += self.parts.backbone.trained_parameters()
         return {"trained_parameters": trained, "gmacs": round((self.parts.macs + weights) / 1e9, 6)}
 
     def key(self, plan: Plan) -> Any:
         """Plans with an equal key may be trained together; one with None only alone."""
-        if self.trunk is not None or not plan.optimizer.func.__module__.startswith("torch.optim."):
+        if not self.heads_alone or not plan.optimizer.func.__module__.startswith("torch.optim."):
             return None  # blocks are not stacked, and another's optimizer may look at all parameters at once
         labels = self.parts.data.pool.labels.numpy().tobytes()
         return id(self.parts.x), labels, self.classes, self.parts.precision, *plan.kind()
 
     def __call__(self, plans: Sequence[Plan]) -> list[Fitted]:
-        """Train these together; where the device has too little memory for all, one half after the other."""
+        """Train these together; where the device has too little memory for all, one half after the other.
+
+        One that is too large alone, or all those that had begun when memory ran out, have that as their `error`.
+        """
         noted = False
 
         def note(on_epoch: OnEpoch, epoch: int, metrics: Metrics) -> bool | None:
@@ -153,7 +161,7 @@ class Trainer:
             return self._fit([replace(plan, on_epoch=partial(note, plan.on_epoch)) for plan in plans])
         except torch.OutOfMemoryError as error:
             if len(plans) == 1 or noted:
-                raise
+                return [Fitted(error=error.with_traceback(None)) for _ in plans]  # whose frames hold the memory
             half = len(plans) // 2
             log.warning("%d heads are too many at once: %s", len(plans), str(error).splitlines()[0])
         log.warning("training %d, then %d: set hydra.launcher.stack=%d", half, len(plans) - half, half)
@@ -174,7 +182,7 @@ class Trainer:
         )
 
     def trained(self, plan: Plan, fitted: Fitted) -> Trained:
-        """Raises DivergedError where a loss was not finite."""
+        """Raises what ended its training: DivergedError where a loss was not finite, or out of memory."""
         if fitted.error:
             raise fitted.error
         stack = Stack(self.size, self.classes, [plan.head], self.parts.device, self.parts.precision)
@@ -185,8 +193,8 @@ class Trainer:
 
 def train_all(parts: Parts, plans: Sequence[Plan]) -> list[Trained]:
     """Train several heads of one run: together where that is heads alone, else each with blocks of its own."""
-    if parts.backbone.frozen == parts.backbone.features:
-        trainer = Trainer(parts)
+    trainer = Trainer(parts)
+    if trainer.heads_alone:
         return [trainer.trained(plan, fitted) for plan, fitted in zip(plans, trainer(plans), strict=True)]
     trainers = [(Trainer(parts), plan) for plan in plans]
     return [trainer.trained(plan, *trainer([plan])) for trainer, plan in trainers]

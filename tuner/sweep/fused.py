@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from greenlet import getcurrent, greenlet
 from hydra.core.hydra_config import HydraConfig
@@ -56,8 +56,7 @@ def together(plan: Any, *, key: Any, work: Callable[[Sequence[Any]], Sequence[An
         return result
     message = hub.switch(Request(plan, key, work))
     while isinstance(message, tuple):
-        plan.on_epoch(*message)
-        message = hub.switch(None)
+        message = hub.switch(plan.on_epoch(*message))
     return message.value
 
 
@@ -67,22 +66,35 @@ class Result:
 
 
 class _Scene:
-    """What Hydra and Python keep once a process, as one job has it: its config, log, folder and environment."""
+    """What there is once a process, as one job has it: Hydra's config, the logs, environment and working folder."""
 
     def __init__(self) -> None:
-        root = logging.getLogger()
-        self.config, self.handlers, self.level = HydraConfig.instance().cfg, root.handlers[:], root.level
-        self.folder, self.environment = Path.cwd(), dict(os.environ)
+        self.config = cast(Any, HydraConfig.instance().cfg)
+        self.folder = Path.cwd()
+        named = OmegaConf.select(self.config, "hydra.job_logging.loggers") or ()
+        loggers = [logging.getLogger(name) for name in (None, *named)]
+        self.logs = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+        for handler in self.handlers():
+            if isinstance(handler, logging.FileHandler):
+                handler.mode = "a"  # the next job's set-up closes it, and one of mode w does not open again
+        self.environment = {
+            key: os.environ.get(key) for key in OmegaConf.select(self.config, "hydra.job.env_set") or ()
+        }
+
+    def handlers(self) -> set[logging.Handler]:
+        return {handler for _, handlers, _ in self.logs for handler in handlers}
 
     def restore(self) -> None:
         HydraConfig.instance().cfg = self.config
-        root = logging.getLogger()
-        root.handlers[:] = self.handlers
-        root.setLevel(self.level)
+        for logger, handlers, level in self.logs:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
         os.chdir(self.folder)
-        if os.environ != self.environment:
-            os.environ.clear()
-            os.environ.update(self.environment)
+        for key, value in self.environment.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
 
 
 class _Job:
@@ -96,14 +108,14 @@ class _Job:
         self.request: Request | None = None
         self.returned: JobReturn | None = None
 
-    def go_on(self, *message: Any) -> None:
-        """Let the job run until it waits again, or ends."""
-        self._switch(lambda: self.coroutine.switch(*message))
+    def go_on(self, *message: Any) -> Any:
+        """Let the job run until it waits again, or ends; returns what it answers."""
+        return self._switch(lambda: self.coroutine.switch(*message))
 
     def raise_in_it(self, error: BaseException) -> None:
         self._switch(lambda: self.coroutine.throw(error))
 
-    def _switch(self, switch: Callable[[], Any]) -> None:
+    def _switch(self, switch: Callable[[], Any]) -> Any:
         ours = _Scene()
         self.scene.restore()
         try:
@@ -112,18 +124,19 @@ class _Job:
             self.scene = _Scene()
             if self.coroutine.dead:
                 self.request = None
-                for handler in set(self.scene.handlers) - set(ours.handlers):
+                for handler in self.scene.handlers() - ours.handlers():
                     handler.close()
             ours.restore()
         if isinstance(answer, Request):
             self.request = answer
         elif self.coroutine.dead:
             self.returned = answer
+        return answer
 
     def on_epoch(self, request: Request, *epoch: Any) -> bool:
-        """Called by the work; whether it is still wanted."""
-        self.go_on(epoch)
-        return self.request is request
+        """Called by the work; whether the job wants it to go on."""
+        answer = self.go_on(epoch)
+        return self.request is request and answer is not False
 
 
 class Fused:
@@ -228,12 +241,12 @@ def _work(jobs: Sequence[_Job]) -> None:
     try:
         results = requests[0].work(plans)
     except Exception as error:  # noqa: BLE001 - each job fails with it
-        results = error
+        results, where = error, error.__traceback__
     for i, (job, request) in enumerate(zip(jobs, requests, strict=True)):
         if job.request is not request:  # it has ended meanwhile
             continue
         job.request = None
         if isinstance(results, Exception):
-            job.raise_in_it(results)
+            job.raise_in_it(results.with_traceback(where))  # without what the job before has added
         else:
             job.go_on(Result(results[i]))

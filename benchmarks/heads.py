@@ -1,0 +1,107 @@
+"""Heads a second: K trained together against K one after another, on the same device, and against a process each.
+
+    python benchmarks/heads.py [--device cpu|cuda] [--most 128] [--features 4096] [--images 4200] [--repeats 3]
+
+Heads have one hidden layer of 512, 256 or 1,024 in turn and a learning rate and dropout of their own, the data are
+random numbers. What is timed is whole epochs with their validation, in the precision that the device is best at. A turn
+is K together, then a single head of each width, from which the time of K is added up. A process each: two at a time on
+a CPU, with a thread each, the time to start Python and torch not counted.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import results
+import torch
+
+from tuner.fit import Plan, fit, onecycle
+from tuner.heads import Head
+from tuner.settings import choose_device, choose_precision
+
+WIDTHS = (512, 256, 1024)
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--most", type=int, default=128, help="the largest K")
+    parser.add_argument("--features", type=int, default=4096)
+    parser.add_argument("--images", type=int, default=4200)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)  # a process of its own: so many heads, one by one
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    trainer = Trainer(args, device)
+    if args.alone:
+        print(trainer.apart(args.alone))
+        return
+    rows = [["K", "heads together, heads/s", "one after another, heads/s", "ratio", "peak memory"]]
+    counts = itertools.takewhile(lambda k: k <= args.most, (2**i for i in range(20)))
+    for k in counts:
+        runs = {"together": partial(trainer.together, k), "apart": partial(trainer.apart, k)}
+        rates = results.turns(runs, args.repeats)
+        memory = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if device.type == "cuda" else ""
+        rows.append(
+            [str(k), *(results.spread(r, ".3g") for r in rates.values()), results.ratio(*rates.values()), memory]
+        )
+        print(" | ".join(rows[-1]), flush=True)
+    note = f"Heads/s: heads times epochs of {args.images:,} images, {args.features:,} features, a second."
+    if device.type == "cpu":
+        rates = [processes(args) for _ in range(args.repeats)]
+        note += f" One process a trial, two at a time: {results.spread(rates, '.3g')} heads/s."
+    results.write("heads", device, rows, note)
+
+
+class Trainer:
+    def __init__(self, args: argparse.Namespace, device: torch.device):
+        torch.set_flush_denormal(True)  # as in a run
+        generator = torch.Generator().manual_seed(0)
+        n = args.images * 8 // 7  # an eighth to validate on
+        self.precision, self.device, self.batch_size = choose_precision("auto", device), device, args.batch_size
+        self.x = torch.randn(n, args.features, generator=generator).to(device, self.precision)
+        self.labels = torch.randint(0, 10, (n,), generator=generator)
+        self.rows = torch.arange(n).split([args.images, n - args.images])
+
+    def together(self, k: int) -> float:
+        return k / self._epoch([self.plan(i) for i in range(k)])
+
+    def apart(self, k: int) -> float:
+        """From one head of each width that is among the first k."""
+        seconds = [self._epoch([self.plan(i)]) for i in range(min(k, len(WIDTHS)))]
+        return k / sum(seconds[i % len(WIDTHS)] for i in range(k))
+
+    def plan(self, k: int) -> Plan:
+        head = Head((WIDTHS[k % 3],), 0.1 + 0.005 * (k % 100), k)
+        optimizer = partial(torch.optim.AdamW, lr=1e-3 / (1 + k % 7), weight_decay=1e-2, fused=True)
+        train, val = self.rows
+        options = {"epochs": 4, "batch_size": self.batch_size, "label_smoothing": 0.1, "on_epoch": lambda *_: None}
+        return Plan(head, optimizer, onecycle, 0, train, val, **options)
+
+    def _epoch(self, plans: Sequence[Plan]) -> float:
+        """Seconds of an epoch of these heads: the median but for the first, in which a GPU captures its graph."""
+        seconds: list[float] = []
+        plans = [*plans[:-1], replace(plans[-1], on_epoch=lambda _, metrics: seconds.append(metrics["seconds"]))]
+        fixed = {"num_classes": 10, "feature_size": self.x.shape[1], "device": self.device}
+        fit(plans, self.x, self.labels, precision=self.precision, **fixed)
+        return statistics.median(seconds[1:])
+
+
+def processes(args: argparse.Namespace) -> float:
+    """Heads/s of two processes at once, each with one thread."""
+    command = [sys.executable, __file__, "--alone", str(len(WIDTHS)), "--device", "cpu"]
+    command += ["--features", str(args.features), "--images", str(args.images), "--batch-size", str(args.batch_size)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ONE_THREAD) for _ in range(2)]
+    return sum(float(process.communicate()[0].splitlines()[-1]) for process in both)
+
+
+if __name__ == "__main__":
+    main()
