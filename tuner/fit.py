@@ -114,7 +114,7 @@ def fit(
 ) -> list[Fitted]:
     """Train K heads of one `kind` together, each as if it were alone.
 
-    x: [N, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N], on the same.
+    x: [N, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N], likewise.
     precision: of matrix products; the weights and the optimizer's state are float32.
     trunk: x -> features [B, feature_size], trained with the head, which is the only one then; None: x is the features.
 
@@ -139,7 +139,7 @@ class _Training:
     def __init__(
         self, plans: Sequence[Plan], inputs_of: Sequence[int], model: Classifier, x: torch.Tensor, labels: torch.Tensor
     ):
-        self.plans, self.model, self.x, self.labels = plans, model, x, labels
+        self.plans, self.model, self.x, self.labels = plans, model, x, labels.to(x.device)
         self.device = model.stack.device
         self.live = list(range(len(plans)))
         self.fitted = [Fitted() for _ in plans]
