@@ -10,7 +10,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from tuner.sweep.trial import Outcome
+from tuner.sweep.trial import OUTCOME, Outcome
 
 log = logging.getLogger("tuner.sweep")
 
@@ -64,8 +64,9 @@ class Progress:
             pick = max if self.study.direction == StudyDirection.MAXIMIZE else min
             best = pick(complete, key=lambda trial: trial.value or 0.0)
             parts.append(f"best {best.value:.6g} (trial {best.number})")
-        if done > self.done_before:
-            seconds = (time.monotonic() - self.start) / (done - self.done_before) * (self.n_trials - done)
+        if done > self.done_before:  # jobs that trained together have ended, all of them, before the first is told
+            ended = sum(trial.state.is_finished() or OUTCOME in trial.system_attrs for trial in trials)
+            seconds = (time.monotonic() - self.start) / (ended - self.done_before) * (self.n_trials - ended)
             parts.append(f"{duration(seconds)} left")
         return ", ".join(parts)
 
