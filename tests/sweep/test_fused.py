@@ -307,7 +307,6 @@ def test_a_head_too_large_for_the_memory_fails_alone(command, monkeypatch):
         ("hparams_search=random hydra.sweeper.n_trials=6", [4, 2]),
         ("hparams_search=random hydra/sweeper/sampler=tpe hydra.sweeper.n_trials=4", [1] * 4),
         ("hparams_search=random hydra/sweeper/sampler=tpe hydra.sweeper.n_trials=10", [2] * 5),
-        ("hparams_search=random hydra/sweeper/pruner=median hydra.sweeper.n_trials=3", [1] * 3),
     ],
 )
 def test_by_itself_it_leaves_a_search_rounds_to_learn_from(command, sizes, monkeypatch, search, groups):

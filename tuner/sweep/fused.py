@@ -164,10 +164,7 @@ class Fused:
         wanted = str(OmegaConf.select(self.config, "device", default="auto"))
         device = "cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu"
         search = OmegaConf.select(self.config, "hydra.sweeper")
-        pruner = str(OmegaConf.select(search, "pruner._target_", default="NopPruner"))
         sampler = str(OmegaConf.select(search, "sampler._target_", default="Random"))
-        if device == "cpu" and not pruner.endswith("NopPruner"):
-            return 1, "on a CPU it saves more to prune by the trials before than to train some together"
         n_trials = OmegaConf.select(search, "n_trials", default=None)
         if n_trials and not any(name in sampler for name in DO_NOT_LEARN) and n_trials < ROUNDS * MOST[device]:
             return max(1, n_trials // ROUNDS), f"{ROUNDS} rounds of {n_trials} trials, for the sampler to learn from"
