@@ -21,7 +21,8 @@ from tuner.features import bank
 from tuner.fit import predict, score
 from tuner.heads import Classifier, Head, Stack, widths
 from tuner.runs import Run, read_result
-from tuner.train import CONF, cache_dir, choose_device, choose_precision, train
+from tuner.settings import cache_dir, choose_device, choose_precision
+from tuner.train import CONF, train
 
 
 def main() -> None:
