@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, list_models
 
 from tuner import InputError
+from tuner.blocks import Blocks, Pool, Preprocess
 from tuner.weights import find
 
 # Children of a torchvision network that are plain lists of its stages.
@@ -35,40 +36,6 @@ class Block(NamedTuple):
     node: fx.Node
     shape: tuple[int, ...]  # [C, H, W], or [C] for a vector; [H, W, C] inside Swin
     channels_last: bool
-
-
-class Preprocess(nn.Module):
-    """uint8 [B, 1 or 3, H, W] -> [B, 3, size, size] in `dtype`: resized, then normalised as the weights expect.
-
-    The resize is bilinear with antialiasing, straight to a square, in float32.
-    """
-
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype):
-        super().__init__()
-        self.size, self.dtype = size, dtype
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(std).view(1, 3, 1, 1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.float() / 255
-        if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        x = (x - self.mean.to(x.device)) / self.std.to(x.device)  # one channel becomes three by broadcasting
-        return x.to(self.dtype, memory_format=torch.channels_last)
-
-
-class Pool(nn.Module):
-    """A block's output -> [B, F]: averaged to k x k if it is a map and k is given, then flattened."""
-
-    def __init__(self, k: int | None, channels_last: bool):
-        super().__init__()
-        self.k, self.channels_last = k, channels_last
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.ndim == 4:
-            x = x.permute(0, 3, 1, 2) if self.channels_last else x
-            x = x if self.k is None else F.adaptive_avg_pool2d(x, self.k)
-        return x.flatten(1)
 
 
 class Backbone:
@@ -169,24 +136,23 @@ class Backbone:
         """
         assert self.frozen is not None
         block = self.blocks[self.frozen]
-        layers = self._between(None, block.node).to(dtype).to(memory_format=torch.channels_last)
+        [layers] = self._loaded([self._part(None, block.node)])
         pool = [Pool(self.pool, block.channels_last)] if self.frozen == self.features else []
         preprocess = Preprocess(self.image_size, self.mean, self.std, dtype)
-        return nn.Sequential(preprocess, layers, *pool).eval().requires_grad_(False)
+        return nn.Sequential(preprocess, layers.to(dtype), *pool).eval().requires_grad_(False)
 
-    def trained_part(self) -> nn.Module | None:
-        """What lies between `frozen` and the head: cached maps, or uint8 images if nothing is frozen -> [B, F] float32.
-
-        None where only a head is trained: then nothing is read.
-        """
+    def trained_part(self) -> Blocks | None:
+        """What lies between `frozen` and the head, float32. None where only a head is trained: then nothing is read."""
         if self.frozen == self.features:
             return None
-        end = self.blocks[self.features]
-        pool = Pool(self.pool, end.channels_last)
-        if self.frozen is not None:
-            return nn.Sequential(self._between(self.blocks[self.frozen].node, end.node), pool)
-        preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32)
-        return nn.Sequential(preprocess, self._between(None, end.node), pool)
+        names = list(self.blocks)
+        first = 0 if self.frozen is None else names.index(self.frozen) + 1
+        ends = [block.node for block in self.blocks.values()]
+        places = range(first, names.index(self.features) + 1)
+        blocks = self._loaded([self._part(ends[i - 1] if i else None, ends[i]) for i in places])
+        preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32) if self.frozen is None else None
+        pool = Pool(self.pool, self.blocks[self.features].channels_last)
+        return Blocks(preprocess, blocks, pool)
 
     def trained_parameters(self) -> int:
         """How many numbers trained_part() learns."""
@@ -202,14 +168,8 @@ class Backbone:
             self._part(None, self.blocks[self.features].node)(image)
         return int(counter.get_total_flops()) // 2
 
-    def _between(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-        """The network from behind `start` (None: from the images) up to `end`, sharing nothing with another part."""
-        part = copy.deepcopy(self._part(start, end))
-        self._load(part)
-        return part
-
     def _part(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-        """The same on the meta device."""
+        """The network from behind `start` (None: from the images) up to `end`, on the meta device."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         inside = False
@@ -223,9 +183,10 @@ class Backbone:
         graph.output(copies[end])
         return fx.GraphModule(self._net, graph)
 
-    def _load(self, part: nn.Module) -> None:
-        """Give a part of the network its weights, under the names they have in the whole."""
-        expected = {k: v.shape for k, v in part.state_dict().items()}
+    def _loaded(self, parts: Sequence[nn.Module]) -> list[nn.Module]:
+        """Parts of the network with its weights, which are read once; they share nothing with other parts."""
+        parts = [copy.deepcopy(part) for part in parts]
+        expected = {k: v.shape for part in parts for k, v in part.state_dict().items()}
         state = self.weights.load()
         for counter in (k for k in expected if k.endswith("num_batches_tracked")):
             state.setdefault(counter, torch.tensor(0))  # BatchNorm's, absent in old files and of no effect here
@@ -240,7 +201,10 @@ class Backbone:
                 f"model.weights: {self.weights.name} do not fit {self.name}: {problems[0]} "
                 f"({len(problems)} of {len(expected)} tensors are wrong); choose the model they were made for"
             )
-        part.load_state_dict({k: state[k] for k in expected}, assign=True)
+        for part in parts:
+            part.load_state_dict({k: state[k] for k in part.state_dict()}, assign=True)
+            part.to(memory_format=torch.channels_last)
+        return parts
 
 
 def _per_channel(key: str, values: Sequence[float]) -> tuple[float, ...]:
