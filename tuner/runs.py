@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -60,55 +60,21 @@ class Run:
         self.result: dict[str, Any] = {}
         self.tracker: Tracker | None = None  # is told what metrics.csv and result.json get
         self.start = time.perf_counter()
-        self.seconds_checkpoints = 0.0
         self._begin()
 
     def _begin(self) -> None:
-        for left in ("result.json", "model.safetensors"):  # by a run that failed here, not by this one
+        """Take away what an earlier run that failed left here, but for what this one may go on from."""
+        for left in ("result.json", "model.safetensors"):
             (self.folder / left).unlink(missing_ok=True)
         if not (self.folder / CHECKPOINT).exists():
             with replacing(self.folder / "metrics.csv") as file:
                 file.write((",".join(METRICS) + "\n").encode())
 
-    def checkpoint(self, config: Mapping[str, Any], state: Callable[[], dict[str, Any]]) -> None:
-        """Write down what resume() needs, so that a twentieth of the time goes to it at most.
-
-        state: gives tensors, numbers, dicts and lists of them.
-        """
-        if self.seconds_checkpoints > self.seconds() / 20:
-            return
-        import torch
-
-        start = time.perf_counter()
-        with replacing(self.folder / CHECKPOINT) as file:
-            torch.save({"config": json.dumps(config), "seconds": self.seconds(), "state": state()}, file)
-        self.seconds_checkpoints += time.perf_counter() - start
-
-    def resume(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What a run of this config, which was killed, left in this folder to go on from, or None.
-
-        metrics.csv is cut to the epochs until then. Raises InputError where it was of another config.
-        """
-        if not (self.folder / CHECKPOINT).exists():
-            return None
-        import torch
-
-        kept = torch.load(self.folder / CHECKPOINT, map_location="cpu", weights_only=True)
-        before = dict(_flat(json.loads(kept["config"])))
-        differ = [f"{key}={before.get(key)}" for key, value in _flat(config) if before.get(key) != value]
-        if differ:
-            raise InputError(
-                f"{self.folder} holds the checkpoint of a run with {', '.join(differ[:3])}: give the same, another "
-                f"hydra.run.dir, or delete {CHECKPOINT} there to begin anew"
-            )
-        state: dict[str, Any] = kept["state"]
-        epochs = state["fitted"]["epochs"]
+    def cut_metrics(self, epochs: int) -> None:
+        """Take later epochs' rows out of metrics.csv."""
         lines = (self.folder / "metrics.csv").read_text().splitlines(keepends=True)
         with replacing(self.folder / "metrics.csv") as file:
             file.write("".join(lines[: 1 + epochs]).encode())
-        self.start -= kept["seconds"]
-        log.info("going on after epoch %d, from %s", epochs, self.folder / CHECKPOINT)
-        return state
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Append an epoch's row to metrics.csv; what there is no metric for stays empty."""
@@ -264,13 +230,13 @@ def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
         config = yaml.load(path.read_text(), Loader=Yaml)
         if not isinstance(config, dict):
             raise ValueError("it is not that of a run: it has no keys")
-        return dict(_flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
+        return dict(flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
 
 
-def _flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{key}.")
+            yield from flat(value, f"{above}{key}.")
         elif isinstance(value, list | dict):
             yield f"{above}{key}", json.dumps(value, ensure_ascii=False, default=str)
         else:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from tuner import InputError
+from tuner.checkpoint import Checkpoint
 from tuner.fit import DivergedError
 from tuner.parts import Parts, parts
 from tuner.plan import Metrics, OnEpoch, Plan
@@ -142,10 +143,13 @@ def runnable(cfg: DictConfig) -> DictConfig:
 
 def resumable(cfg: DictConfig, made: Parts, plan: Plan, run: Run) -> Plan:
     """The plan of a single run, which goes on where it was killed when it is started again in its folder."""
-    config: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "study"]), resolve=True)
-    resume = run.resume(config)
+    config: Any = OmegaConf.to_container(
+        OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "study"]), resolve=True
+    )
+    checkpoint = Checkpoint(run, config)
+    resume = checkpoint.load()
     plan = plan if resume else begun(cfg, made, plan)
-    return replace(plan, resume=resume, checkpoint=partial(run.checkpoint, config))
+    return replace(plan, resume=resume, checkpoint=checkpoint.save)
 
 
 def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
