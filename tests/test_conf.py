@@ -13,6 +13,7 @@ from tuner.train import CONF
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml") if path.parent != CONF)
 MANDATORY = {  # what an option leaves to the user
     "data/csv": ["data.path=images.csv"],
+    "model/timm": ["model.name=timm/convnext_atto", "model.features=stages.2"],
     "model/torchvision": ["model.name=convnext_tiny", "model.features=features.5"],
 }
 
@@ -34,6 +35,7 @@ def test_it_composes(file):
     assert Head(widths(head["width"], head["depth"]), head["dropout"], seed=0)
     assert build("optimizer", task)([torch.nn.Parameter(torch.zeros(1))])
     assert 0 < build("scheduler", task)(0.0) <= 1
+    assert build("augment", task).mixes == (file.name == "mix")
 
 
 @pytest.mark.parametrize("file", FILES, ids=map(str, FILES))

@@ -100,7 +100,10 @@ def test_dropout_is_each_heads_own_and_only_in_training():
 
 
 def test_state_goes_out_and_comes_back():
-    model = Classifier(Blocks(None, [nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20))], Pool(None, False)), Stack(20, 5, [HEADS[1]], CPU))
+    model = Classifier(
+        Blocks(None, [nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20))], Pool(None, False)),
+        Stack(20, 5, [HEADS[1]], CPU),
+    )
     x = torch.randn(4, 6)
     expected = model.eval()(x)
     state = {name: tensor.clone() for name, tensor in model.state(0).items()}

@@ -49,7 +49,12 @@ def test_a_run_leaves_a_complete_folder(command):
     assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS
     assert all(matplotlib.image.imread(path).shape[0] > 400 for path in (folder / "plots").iterdir())
     curve = pd.read_csv(folder / "metrics.csv")
-    named = [*("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"), "val_balanced_accuracy", "lr", "seconds"]
+    named = [
+        *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+        "val_balanced_accuracy",
+        "lr",
+        "seconds",
+    ]
     assert list(curve) == named
     assert list(curve.epoch) == [1, 2, 3]
 
