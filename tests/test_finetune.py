@@ -1,0 +1,407 @@
+"""Blocks of the network that are trained below the head; what a run begins with; how it goes on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from tuner import recipe
+from tuner.backbones import Backbone
+from tuner.blocks import Blocks, Pool
+from tuner.data import synthetic
+from tuner.features import bank
+from tuner.fit import fit, onecycle
+from tuner.heads import Head
+from tuner.plan import Plan
+
+CPU, F32 = torch.device("cpu"), torch.float32
+TINY = ("data=synthetic", "data.n=120", "model=tiny", "batch_size=32", "precision=fp32", "plots=false")
+VGG = {"weights": "bundled", "image_size": 32, "pool": 2}
+BATCH_NORM = {"weights": None, "image_size": 32, "pool": 2}
+
+
+def train(backbone, x, data, trunk, *, precision=F32, **options):
+    """The curve of three epochs of a head and the blocks below it, and what came of them."""
+    curve = []
+    given = {"epochs": 3, "batch_size": 32, "head": Head((16,), 0.0, 0), "seed": 0, "schedule": onecycle} | options
+    plan = Plan(
+        optimizer=given.pop("optimizer", partial(torch.optim.AdamW, lr=1e-3)),
+        train=data.train,
+        val=data.val,
+        on_epoch=lambda epoch, metrics: curve.append({k: v for k, v in metrics.items() if k != "seconds"}),
+        **given,
+    )
+    sizes = {"num_classes": len(data.classes), "feature_size": backbone.feature_size}
+    [fitted] = fit([plan], x, data.pool.labels, **sizes, device=CPU, precision=precision, trunk=trunk)
+    return curve, fitted
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic.load(n=120, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "features"), [("vgg16", "block1", "block2"), ("resnet18", "layer1", "layer2")]
+)
+def test_blocks_on_cached_maps_learn_what_they_learn_with_the_whole_network_in_the_loop(
+    tmp_path, data, name, frozen, features
+):
+    common = VGG if name == "vgg16" else BATCH_NORM
+    backbone = Backbone(name, features=features, frozen=frozen, **common)
+    maps = bank(data.pool.images, backbone, cache_dir=tmp_path, device=CPU, dtype=F32)
+    cached, fitted = train(backbone, maps, data, backbone.trained_part())
+
+    class Whole(Blocks):
+        """The frozen part runs each time, in eval mode; it is none of the blocks."""
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = below[0](x)
+            return super().forward(x)
+
+    below = [backbone.frozen_part(F32)]
+    trained = backbone.trained_part()
+    looped, other = train(backbone, data.pool.images, data, Whole(None, trained.blocks, trained.pool))
+    for ours, theirs in zip(cached, looped, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    for name in fitted.state:
+        torch.testing.assert_close(fitted.state[name], other.state[name], rtol=1e-3, atol=1e-4)
+    assert cached[0]["train_loss"] > cached[-1]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("option", "same"),
+    [
+        ({"micro_batch": 7}, True),
+        ({"micro_batch": 32}, True),
+        ({"recompute": True}, True),
+        ({"micro_batch": 5, "recompute": True}, True),
+        ({"block_lr": (1.0, 1.0)}, True),
+        ({"block_lr": (0.1, 1.0)}, False),
+        ({"block_lr": (1.0, 0.5)}, False),
+        ({"label_smoothing": 0.1}, False),
+    ],
+    ids=str,
+)
+def test_what_saves_memory_changes_nothing_but_rounding(data, option, same):
+    def run(**options):
+        backbone = Backbone("vgg16", features="block2", frozen=None, **VGG)
+        return train(backbone, data.pool.images, data, backbone.trained_part(), epochs=2, **options)[0]
+
+    ours, theirs = run(**option)[0], run()[0]
+    assert (ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)) is same
+
+
+def test_in_bfloat16_gradients_are_summed_in_float32(data):
+    backbone = Backbone("vgg16", features="block2", frozen="block1", **VGG)
+    x = backbone.frozen_part(F32)(data.pool.images)
+    half = {"precision": torch.bfloat16, "epochs": 2}
+    one, other = (train(backbone, x, data, backbone.trained_part(), micro_batch=m, **half)[0] for m in (2, None))
+    assert one[-1]["train_loss"] == pytest.approx(other[-1]["train_loss"], rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("block_lr", "moved"),
+    [((1.0, 1.0), (1, 1)), ((0.1, 1.0), (0.1, 0.1)), ((0.5, 0.2), (0.5, 0.1)), ((1e-9, 1.0), (0, 0))],
+)
+def test_each_block_has_its_own_lr(block_lr, moved):
+    """With plain SGD and a loss of which all gradients are known, a weight moves by lr times its gradient."""
+    blocks = [nn.Linear(4, 4, bias=False) for _ in range(2)]
+    for block in blocks:
+        block.weight.data = torch.eye(4)
+    x, labels = torch.eye(4), torch.tensor([0, 1, 0, 1])
+    plan = Plan(
+        Head((), 0.0, 0),
+        partial(torch.optim.SGD, lr=1.0),
+        lambda progress: 1.0,
+        0,
+        torch.arange(4),
+        None,
+        1,
+        4,
+        lambda epoch, metrics: None,
+        block_lr=block_lr,
+    )
+    options = {"num_classes": 2, "feature_size": 4, "device": CPU, "precision": F32}
+    steps = []
+    for one in (plan, Plan(**vars(plan) | {"block_lr": (1.0, 1.0)})):
+        trunk = Blocks(None, [nn.Linear(4, 4, bias=False) for _ in range(2)], Pool(None, False))
+        for block in trunk.blocks:
+            block.weight.data = torch.eye(4)
+        fit([one], x, labels, trunk=trunk, **options)
+        steps.append([(block.weight.data - torch.eye(4)).norm().item() for block in reversed(trunk.blocks)])
+    ours, whole = steps
+    assert [a / b for a, b in zip(ours, whole, strict=True)] == pytest.approx(list(moved), rel=1e-3, abs=1e-6)
+
+
+def test_batch_norm_of_frozen_blocks_stays_and_that_of_trained_ones_learns(data):
+    backbone = Backbone("resnet18", features="layer2", frozen="layer1", **BATCH_NORM)
+    before = backbone.frozen_part(F32)(data.pool.images)
+    trunk = backbone.trained_part()
+    means = {name: t.clone() for name, t in trunk.tensors().items() if name.endswith("running_mean")}
+    _, fitted = train(backbone, before, data, trunk)
+    assert torch.equal(backbone.frozen_part(F32)(data.pool.images), before)
+    assert means
+    assert all(not torch.equal(fitted.state[f"trunk.{name}"], mean) for name, mean in means.items())
+    assert all(name.startswith(("head.", "trunk.layer2.")) for name in fitted.state)
+
+
+def test_an_epoch_takes_one_view_of_each_image_and_validation_the_first():
+    """Each image is a number, its views are that number and one half: who was seen can be told from the mean."""
+    n, views = 64, 4
+    labels = torch.arange(n) % 2
+    x = torch.arange(n).repeat_interleave(views)[:, None] + torch.arange(views).repeat(n)[:, None] / views
+    seen = []
+
+    class Eye(nn.Module):
+        def forward(self, x):
+            seen.append((self.training, x[:, 0].detach().clone()))
+            return x.expand(-1, 3) * torch.tensor([1.0, 0.5, 0.2])
+
+    trunk = Blocks(None, [Eye()], Pool(None, False))
+    rows = torch.arange(n)
+    plan = Plan(
+        Head((), 0.0, 0), partial(torch.optim.SGD, lr=0.1), onecycle, 0, rows[:48], rows[48:], 2, 16, lambda e, m: None
+    )
+    fit([plan], x, labels, num_classes=2, feature_size=3, device=CPU, precision=F32, trunk=trunk, views=views)
+    trained = [torch.cat([v for training, v in seen[i : i + 4] if training]) for i in (0, 4)]
+    for epoch in trained:
+        assert sorted(epoch.floor().int().tolist()) == list(range(48))
+        assert len(set((epoch % 1).tolist())) == views
+    assert not torch.equal(trained[0].sort().values, trained[1].sort().values)
+    assert seen[3][1].tolist() == [*range(48, 64)]
+
+
+def test_class_weights_give_each_class_the_same_part():
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    weights = recipe.balanced(labels, 4)
+    parts = [weights[c].item() * (labels == c).sum().item() for c in range(3)]
+    assert parts == pytest.approx([parts[0]] * 3)
+    assert weights[labels].mean().item() == pytest.approx(3 / 4)
+
+
+def uneven(**options):
+    """Three hundred images of two classes that overlap, one of which has 15."""
+    g = torch.Generator().manual_seed(0)
+    labels = (torch.arange(300) >= 285).long()
+    x = torch.randn(300, 8, generator=g) + 1.2 * labels[:, None]
+    rows = torch.randperm(300, generator=g)
+    curve = []
+    plan = Plan(
+        Head((16,), 0.0, 0),
+        partial(torch.optim.AdamW, lr=1e-2),
+        onecycle,
+        0,
+        rows,
+        rows,
+        4,
+        32,
+        lambda epoch, metrics: curve.append(metrics),
+        **options,
+    )
+    [fitted] = fit([plan], x, labels, num_classes=2, feature_size=8, device=CPU, precision=F32)
+    return curve, fitted, labels
+
+
+def test_class_weights_find_the_few():
+    plain, _, labels = uneven()
+    weighted, _, _ = uneven(class_weights=recipe.balanced(labels, 2))
+    assert weighted[-1]["val_balanced_accuracy"] > plain[-1]["val_balanced_accuracy"] + 0.02
+    assert plain[-1]["val_accuracy"] >= weighted[-1]["val_accuracy"]
+
+
+@pytest.mark.parametrize("judge", ["val_accuracy", "val_balanced_accuracy"])
+def test_the_epoch_that_is_kept_is_the_best_in_what_judges(judge):
+    curve, fitted, _ = uneven(keep="best", judge=judge)
+    values = [m[judge] for m in curve]
+    assert fitted.epoch == max(i for i, v in enumerate(values, 1) if v == max(values))
+    assert fitted.best == max(values)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def runs() -> list[Path]:
+    return sorted(path.parent for path in Path().rglob("result.json"))
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def curve(folder: Path) -> list:
+    return pd.read_csv(folder / "metrics.csv").drop(columns="seconds").to_numpy().tolist()
+
+
+def test_the_objective_may_be_balanced_accuracy(command):
+    code, output = command(*TINY, "-m", "objective=balanced_accuracy", "epochs=1,2", "study=s")
+    assert code == 0, output
+    code, output = command(*TINY, "objective=recall")
+    assert code == 1
+    assert "objective=recall must be accuracy, balanced_accuracy or accuracy_and_cost" in output
+
+
+def test_a_warm_start_begins_where_the_other_run_ended(command):
+    command(*TINY, "epochs=6", "optimizer.lr=3e-3")
+    [first] = runs()
+    code, output = command(
+        *TINY, f"warm_start={first}", "model.frozen=block1", "epochs=1", "optimizer.lr=1e-9", "scheduler=constant"
+    )
+    assert code == 0, output
+    [second] = set(runs()) - {first}
+    assert result(second)["val_accuracy"] == pytest.approx(result(first)["val_accuracy"], abs=0.03)
+    assert result(second)["val_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["seed=1"], "may have learnt from images that now validate (its seed was 0); begin with a run of seed=1"),
+        (["model.head.width=32"], "does not fit: "),
+        (["head_first=1"], "brings a trained head: leave head_first=1 at 0"),
+        (["warm_start=nowhere"], "warm_start=nowhere is no folder of a finished run"),
+    ],
+    ids=lambda x: str(x)[:20],
+)
+def test_a_warm_start_that_can_not_be_says_why(command, arguments, says):
+    command(*TINY, "epochs=1")
+    [first] = runs()
+    code, output = command(*TINY, f"warm_start={first}", "model.frozen=block1", "epochs=1", *arguments)
+    assert code == 1
+    assert says in output
+
+
+def test_the_head_is_trained_first_on_cached_features(command):
+    code, output = command(*TINY, "model.frozen=block1", "head_first=5", "epochs=1", "optimizer.lr=3e-3")
+    assert code == 0, output
+    assert "the head alone, epoch 5/5" in output
+    [first] = runs()
+    command(*TINY, "model.frozen=block1", "epochs=1", "optimizer.lr=3e-3")
+    [second] = set(runs()) - {first}
+    assert curve(first)[0][1] < curve(second)[0][1]  # its loss begins lower
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["augment=light"], "augment would have no effect on cached features: set data.views above 1"),
+        (["data.views=2"], "data.views=2 would be equal"),
+        (["augment=light", "data.views=2", "model.frozen=null"], "data.views=2 is of a cache"),
+        (["augment=mix", "data.views=2"], "augment.mixup and cutmix need model.frozen=null"),
+        (["data.test_views=2"], "data.test_views=2 adds mirror images: set augment.flip"),
+        (["data.test_views=3"], "data.test_views=3 must be 1, or 2"),
+        (["augment=light", "augment.flip=2", "model.frozen=null"], "augment.flip=2 must be a probability"),
+        (["optimizer.backbone_lr_scale=0"], "optimizer.backbone_lr_scale=0 must be more than 0"),
+        (["optimizer.backbone_lr_decay=2"], "optimizer.backbone_lr_decay=2 must be more than 0 and at most 1"),
+        (["micro_batch=0"], "micro_batch=0 must be a whole number of at least 1, or null"),
+        (["class_weights=some"], "class_weights=some must be balanced, or null"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_what_would_have_no_effect_is_refused(command, arguments, says):
+    code, output = command(*TINY, *arguments)
+    assert code == 1
+    assert says in output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("model.frozen=null", "augment=strong", "data.test_views=2"),
+        ("model.frozen=null", "augment=mix", "class_weights=balanced"),
+        ("augment=light", "data.views=3", "data.test_views=2"),
+        ("model.frozen=block1", "augment=light", "data.views=2", "micro_batch=10", "recompute=true"),
+    ],
+    ids=str,
+)
+def test_the_same_seed_gives_the_same_numbers_with_augmentation(command, arguments):
+    for _ in range(2):
+        code, output = command(*TINY, "epochs=2", *arguments)
+        assert code == 0, output
+    first, second = runs()
+    assert curve(first) == curve(second)
+    assert result(first)["test_accuracy"] == result(second)["test_accuracy"]
+
+
+def killed(folder: Path, arguments: tuple, epoch: int) -> None:
+    """Start a run, and kill -9 it while it is in that epoch."""
+    words = [sys.executable, "-m", "tuner.train", *arguments, f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = folder / "metrics.csv"
+    for _ in range(1200):
+        if metrics.exists() and metrics.read_text().count("\n") >= epoch:
+            break
+        assert process.poll() is None, "it has ended by itself"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("model.frozen=block1", "optimizer=sgd"),
+        pytest.param(("model.frozen=null", "augment=mix", "keep=best"), marks=pytest.mark.slow),
+        pytest.param(("model.head.depth=2", "data.views=2", "augment=light"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_run_that_was_killed_goes_on_to_the_same_numbers(tmp_path, monkeypatch, arguments):
+    """kill -9 in epoch 3 of 5, then tuner.resume from another folder."""
+    monkeypatch.chdir(tmp_path)
+    arguments = (*TINY, "data.n=400", "epochs=5", "test=true", *arguments)
+    whole = tmp_path / "whole"
+    subprocess.run([sys.executable, "-m", "tuner.train", *arguments, f"hydra.run.dir={whole}"], check=True)
+    folder = tmp_path / "its own"
+    killed(folder, (*arguments[:-1], arguments[-1], "hydra.job.name=train"), 3)
+    assert (folder / "checkpoint.pt").exists()
+    again = subprocess.run(
+        [sys.executable, "-m", "tuner.resume", str(folder)], cwd="/", text=True, capture_output=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "going on after epoch" in again.stdout
+    assert curve(folder) == curve(whole)
+    for key in ("val_accuracy", "test_accuracy", "epochs", "saved_epoch"):
+        assert result(folder)[key] == result(whole)[key]
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path, monkeypatch):
+    from tuner import train as train_room
+
+    def interrupted(*args):
+        if args[-2] == 2:
+            raise KeyboardInterrupt
+        real(*args)
+
+    real = train_room.on_epoch
+    monkeypatch.setattr(train_room, "on_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command(*TINY, "epochs=3", "hydra.run.dir=here")
+    monkeypatch.setattr(train_room, "on_epoch", real)
+    assert (tmp_path / "here" / "checkpoint.pt").exists()
+    code, output = command(*TINY, "epochs=4", "hydra.run.dir=here")
+    assert code == 1
+    assert "is of a run with epochs=3: give the same, or another hydra.run.dir, or delete" in output
+    code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
+    assert code == 0, output
+    assert "going on after epoch 1" in output
+    assert [row[0] for row in curve(tmp_path / "here")] == [1, 2, 3]
+
+
+def test_resume_says_why_it_can_not(tmp_path):
+    words = [sys.executable, "-m", "tuner.resume", str(tmp_path)]
+    done = subprocess.run(words, text=True, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert "has no checkpoint.pt" in done.stderr
