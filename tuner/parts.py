@@ -67,21 +67,26 @@ def parts(cfg: DictConfig, *, shared: bool) -> Parts:
     """
     used = OmegaConf.masked_copy(cfg, ["data", "model", "device", "precision", "cache_dir", "seed"])
     network: dict[str, Any] = OmegaConf.to_container(used, resolve=True)  # type: ignore[assignment]
-    model = network["model"]
-    del model["head"]
+    del network["model"]["head"]
     key = repr(network)
     if shared and key in _known:
         return _known[key]
     _latest.clear()
     device = choose_device(cfg.device)
     precision = choose_precision(cfg.precision, device)
-    with called("model"):
-        backbone = Backbone(**model, seed=cfg.seed)
-    made = Parts(device, precision, backbone, build("data", cfg), cache_dir(cfg))
+    made = Parts(device, precision, backbone(cfg), build("data", cfg), cache_dir(cfg))
     if shared:
         _known[key] = made
         _latest.append(made)
     return made
+
+
+def backbone(cfg: DictConfig) -> Backbone:
+    """The network as the config has it, cut; its weights are found, and not read."""
+    model: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
+    del model["head"]
+    with called("model"):
+        return Backbone(**model, seed=cfg.seed)
 
 
 def hidden(cfg: DictConfig, seed: int) -> Head:
