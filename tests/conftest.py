@@ -54,7 +54,7 @@ def trained(tmp_path_factory):
     def run(*arguments):
         if arguments not in made:
             made[arguments] = folder / str(len(made))
-            tiny = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
+            tiny = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32", "plots=false")
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "argv", ["tuner.train", *tiny, f"hydra.run.dir={made[arguments]}", *arguments])
                 train.main()
@@ -72,12 +72,14 @@ def call(monkeypatch, capfd):
         module = importlib.import_module(f"tuner.{name}")
         monkeypatch.setattr(sys, "argv", [f"tuner.{name}", *map(str, arguments)])
         capfd.readouterr()
-        logging.getLogger().handlers[:] = []
-        code = 0
+        root, code = logging.getLogger(), 0
+        before, root.handlers[:] = root.handlers[:], []
         try:
             present.command(module.main)
         except SystemExit as stop:
             code = stop.code
+        finally:
+            root.handlers[:] = before
         output = capfd.readouterr()
         said = f"{output.err}{code}\n" if isinstance(code, str) else output.err  # as the interpreter does
         return (1 if isinstance(code, str) else code), output.out, said

@@ -67,8 +67,8 @@ def test_the_calibration_error_is_that_of_the_definition():
     assert ece(log_p, labels) == pytest.approx(float(expected), abs=1e-12)
     found = bins(log_p, labels)
     assert len(found) == 15
-    assert sum(b.count for b in found) == 1000
-    assert all(b.count == 0 or i / 15 < b.confidence <= (i + 1) / 15 for i, b in enumerate(found))
+    assert sum(b.images for b in found) == 1000
+    assert all(b.images == 0 or i / 15 < b.confidence <= (i + 1) / 15 for i, b in enumerate(found))
 
 
 TABLE = [  # probabilities of class 0 of two, labels, the error
@@ -98,7 +98,7 @@ def test_it_costs_a_trial_nothing():
 
 
 def test_a_run_fits_it_on_validation_and_writes_both_errors(trained):
-    folder = trained("label_smoothing=0.6")
+    folder = trained("label_smoothing=0.6", "plots=true")
     result = json.loads((folder / "result.json").read_text())
     assert 0.05 < result["temperature"] < 1  # smoothed labels make it too unsure
     for split in ("val", "test"):

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def read_onnx(path):
 
 def read_torchscript(path):
     about = dict.fromkeys(["class_names", "input_shape", "fit"], "")
-    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
         loaded = torch.jit.load(io.BytesIO(Path(path).read_bytes()), _extra_files=about)
     return {key: value.decode() for key, value in about.items()}, loaded
 

@@ -19,9 +19,9 @@ BINS = 15
 
 
 class Bin(NamedTuple):
-    """Images whose confidence lies in one of BINS equal parts of 0..1: how many, its mean, and how many were right."""
+    """Images whose confidence lies in one of BINS equal parts of 0..1: how many, its mean, and their accuracy."""
 
-    count: int
+    images: int
     confidence: float
     accuracy: float
 
@@ -69,4 +69,4 @@ def bins(log_p: torch.Tensor, labels: torch.Tensor) -> list[Bin]:
 def ece(log_p: torch.Tensor, labels: torch.Tensor) -> float:
     """Expected calibration error: how far confidence and accuracy lie apart, the mean over images, by their bins."""
     found = bins(log_p, labels)
-    return math.fsum(b.count * abs(b.accuracy - b.confidence) for b in found) / max(1, len(labels))
+    return math.fsum(b.images * abs(b.accuracy - b.confidence) for b in found) / max(1, len(labels))

@@ -43,9 +43,10 @@ def data_config(cfg: DictConfig, overrides: Sequence[str], folder: Path | None =
     made = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "data" or not options])
     try:
         if options:
-            search = [f"hydra.searchpath=[file://{folder.absolute()}]"] if folder else []
-            with hydra.initialize_config_dir(str(CONF)):
-                made.data = hydra.compose(f"data/{options[-1]}", [*search, *values]).data
+            name = f"data/{options[-1]}"
+            own = folder is not None and (folder / f"{name}.yaml").is_file()
+            with hydra.initialize_config_dir(str(folder.absolute() if folder and own else CONF)):
+                made.data = hydra.compose(name, values).data
         else:
             OmegaConf.set_struct(made, True)
             for override in OverridesParser.create().parse_overrides(values):
@@ -92,7 +93,7 @@ def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor
         inner = size if scale is None else [max(1, round(side * scale)) for side in x.shape[2:]]
         x = F.interpolate(x, inner, mode="bilinear", antialias=True)
         missing = [(wanted - side) for wanted, side in zip(size, inner, strict=True)]  # below 0: cut off
-        (top, left) = (m // 2 for m in missing)
+        top, left = (round(m / 2) for m in missing)
         x = F.pad(x, [left, missing[1] - left, top, missing[0] - top], value=255.0)
     return x.round().clamp(0, 255).to(torch.uint8)
 

@@ -63,6 +63,8 @@ class Fixed(nn.Module):
 def exportable(original: Model) -> Model:
     """The same model, without what not every format has."""
     made = copy.deepcopy(original)
+    for tensor in (*made.parameters(), *made.buffers()):
+        tensor.data = tensor.data.contiguous()  # they are channels last, of which torch.export.save warns
     for module in list(made.modules()):
         for name, child in module.named_children():
             if isinstance(child, Preprocess):
@@ -81,6 +83,8 @@ def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Export
         raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'tuner[onnx]'")
     import onnxruntime
 
+    for name in ("onnx_ir", "onnxscript"):  # which tell of every node that they simplify
+        logging.getLogger(name).setLevel(logging.WARNING)
     shapes = {"images": {0: torch.export.Dim("N")}}
     program = torch.onnx.export(
         made,

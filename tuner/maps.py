@@ -62,7 +62,10 @@ class Explainer:
 
     @torch.inference_mode()
     def _occlusion(self, image: torch.Tensor, label: int) -> torch.Tensor:
-        """Zeiler and Fergus, arXiv:1311.2901: how much the class loses where a gray square covers the image."""
+        """Zeiler and Fergus, arXiv:1311.2901: how much the class loses where a gray square covers the image.
+
+        Of its log-odds, where they have its probability: that hardly moves where a model is sure.
+        """
         height, width = image.shape[2:]
         side = max(1, max(height, width) // 4)
         tops = torch.linspace(0, max(0, height - side), WINDOWS).round().int().unique().tolist()
@@ -70,8 +73,13 @@ class Explainer:
         covers = torch.zeros(len(tops) * len(lefts), height, width, dtype=torch.bool, device=image.device)
         for place, (top, left) in enumerate((top, left) for top in tops for left in lefts):
             covers[place, top : top + side, left : left + side] = True
-        before = self.model(image)[0, label]
+        before = self._log_odds(image, label)
         batches = covers.split(self.model.batch_size)
-        after = torch.cat([self.model(image.masked_fill(cover[:, None], GRAY))[:, label] for cover in batches])
+        after = torch.cat([self._log_odds(image.masked_fill(cover[:, None], GRAY), label) for cover in batches])
         loss = (before - after)[:, None, None] * covers  # each pixel gets the mean of the windows over it
         return (loss.sum(0) / covers.sum(0).clamp(min=1)).relu()
+
+    def _log_odds(self, images: torch.Tensor, label: int) -> torch.Tensor:
+        logits = self.model.logits(images)
+        others = torch.arange(logits.shape[1], device=logits.device) != label
+        return logits[:, label] - logits[:, others].logsumexp(1)

@@ -48,9 +48,10 @@ def calibration_errors(scored: Sequence[Scored]) -> dict[str, float | None]:
     """For result.json: the expected calibration error on validation and test, without and with the temperature."""
     errors: dict[str, float | None] = {}
     for name, split in (("val", "validation"), ("test", "test")):
-        one = next((one for one in scored if one.split == split), None)
-        errors[f"{name}_ece"] = one and calibration.ece(one.log_p, one.labels)
-        errors[f"{name}_ece_calibrated"] = one and calibration.ece(one.calibrated, one.labels)
+        errors |= {f"{name}_ece": None, f"{name}_ece_calibrated": None}
+        for one in (one for one in scored if one.split == split):
+            errors[f"{name}_ece"] = calibration.ece(one.log_p, one.labels)
+            errors[f"{name}_ece_calibrated"] = calibration.ece(one.calibrated, one.labels)
     return errors
 
 

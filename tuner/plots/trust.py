@@ -14,11 +14,11 @@ from tuner.plots.style import BLUE, GRID, INK, LIGHT, MUTED, NAME, ORANGE, TEXT
 def reliability(before: Sequence[Any], after: Sequence[Any], temperature: float, split: str) -> Figure:
     """Accuracy by confidence, in bins, without and with the temperature; the diagonal is what it should be.
 
-    before, after: the bins of `tuner.calibration.bins`, (count, confidence, accuracy), the lowest confidence first.
+    before, after: the bins of `tuner.calibration.bins`, (images, confidence, accuracy), the lowest confidence first.
     """
     errors = [_error(bins) for bins in (before, after)]
-    title = f"Calibration error on the {split} images: {errors[0]:.3f}"
-    title += f", and {errors[1]:.3f} at temperature {temperature:.2f}" if temperature != 1 else ""
+    title = f"{split.capitalize()} calibration error {errors[0]:.3f}"
+    title += f", at temperature {temperature:.2f} it is {errors[1]:.3f}" if temperature != 1 else ""
     note = "Below the diagonal a model is surer than it is right. Bars below: the share of images in each bin."
     figure = style.figure(title, 10, 5.6, note)
     grid = figure.add_gridspec(2, 2, height_ratios=[4, 1])
@@ -32,7 +32,7 @@ def reliability(before: Sequence[Any], after: Sequence[Any], temperature: float,
         below.bar((np.arange(len(bins)) + 0.5) * width, counts / max(1, counts.sum()), 0.9 * width, color=LIGHT)
         below.set_xlabel("confidence, the probability of the predicted class")
         below.set_ylim(0, 1)
-        below.set_yticks([0, 1])
+        below.set_yticks([0.5, 1])
         top.tick_params(labelbottom=False)
         if column == 0:
             top.set_ylabel("accuracy")
