@@ -44,6 +44,49 @@ def command(tmp_path, monkeypatch, capfd):
     return run
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a run of `tuner.train ARGUMENTS`, which is made once for all tests: don't change what is in it."""
+    from tuner import train
+
+    folder, made = tmp_path_factory.mktemp("trained"), {}
+
+    def run(*arguments):
+        if arguments not in made:
+            made[arguments] = folder / str(len(made))
+            tiny = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32", "plots=false")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", ["tuner.train", *tiny, f"hydra.run.dir={made[arguments]}", *arguments])
+                train.main()
+        return made[arguments]
+
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Run `python -m tuner.COMMAND ARGUMENTS` in this process; gives (exit code, standard output, standard error)."""
+    from tuner import present
+
+    def run(name, *arguments):
+        module = importlib.import_module(f"tuner.{name}")
+        monkeypatch.setattr(sys, "argv", [f"tuner.{name}", *map(str, arguments)])
+        capfd.readouterr()
+        root, code = logging.getLogger(), 0
+        before, root.handlers[:] = root.handlers[:], []
+        try:
+            present.command(module.main)
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            root.handlers[:] = before
+        output = capfd.readouterr()
+        said = f"{output.err}{code}\n" if isinstance(code, str) else output.err  # as the interpreter does
+        return (1 if isinstance(code, str) else code), output.out, said
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def own_log():
     """Commands that run in this process set up logging; the next test starts without."""

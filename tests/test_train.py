@@ -26,7 +26,7 @@ FILES = {
     "predictions.csv",
     "train.log",
 }
-PLOTS = {"accuracy", "loss", "train_vs_test", "confusion_matrix", "per_class", "examples"}
+PLOTS = {"accuracy", "loss", "train_vs_test", "confusion_matrix", "per_class", "examples", "reliability"}
 
 
 def run_folders(root: Path = Path()) -> list[Path]:
@@ -92,7 +92,13 @@ def test_the_saved_model_has_the_value_that_was_returned(command):
     [folder] = run_folders()
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         shapes = {name: file.get_tensor(name).shape for name in file.keys()}  # noqa: SIM118
-        assert json.loads(file.metadata()["class_names"]) == result(folder)["class_names"]
+        about = {key: json.loads(value) for key, value in file.metadata().items()}
+    r = result(folder)
+    assert about.pop("weights") == weights._sha256(weights.BUNDLED)
+    assert about == {
+        **{"class_names": r["class_names"], "input_shape": [1, 16, 16], "fit": "stretch"},
+        **{"temperature": r["temperature"]},
+    }
     assert shapes == {
         "head.0.weight": torch.Size([64, 512]),
         "head.0.bias": torch.Size([64]),

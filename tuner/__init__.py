@@ -1,7 +1,20 @@
 """Fine-tune pretrained image networks and tune their hyperparameters."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tuner.model import Model
+
 __version__ = "0.1.0"
 
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: the rule, the value got, the way out."""
+
+
+def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> "Model":
+    """The model that a run has trained: see `tuner.model.load`."""
+    from tuner.model import load  # imports torch, which takes seconds
+
+    return load(run, device=device, precision=precision)

@@ -18,7 +18,10 @@ from tuner import InputError, paired, plots, present, runs
 
 log = logging.getLogger("tuner.compare")
 ROWS = 30  # on the terminal, unless --top asks for more
-NOT_OF_THE_MODEL = ("study", "cache_dir", "test", "plots", "objective", "final.seeds", "final.epochs", "config.device")
+NOT_OF_THE_MODEL = (
+    *("study", "cache_dir", "test", "plots", "objective", "config.device"),
+    *("final.seeds", "final.epochs", "final.temperature"),
+)
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     **{"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq},
     **{"<": operator.lt, ">": operator.gt, "=": operator.eq},

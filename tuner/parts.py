@@ -80,24 +80,30 @@ def parts(cfg: DictConfig, *, shared: bool) -> Parts:
     """
     used = OmegaConf.masked_copy(cfg, ["data", "augment", "model", "device", "precision", "cache_dir", "seed"])
     network: dict[str, Any] = OmegaConf.to_container(used, resolve=True)  # type: ignore[assignment]
-    model = network["model"]
-    del model["head"]
+    del network["model"]["head"]
     key = repr(network)
     if shared and key in _known:
         return _known[key]
     _latest.clear()
     device = choose_device(cfg.device)
     precision = choose_precision(cfg.precision, device)
-    with called("model"):
-        backbone = Backbone(**model, seed=cfg.seed)
+    network_cut = backbone(cfg)
     augment = build("augment", cfg)
-    _check_views(augment, cfg.data.views, cfg.data.test_views, backbone)
+    _check_views(augment, cfg.data.views, cfg.data.test_views, network_cut)
     data = build("data", cfg)
-    made = Parts(device, precision, backbone, data, cache_dir(cfg), augment, cfg.data.views, cfg.data.test_views)
+    made = Parts(device, precision, network_cut, data, cache_dir(cfg), augment, cfg.data.views, cfg.data.test_views)
     if shared:
         _known[key] = made
         _latest.append(made)
     return made
+
+
+def backbone(cfg: DictConfig) -> Backbone:
+    """The network as the config has it, cut; its weights are found, and not read."""
+    model: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
+    del model["head"]
+    with called("model"):
+        return Backbone(**model, seed=cfg.seed)
 
 
 def _check_views(augment: Augment, views: int, test_views: int, backbone: Backbone) -> None:

@@ -23,7 +23,7 @@ from tuner import InputError
 from tuner.files import replacing
 
 LEGIBLE = 10  # characters in which a longer text can be folded
-TO_FOUR_PLACES = ("accuracy", "loss")  # what a column's name says of its numbers
+TO_FOUR_PLACES = ("accuracy", "loss", "probability", "precision", "f1")  # what a column's name says of its numbers
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 1200px; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem } pre { white-space: pre-wrap }

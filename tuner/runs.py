@@ -92,21 +92,18 @@ class Run:
         return time.perf_counter() - self.start
 
     def save_model(
-        self, state: "Mapping[str, torch.Tensor]", classes: Sequence[str], name: str = "model.safetensors"
+        self, state: "Mapping[str, torch.Tensor]", about: Mapping[str, Any], name: str = "model.safetensors"
     ) -> None:
-        """What was trained, with the class names in its metadata."""
+        """What was trained, with what else a model must know in its metadata, each value as JSON."""
         from safetensors.torch import save
 
         tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
         with replacing(self.folder / name) as file:
-            file.write(save(tensors, metadata={"class_names": json.dumps(list(classes))}))
+            file.write(save(tensors, metadata={key: json.dumps(value) for key, value in about.items()}))
 
     def save_table(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """A CSV file of the given rows, the first of which is the header."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        with replacing(self.folder / name) as file:
-            file.write(text.getvalue().encode())
+        write_table(self.folder / name, rows)
 
     def save_config(self, config: DictConfig) -> None:
         """config.yaml, with interpolations as they are."""
@@ -131,6 +128,14 @@ class Run:
         """Tell the tracker how the run ended. It may take its time, and no interrupt changes result.json any more."""
         if self.tracker and (self.folder / "result.json").exists():  # else the disk is full, or the like
             self.tracker.finish(read_result(self.folder))
+
+
+def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file of the given rows, the first of which is the header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from tuner import InputError
 
 log = logging.getLogger("tuner.settings")
+HERE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed, or a checkout
 # A config may name these as _target_; TUNER_TRUST adds more, such as "mypackage.*".
 TRUSTED = ("tuner.*", "torch.optim.*", *filter(None, os.environ.get("TUNER_TRUST", "").split(",")))
 
@@ -59,6 +61,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "accuracy, balanced_accuracy or accuracy_and_cost",
     ),
     ("final.seeds", _whole(0), "a whole number of at least 0"),
+    ("final.temperature", lambda v: v is None or (_number(v) and v > 0), "more than 0, or null"),
     ("final.epochs", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
     ("test", lambda v: v in ("auto", True, False), "auto, true or false"),
     ("plots", lambda v: v in ("auto", True, False), "auto, true or false"),

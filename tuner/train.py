@@ -17,15 +17,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
-from tuner import InputError
+from tuner import InputError, calibration
 from tuner.checkpoint import Checkpoint
 from tuner.fit import DivergedError
 from tuner.parts import Parts, parts
 from tuner.plan import Metrics, OnEpoch, Plan
 from tuner.recipe import begun, hidden, judge, plan
 from tuner.runs import Run
-from tuner.scoring import Scored, report
-from tuner.settings import TRUSTED, build, called, check, describe, wanted
+from tuner.scoring import Scored, measures, report
+from tuner.settings import CONF, TRUSTED, build, called, check, describe, wanted
 from tuner.sweep import plugin, trial
 from tuner.sweep.fused import together
 from tuner.trackers import Tracker, UnreachableError
@@ -33,8 +33,6 @@ from tuner.trainer import Trainer, train_all
 
 plugin.register()
 log = logging.getLogger("tuner.train")
-HERE = Path(__file__).resolve().parent
-CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed, or a checkout
 
 
 def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, float]:
@@ -55,17 +53,19 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
             bar.update(ours.resume["fitted"]["epochs"])
         fitted = together(ours, key=trainer.key(ours), work=trainer)
     trained = trainer.trained(ours, fitted)
-    run.save_model(fitted.state, data.classes)
+    val_log_p, _ = trained.score(x, data.pool.labels, data.val)
+    temperature = calibration.temperature(val_log_p, data.pool.labels[data.val])
+    run.save_model(fitted.state, about(made, temperature))
 
     # Score the saved weights; the test split is read here, once, or not at all.
     val_accuracy, value = fitted.metrics["val_accuracy"], fitted.metrics[judge(cfg)]
     _, train_accuracy = trained.score(x, data.pool.labels, data.train)
     accuracies = {"train": train_accuracy, "validation": val_accuracy}
-    scored = [Scored("validation", data.pool, data.val, trained.score(x, data.pool.labels, data.val)[0])]
+    scored = [Scored("validation", data.pool, data.val, val_log_p, temperature)]
     if wanted(cfg.test, in_sweep):
         rows = torch.arange(len(data.test))
         log_p, accuracies["test"] = trained.score(features(run, made, "x_test"), data.test.labels, rows)
-        scored.append(Scored("test", data.test, rows, log_p))
+        scored.append(Scored("test", data.test, rows, log_p, temperature))
     report(run, scored, data.classes, accuracies, fitted, draw=wanted(cfg.plots, in_sweep))
 
     run.finish(
@@ -74,6 +74,8 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
         val_loss=fitted.metrics["val_loss"],
         train_accuracy=train_accuracy,
         test_accuracy=accuracies.get("test"),
+        temperature=temperature,
+        **measures(scored, data.classes),
         epochs=fitted.epochs,
         saved_epoch=fitted.epoch,
         reported_split=scored[-1].split,
@@ -92,6 +94,9 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     made = prepare(cfg, run, in_sweep)
     data = made.data
     seeds = list(range(cfg.seed, cfg.seed + cfg.final.seeds))
+    temperature = cfg.final.temperature or 1.0
+    if cfg.final.temperature is None:
+        log.info("temperature: 1 (there are no validation images to fit it on, and final.temperature is not given)")
     rows = torch.cat([data.train, data.val])
     run.result |= {"n_train": len(rows), "n_val": 0, "seeds": seeds}
     x = features(run, made, "x")
@@ -107,11 +112,11 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     tests = [accuracy for _, accuracy in scores]
     for seed, one in zip(seeds, trained, strict=True):
         name = "model.safetensors" if seed == cfg.seed else f"model-{seed}.safetensors"
-        run.save_model(one.fitted.state, data.classes, name)
+        run.save_model(one.fitted.state, about(made, temperature), name)
     _, train_accuracy = trained[0].score(x, data.pool.labels, rows)
     accuracies = {"train": train_accuracy, "test": tests[0]}
     fitted = trained[0].fitted
-    scored = [Scored("test", data.test, everything, scores[0][0])]
+    scored = [Scored("test", data.test, everything, scores[0][0], temperature)]
     report(run, scored, data.classes, accuracies, fitted, draw=cfg.plots is not False)
     run.save_config(runnable(cfg))
 
@@ -124,6 +129,8 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
         test_accuracy=mean,
         test_accuracy_std=spread,
         test_accuracies=tests,
+        temperature=temperature,
+        **measures(scored, data.classes),
         epochs=fitted.epochs,
         saved_epoch=fitted.epoch,
         reported_split="test",
@@ -136,7 +143,7 @@ def runnable(cfg: DictConfig) -> DictConfig:
     """The config as one that @hydra.main takes: a plain run, with the run folders of train.yaml."""
     root = OmegaConf.masked_copy(OmegaConf.load(CONF / "train.yaml"), ["study", "hydra"])  # type: ignore[arg-type]
     with open_dict(cfg):
-        config = OmegaConf.merge(cfg, root, {"final": {"epochs": None}})
+        config = OmegaConf.merge(cfg, root, {"final": {"epochs": None, "temperature": None}})
     assert isinstance(config, DictConfig)
     return config
 
@@ -167,6 +174,14 @@ def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
     data = made.data
     run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
     return made
+
+
+def about(made: Parts, temperature: float) -> dict[str, Any]:
+    """What the weights that are saved need beside the config, to be a model."""
+    data = made.data
+    shape, weights = list(data.pool.images.shape[1:]), made.backbone.weights.key
+    names = {"class_names": data.classes, "input_shape": shape, "fit": data.fit}
+    return names | {"temperature": temperature, "weights": weights}
 
 
 def features(run: Run, made: Parts, name: str) -> torch.Tensor:

@@ -38,6 +38,7 @@ class Data:
     pool: the images that may be learnt from or chosen by.   test: read once, at the end, for the chosen model.
     train, val: int64, rows of pool, disjoint, together all of it.
     test_duplicates: how many test images have an exact copy in pool.
+    fit: how another image gets the shape of these, one of `image_file.FITS`.
     """
 
     pool: Samples
@@ -46,6 +47,7 @@ class Data:
     val: torch.Tensor
     classes: tuple[str, ...]
     test_duplicates: int
+    fit: str = "stretch"
 
 
 def split(pool: Samples, test: Samples, classes: Sequence[str], *, val_share: float, seed: int) -> Data:

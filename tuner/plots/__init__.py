@@ -11,10 +11,12 @@ from tuner.plots.study import contours, importances, parallel_coordinates, slice
 from tuner.plots.style import save
 from tuner.plots.timeline import timeline
 from tuner.plots.trials import edf, history, intermediate_values
+from tuner.plots.trust import attention, reliability
 
 __all__ = [
     "Parameter",
     "accuracy",
+    "attention",
     "bars",
     "confusion_matrix",
     "contours",
@@ -28,6 +30,7 @@ __all__ = [
     "parallel_coordinates",
     "pareto_front",
     "per_class",
+    "reliability",
     "save",
     "slices",
     "timeline",

@@ -369,11 +369,14 @@ class AsyncSweeper(OptunaSweeperImpl):
     def _launch_last(self, number: int) -> None:
         best = self.account.trial(number)
         folder = Path(best.user_attrs.get("output_dir", self.folder / str(number)))
-        epochs = report.read_result(folder).get("saved_epoch")
+        result = report.read_result(folder)
+        epochs = result.get("saved_epoch")
         if epochs is None:
             raise InputError(f"trial {number} is the best, but {folder} has no result.json with its saved_epoch")
         log.info("retraining trial %d, the best, on train + validation for %d epochs, to test it", number, epochs)
         overrides = [*self.space.overrides(best.params), f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
+        if "temperature" in result and "temperature" in self.config.final:
+            overrides.append(f"final.temperature={result['temperature']}")
         link = Link(self.study.study_name, number, storage.shown(self.spec))
         [job] = self._launcher(LastRun(self.task_function, link)).launch([overrides], initial_job_idx=number)
         if job.status is JobStatus.FAILED:

@@ -1,0 +1,131 @@
+"""A model's scores on its own data are those of the run; other data is brought to its classes and its shape."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn import metrics as sk
+
+from tuner import evaluate
+from tuner.data import image_file
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("arguments", [(), ("model.frozen=null", "optimizer.lr=1e-4")])
+def test_the_runs_own_test_images(trained, call, arguments):
+    run = trained(*arguments)
+    code, out, err = call("evaluate", run, "--json")
+    assert code == 0, err
+    found, r = json.loads(out), result(run)
+    assert "split: test (of the run's own data)" in err
+    assert (found["split"], found["images"]) == ("test", 80)
+    assert found["accuracy"] == pytest.approx(r["test_accuracy"])
+    assert found["ece_calibrated"] == pytest.approx(r["test_ece_calibrated"], abs=0.01)
+    said = pd.read_csv(run / "predictions.csv").query("split == 'test'")
+    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(said.label, said.predicted))
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(said.label, said.predicted, average="macro"))
+
+
+SPLITS = {"train": 256, "val": 64, "test": 80, "all": 400}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits(trained, call, split):
+    code, out, err = call("evaluate", trained(), "--split", split, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["images"] == SPLITS[split]
+    name = {"train": "train_accuracy", "val": "val_accuracy", "test": "test_accuracy"}.get(split)
+    assert name is None or found["accuracy"] == pytest.approx(result(trained())[name])
+
+
+def test_tables_and_pictures_of_other_data(trained, call):
+    arguments = ("data.noise=30", "data.size=40", "data.channels=3", "--out", "scores")
+    code, out, err = call("evaluate", trained(), *arguments)
+    assert code == 0, err
+    assert "split: all (of other data than the run's)" in err
+    assert "images are brought from [3, 40, 40] to [1, 16, 16], as files would be: fit=stretch" in err
+    names = {path.name for path in Path("scores").iterdir()}
+    assert names == {
+        *("per_class.csv", "confusion_matrix.csv", "predictions.csv", "confusion_matrix.png", "per_class.png"),
+        *("examples.png", "reliability.png"),
+    }
+    table = pd.read_csv("scores/predictions.csv")
+    assert dict(table.split.value_counts()) == {"training and validation": 320, "test": 80}
+    assert pd.read_csv("scores/confusion_matrix.csv", index_col=0).to_numpy().sum() == 400
+    accuracy = (table.label == table.predicted).mean()
+    assert f"accuracy           {accuracy:.4f}" in out
+    assert "log loss" in out
+    assert "By class" in out
+
+
+def csv_file(name, labels):
+    header = ",".join(["label", *(f"p{i}" for i in range(256))])
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 256))
+    lines = [f"{label}," + ",".join(map(str, row)) for label, row in zip(labels, pixels, strict=True)]
+    Path(name).write_text("\n".join([header, *lines]))
+    return f"data.path={name}"
+
+
+def test_classes_are_matched_by_name(trained, call):
+    some = csv_file("some.csv", ["class3", "class1"] * 6)
+    code, out, err = call("evaluate", trained(), "data=csv", some, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [(row["class"], row["support"]) for row in found["per_class"]] == [("class1", 6), ("class3", 6)]
+
+
+WRONG = [
+    (("data=csv",), "data.path has no default; give it, as in data.path=VALUE"),
+    (("data=csv", "data.path=nowhere.csv"), "there is no file nowhere.csv"),
+    (("data=nothing",), "nothing"),
+    (("data.colour=red",), "colour"),
+    (("optimizer.lr=1",), "optimizer.lr=1: a run is evaluated as it is; only data=NAME and data.KEY=VALUE"),
+    (("data.n=[",), "data.n=["),
+    (("data=synthetic", "data.classes=5"), "the data's class 'class4' is none of the run's: the data has class0, "),
+    (("--out", "file/x"), "--out file/x can't be a folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
+def test_what_cannot_be_done_is_one_line(trained, call, arguments, message):
+    Path("file").write_text("")
+    code, out, err = call("evaluate", trained(), *arguments)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_users_own_config(trained, call):
+    Path("conf/data").mkdir(parents=True)
+    Path("conf/data/mine.yaml").write_text("_target_: tuner.data.synthetic.load\nseed: ${seed}\nn: 100\n")
+    code, out, err = call("evaluate", trained(), "data=mine", "data.n=60", "--config-dir", "conf", "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"] == 60
+
+
+@pytest.mark.parametrize("fit", image_file.FITS)
+@pytest.mark.parametrize("before", [(1, 28, 28), (3, 40, 20), (3, 21, 40)])
+@pytest.mark.parametrize("after", [(1, 16, 16), (3, 32, 24)])
+def test_a_tensor_gets_its_shape_as_a_file_does(fit, before, after):
+    channels, height, width = before
+    ramp = torch.linspace(0, 200, height)[:, None] + torch.linspace(0, 55, width)
+    image = torch.stack([ramp, 255 - ramp, ramp / 2])[:channels].round().to(torch.uint8)
+    pixels = image.permute(1, 2, 0).numpy()
+    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save("image.png")
+    of_file = image_file.read(Path("image.png"), after, fit).float()
+    of_tensor = evaluate.shaped(image[None], after, fit)[0].float()
+    assert of_tensor.shape == after
+    assert (of_file - of_tensor).abs().mean() < 4  # where an odd margin is halved, they differ by a row

@@ -1,0 +1,200 @@
+"""A model that is loaded gives what its run has scored; what can't be loaded is one line."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import tuner
+from tuner import InputError, data
+from tuner.data import image_file, synthetic
+from tuner.heads import Classifier, Head, Stack
+from tuner.model import Layers
+
+CUTS = [
+    (),
+    ("model.frozen=block1", "optimizer.lr=1e-4"),
+    ("model.frozen=null", "optimizer.lr=1e-4"),
+    ("model.head.depth=0",),
+    ("model.head.width=[32,16]",),
+    ("precision=fp32", "data.channels=3"),
+    ("precision=bf16", "model.pool=null"),
+]
+
+
+def predictions(folder, split="test"):
+    table = pd.read_csv(folder / "predictions.csv")
+    return table[table.split == split]
+
+
+@pytest.mark.parametrize("arguments", CUTS, ids=lambda arguments: " ".join(arguments) or "defaults")
+def test_it_gives_what_the_run_scored(trained, arguments):
+    folder = trained(*arguments)
+    model = tuner.load(folder)
+    channels = 3 if "data.channels=3" in arguments else 1
+    test = synthetic.load(noise=60.0, channels=channels).test
+    p = model.predict(test.images)
+    said = predictions(folder)
+    assert p.shape == (80, 4)
+    assert p.dtype == torch.float32
+    assert model.input_shape == (channels, 16, 16)
+    assert torch.allclose(p.sum(1), torch.ones(80), atol=1e-5)
+    assert [model.classes[i] for i in p.argmax(1)] == list(said.predicted)
+    assert p.amax(1).tolist() == pytest.approx(list(said.confidence), abs=2e-3)
+    assert torch.allclose(model.predict(test.images, batch_size=7), p, atol=2e-3)
+
+
+@pytest.mark.parametrize("widths", [(), (8,), (8, 4), (3, 5, 7)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_plain_layers_compute_what_the_stack_does(widths, precision):
+    stack = Stack(20, 3, [Head(widths, 0.5, seed=1)], torch.device("cpu"), precision)
+    classifier = Classifier(None, stack).eval()
+    x = torch.randn(6, 20).to(precision)
+    layers = Layers(classifier.state(0), precision)
+    with torch.no_grad():
+        assert torch.equal(layers(x).float(), classifier(x)[0])
+
+
+def test_the_temperature_is_in_the_probabilities(trained):
+    model = tuner.load(trained("label_smoothing=0.6"))
+    images = synthetic.load().test.images
+    assert model.temperature != 1
+    with torch.inference_mode():
+        expected = torch.softmax(model.logits(images) / model.temperature, 1)
+    torch.testing.assert_close(model.predict(images), expected)
+
+
+def test_tensors_files_and_one_file_are_the_same_images(trained, tmp_path):
+    model = tuner.load(trained())
+    images = synthetic.load().test.images[:3]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image[0].numpy()).save(path)
+    assert torch.equal(model.predict(paths), model.predict(images))
+    assert torch.equal(model.predict(str(paths[1])), model.predict(images)[1:2])
+    assert model.predict([]).shape == (0, 4)
+    assert model(images).shape == (3, 4)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.zeros(2, 1, 16, 16)])
+def test_another_shape_or_type_is_refused(trained, images):
+    with pytest.raises(InputError, match=r"the model takes uint8 images \[N, 1, 16, 16\], not"):
+        tuner.load(trained()).predict(images)
+
+
+def test_a_broken_file_is_named(trained, tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(image_file.BrokenImageError, match=r"a\.png"):
+        tuner.load(trained()).predict([tmp_path / "a.png"])
+
+
+def test_each_seed_of_a_best_can_be_loaded(trained, tmp_path):
+    folder = tmp_path / "best"
+    shutil.copytree(trained(), folder)
+    shutil.copy(folder / "model.safetensors", folder / "model-1.safetensors")
+    images = synthetic.load().test.images
+    assert torch.equal(tuner.load(folder / "model-1.safetensors").predict(images), tuner.load(folder).predict(images))
+
+
+def damage(name):
+    """Spoil a copy of a run's folder in a certain way."""
+
+    def edit_metadata(folder, **changes):
+        about = {"class_names": '["class0","class1","class2","class3"]', "input_shape": "[1,16,16]", "fit": '"stretch"'}
+        about |= {"temperature": "1.0", "weights": json.dumps(changes.pop("weights", "x"))} | changes
+        path = folder / "model.safetensors"
+        save_file(load_file(path), path, {key: value for key, value in about.items() if value})
+
+    def config(folder, old, new):
+        path = folder / ".hydra" / "config.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    return {
+        "gone": lambda folder: shutil.rmtree(folder),
+        "a file": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+        "no run": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+        "unfinished": lambda folder: (folder / "model.safetensors").unlink(),
+        "a sweep": lambda folder: (
+            (folder / "best").mkdir() or (folder / "model.safetensors").rename(folder / "best" / "model.safetensors")
+        ),
+        "cut off": lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" * 100),
+        "older": lambda folder: save_file(
+            load_file(folder / "model.safetensors"), folder / "model.safetensors", {"class_names": "[]"}
+        ),
+        "other weights": edit_metadata,
+        "no config": lambda folder: shutil.rmtree(folder / ".hydra"),
+        "config damaged": lambda folder: (folder / ".hydra" / "config.yaml").write_text("a: [b"),
+        "config of another": lambda folder: (folder / ".hydra" / "config.yaml").write_text("a: b"),
+        "weights gone": lambda folder: config(folder, "weights: bundled", "weights: /nowhere/w.safetensors"),
+        "other cut": lambda folder: config(folder, "features: block2", "features: block1"),
+        "unset": lambda folder: config(folder, "weights: bundled", "weights: ${oc.env:NOT_SET_AT_ALL}"),
+        "trunk missing": lambda folder: config(folder, "frozen: ${.features}", "frozen: block1"),
+    }[name]
+
+
+REFUSED = [
+    ("gone", r"there is no run .*; runs are in outputs/ and multirun/"),
+    ("a file", r"is no run: name a run's folder, or a \.safetensors file in it"),
+    ("no run", r"is no run folder: it has no model\.safetensors"),
+    ("unfinished", r"has no model\.safetensors: the run goes on, or was killed, pruned or failed"),
+    ("a sweep", r"is a sweep, not a run; its retrained best is .*best"),
+    ("cut off", r"model\.safetensors is damaged"),
+    ("older", r"is of an older version of tuner, without input_shape, .*: train it again, with the overrides in "),
+    ("other weights", r"model\.weights=bundled are not those that it was trained on: put those back"),
+    ("no config", r"has no \.hydra/config\.yaml: keep a model in the folder of its run"),
+    ("config damaged", r"config\.yaml can't be read"),
+    ("config of another", r"config\.yaml is not the config of a run"),
+    ("weights gone", r"model\.weights=/nowhere/w\.safetensors is no file that can be read"),
+    ("other cut", r"has no head from 256 features to 4 classes"),
+    ("unset", r"don't belong together"),
+    ("trunk missing", r"don't belong together .*: train it again"),
+]
+
+
+@pytest.mark.parametrize(("what", "message"), REFUSED, ids=[what for what, _ in REFUSED])
+def test_what_cannot_be_loaded_is_one_line(trained, tmp_path, what, message):
+    folder = tmp_path / "run"
+    shutil.copytree(trained(), folder)
+    damage(what)(folder)
+    with pytest.raises(InputError, match=message) as error:
+        tuner.load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"device": "tpu"}, {"device": "cuda:77"}, {"precision": "fp16"}])
+def test_devices_and_precisions_are_checked(trained, options):
+    [(key, value)] = options.items()
+    with pytest.raises(InputError, match=f"{key}={value}"):
+        tuner.load(trained(), **options)
+
+
+def test_the_data_set_is_not_needed(trained, monkeypatch):
+    folder = trained()
+    monkeypatch.setattr(synthetic, "load", lambda **_: pytest.fail("the data was asked for"))
+    monkeypatch.setattr(data, "split", lambda *_, **__: pytest.fail("the data was asked for"))
+    assert tuner.load(folder).classes == ("class0", "class1", "class2", "class3")
+
+
+def test_importing_tuner_is_light():
+    heavy = "torch", "hydra", "pandas", "matplotlib"
+    code = f"import sys, tuner; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_where_the_run_looked_at_mirror_images_the_model_does(trained):
+    run = trained("augment=light", "data.views=2", "data.test_views=2", "precision=fp32")
+    model, images = tuner.load(run), synthetic.load().test.images
+    assert model.mirrors
+    torch.testing.assert_close(model.predict(images), model.predict(images.flip(-1)), rtol=1e-4, atol=1e-5)
+    said = pd.read_csv(run / "predictions.csv").query("split == 'test'")
+    assert [model.classes[i] for i in model.predict(images).argmax(1)] == said.predicted.tolist()
+    assert model.predict(images).amax(1).tolist() == pytest.approx(said.confidence.tolist(), abs=2e-3)

@@ -1,0 +1,191 @@
+"""Score a trained model on a data set: `python -m tuner.evaluate RUN [data=NAME] [data.KEY=VALUE...]`."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from tuner import InputError, calibration, metrics, model, plots, present
+from tuner.data import Data, Samples
+from tuner.model import Model
+from tuner.runs import write_table
+from tuner.scoring import Scored, pictures, tables
+from tuner.settings import CONF, build
+
+log = logging.getLogger("tuner.evaluate")
+
+SPLITS = ("train", "val", "test", "all")
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
+
+
+def data_config(cfg: DictConfig, overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
+    """A run's config, in which `data` is what the overrides say.
+
+    overrides: data=NAME, for another option of the group, and data.KEY=VALUE.
+    folder: of the user's own configs, as of --config-dir.
+    Raises InputError for another override, an unknown option or key, or a value that is missing.
+    """
+    if foreign := [line for line in overrides if not line.lstrip("+~").startswith(("data=", "data."))]:
+        raise InputError(f"{foreign[0]}: a run is evaluated as it is; only data=NAME and data.KEY=VALUE may be given")
+    options = [line.removeprefix("data=") for line in overrides if line.startswith("data=")]
+    values = [line for line in overrides if not line.startswith("data=")]
+    made = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "data" or not options])
+    try:
+        if options:
+            name = f"data/{options[-1]}"
+            own = folder is not None and (folder / f"{name}.yaml").is_file()
+            with hydra.initialize_config_dir(str(folder.absolute() if folder and own else CONF)):
+                made.data = hydra.compose(name, values).data
+        else:
+            OmegaConf.set_struct(made, True)
+            for override in OverridesParser.create().parse_overrides(values):
+                OmegaConf.update(made, override.key_or_group, override.value(), force_add=override.is_add())
+        if missing := sorted(key for key in OmegaConf.missing_keys(made) if key.startswith("data.")):
+            raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    return made
+
+
+def chosen(data: Data, split: str) -> list[tuple[str, Samples, torch.Tensor]]:
+    """The samples of a split, and which rows of them: of "all" the pool and the test images."""
+    everything = {
+        "train": ("training", data.pool, data.train),
+        "val": ("validation", data.pool, data.val),
+        "test": ("test", data.test, torch.arange(len(data.test))),
+        "pool": ("training and validation", data.pool, torch.arange(len(data.pool))),
+    }
+    return [everything[name] for name in (("pool", "test") if split == "all" else (split,))]
+
+
+def renumbered(data: Data, classes: Sequence[str]) -> torch.Tensor:
+    """For each class of a data set its number among the model's, int64. Raises InputError where it has one more."""
+    if strangers := [name for name in data.classes if name not in classes]:
+        raise InputError(
+            f"the data's class {strangers[0]!r} is none of the run's: the data has {', '.join(data.classes)}; the run "
+            f"{', '.join(classes)}; rename or leave out what differs (data.classes renames those of a CSV file)"
+        )
+    return torch.tensor([list(classes).index(name) for name in data.classes])
+
+
+def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor:
+    """uint8 [B, C, H, W] -> uint8 [B, *shape], as image_file.read does it with a file: gray or RGB, then `fit`."""
+    if list(images.shape[1:]) == list(shape):
+        return images
+    channels, *size = shape
+    x = images.float()
+    if x.shape[1] != channels:
+        x = x.expand(-1, 3, -1, -1) if channels == 3 else (x * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    if list(x.shape[2:]) != size:
+        scales = [wanted / side for wanted, side in zip(size, x.shape[2:], strict=True)]
+        scale = {"crop": max(scales), "pad": min(scales)}.get(fit)
+        inner = size if scale is None else [max(1, round(side * scale)) for side in x.shape[2:]]
+        x = F.interpolate(x, inner, mode="bilinear", antialias=True)
+        missing = [(wanted - side) for wanted, side in zip(size, inner, strict=True)]  # below 0: cut off
+        top, left = (round(m / 2) for m in missing)
+        x = F.pad(x, [left, missing[1] - left, top, missing[0] - top], value=255.0)
+    return x.round().clamp(0, 255).to(torch.uint8)
+
+
+@torch.inference_mode()
+def scored(one: Model, data: Data, split: str) -> list[Scored]:
+    """What the model makes of a split, by the batch; labels are numbered as the model's classes are."""
+    numbers = renumbered(data, one.classes)
+    parts = chosen(data, split)
+    found = []
+    with tqdm(total=sum(len(rows) for *_, rows in parts), desc="evaluating", unit="image", disable=None) as bar:
+        for name, samples, rows in parts:
+            log_p = []
+            for batch in rows.split(one.batch_size):
+                images = shaped(samples.images[batch], one.input_shape, one.fit)
+                log_p.append(one.log_p(images.to(one.device)).cpu())
+                bar.update(len(batch))
+            ours = Samples(samples.images, numbers[samples.labels])
+            found.append(Scored(name, ours, rows, torch.cat(log_p), one.temperature))
+    return found
+
+
+def summary(parts: Sequence[Scored], classes: Sequence[str]) -> dict[str, Any]:
+    """The scores of all images together, and a row a class. Means over classes are over those that have images."""
+    labels, log_p = torch.cat([p.labels for p in parts]), torch.cat([p.calibrated for p in parts])
+    rows = [row for row in metrics.per_class(labels, log_p.argmax(1), classes) if row["support"]]
+    return {
+        "images": len(labels),
+        "accuracy": float((log_p.argmax(1) == labels).double().mean()),
+        **metrics.over_classes(rows),
+        "log_loss": float(F.nll_loss(log_p.double(), labels)),
+        "ece_calibrated": calibration.ece(log_p, labels),
+        "per_class": rows,
+    }
+
+
+def write(parts: Sequence[Scored], classes: Sequence[str], folder: Path) -> None:
+    """per_class.csv, confusion_matrix.csv, predictions.csv and pictures, of all parts together."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} can't be a folder: {error.strerror}") from error
+    for name, rows in tables(parts, parts, classes).items():
+        write_table(folder / name, rows)
+    for name, figure in pictures(parts, classes, parts[0].split if len(parts) == 1 else "all").items():
+        plots.save(figure, folder / f"{name}.png")
+    log.info("tables and pictures: %s", folder)
+
+
+def main() -> None:
+    args = _arguments().parse_args()
+    one = model.load(args.run, device=args.device, precision=args.precision)
+    cfg = data_config(model.config_of(model.file_of(args.run).parent), args.overrides, args.config_dir)
+    data: Data = build("data", cfg)
+    split = args.split or ("all" if args.overrides else "test")
+    if args.split is None:
+        log.info("split: %s (%s)", split, "of other data than the run's" if args.overrides else "of the run's own data")
+    theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], one.input_shape))
+    if theirs != ours:
+        log.info("images are brought from %s to %s, as files would be: fit=%s", theirs, ours, one.fit)
+    parts = scored(one, data, split)
+    found = {"run": str(args.run), "split": split} | summary(parts, one.classes)
+    if args.out:
+        write(parts, one.classes, args.out)
+    if args.json:
+        present.print_json(found)
+        return
+    rows = pd.DataFrame(found.pop("per_class"))
+    present.terminal(rows, "By class")
+    print()
+    for key, value in found.items():
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
+        print(f"{key.replace('_', ' '):<18} {text}")
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m tuner.evaluate",
+        description="Score a trained model on the test split of its own data, or on other data whose classes it knows.",
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
+    also = "another data set, as for tuner.train: data=NAME data.KEY=VALUE"
+    add("overrides", nargs="*", metavar="DATA", help=also)
+    add("--split", choices=SPLITS, help="default: test of the run's own data, all of other data")
+    add("--out", type=Path, metavar="FOLDER", help="write tables and pictures there")
+    add("--json", action="store_true", help="print JSON")
+    add("--config-dir", type=Path, metavar="FOLDER", help="of your own configs, as for tuner.train")
+    add("--device", default="auto", help="cpu, cuda, cuda:N or auto, the default")
+    add("--precision", default="auto", help="bf16, fp32 or auto, as the run's config has it")
+    return parser
+
+
+if __name__ == "__main__":
+    present.command(main)

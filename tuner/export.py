@@ -1,0 +1,204 @@
+"""A trained model as one file for other programs: `python -m tuner.export RUN --format onnx|torchscript|pt2`.
+
+uint8 images [N, C, H, W] in, float32 probabilities [N, classes] out; N is free. Preprocessing and temperature are
+inside, class names, input_shape and fit in the metadata. A file is written only after it gave what the model gives.
+"""
+
+import argparse
+import copy
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tuner import InputError, model, present
+from tuner.blocks import Preprocess
+from tuner.files import replacing
+from tuner.model import Model
+from tuner.predict import files
+from tuner.settings import build
+
+log = logging.getLogger("tuner.export")
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2"}
+TOLERANCE = 1e-4  # between probabilities
+IMAGES = 200  # to compare on, at most
+Exported = tuple[bytes, Callable[[torch.Tensor], torch.Tensor]]  # the file, and what a reader of it computes
+
+
+class Fixed(nn.Module):
+    """Preprocess for images of one size: the resize is two matrices, which every format has, and it is exact.
+
+    A resize is linear in rows and in columns, each by itself, so that what it makes of the identity is its matrix.
+    """
+
+    def __init__(self, original: Preprocess, height: int, width: int):
+        super().__init__()
+        self.rows: torch.Tensor
+        self.columns: torch.Tensor
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.resizes = (height, width) != (original.size, original.size)
+        for name, length in (("rows", height), ("columns", width)):
+            matrix = torch.eye(length)[None, None]
+            matrix = F.interpolate(matrix, (original.size, length), mode="bilinear", antialias=True)[0, 0]
+            self.register_buffer(name, matrix)  # [size, length]
+        self.register_buffer("mean", original.mean.clone())
+        self.register_buffer("std", original.std.clone())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float() / 255
+        if self.resizes:
+            x = self.rows @ x @ self.columns.t()
+        return (x - self.mean) / self.std
+
+
+def exportable(original: Model) -> Model:
+    """The same model, without what not every format has."""
+    made = copy.deepcopy(original)
+    for tensor in (*made.parameters(), *made.buffers()):
+        tensor.data = tensor.data.contiguous()  # they are channels last, of which torch.export.save warns
+    for module in list(made.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Preprocess):
+                setattr(module, name, Fixed(child, *original.input_shape[1:]))
+    return made
+
+
+def metadata(original: Model) -> dict[str, str]:
+    """Each value as JSON."""
+    about = {"class_names": original.classes, "input_shape": original.input_shape, "fit": original.fit}
+    return {key: json.dumps(value) for key, value in about.items()}
+
+
+def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'tuner[onnx]'")
+    import onnxruntime
+
+    for name in ("onnx_ir", "onnxscript"):  # which tell of every node that they simplify
+        logging.getLogger(name).setLevel(logging.WARNING)
+    shapes = {"images": {0: torch.export.Dim("N")}}
+    program = torch.onnx.export(
+        made,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=shapes,
+        verbose=False,
+        input_names=["images"],
+        output_names=["probabilities"],
+    )
+    assert program is not None
+    program.model.metadata_props.update(about)
+    content: bytes = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def to_torchscript(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+    with warnings.catch_warnings():  # that torch.jit is deprecated: who asks for its format has reasons to
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.trace(made, example, check_trace=False), file, _extra_files=about)
+        return file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue()))
+
+
+def to_pt2(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+    file = io.BytesIO()
+    program = torch.export.export(made, (example,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
+    torch.export.save(program, file, extra_files=about)
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+
+FORMATS = {"onnx": to_onnx, "torchscript": to_torchscript, "pt2": to_pt2}
+
+
+def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, float, int]:
+    """A file's content; the largest difference from the model's probabilities on `images`, and how many top classes
+    differ.
+
+    original: in float32, on the CPU.   images: uint8 [N, *input_shape].
+    Raises InputError where a probability differs by more than TOLERANCE, or the format can't have the network.
+    """
+    about = metadata(original)
+    example = torch.zeros(2, *original.input_shape, dtype=torch.uint8)
+    with torch.no_grad():
+        try:
+            content, run = FORMATS[form](exportable(original), example, about)
+        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"--format {form} can't have this network ({reason}): try another format") from error
+        sizes = [1, len(images) - 1] if len(images) > 1 else [1]  # N is free
+        got = torch.cat([run(batch) for batch in images.split(sizes)])
+        wanted = original.predict(images)
+    difference, others = float((got - wanted).abs().max()), int((got.argmax(1) != wanted.argmax(1)).sum())
+    if not difference <= TOLERANCE:  # also where it is nan
+        raise InputError(
+            f"--format {form}: a probability differs by {difference:.2g} from the model's, and {TOLERANCE:g} is "
+            "allowed; no file was written: try another format"
+        )
+    return content, difference, others
+
+
+def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[torch.Tensor, str]:
+    """uint8 [N, *input_shape] to compare on, and what they are: files, the run's test images, or random ones."""
+    if inputs:
+        found = files(inputs)[:IMAGES]
+        return torch.stack([original.read(path) for path in found]), "of the files given"
+    try:
+        test = build("data", model.config_of(model.file_of(run).parent)).test.images
+        if test.shape[1:] == original.input_shape:
+            return test[:IMAGES].clone(), "of the run's test images"
+        reason = f"they are {list(test.shape[1:])} now"
+    except InputError as error:
+        reason = str(error)
+    log.info("the run's test images can't be had (%s): random images instead; --check FILES takes yours", reason)
+    generator = torch.Generator().manual_seed(0)
+    shape = (IMAGES, *original.input_shape)
+    return torch.randint(256, shape, generator=generator, dtype=torch.uint8), "random images"
+
+
+def main() -> None:
+    args = _arguments().parse_args()
+    source = model.file_of(args.run)
+    out = args.out or source.with_suffix(SUFFIXES[args.format])
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.absolute().parent}")
+    original = model.load(args.run, device="cpu", precision="fp32")
+    images, what = images_to_check(original, args.run, args.check)
+    content, difference, others = export(original, args.format, images)
+    with replacing(out) as file:
+        file.write(content)
+    shape = ", ".join(map(str, original.input_shape))
+    print(f"{out}: uint8 [N, {shape}] -> probabilities [N, {len(original.classes)}], {len(content) / 1e6:.1f} MB")
+    compared = f"probabilities differ by {difference:.2g} at most, the top class of {others:,}"
+    print(f"checked on {len(images):,} {what}: {compared}")
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m tuner.export",
+        description="Write a trained model as one file: uint8 images [N, C, H, W] in, calibrated probabilities out. It "
+        "is compared with the model first, and written only if it gives the same.",
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
+    add("--format", choices=list(FORMATS), required=True, help="onnx needs the extra onnx")
+    add("--out", type=Path, metavar="FILE", help="default: beside the model")
+    check = "images to compare on; default: the run's test images, or random ones where those can't be had"
+    add("--check", type=Path, nargs="+", default=[], metavar="FILE|FOLDER", help=check)
+    return parser
+
+
+if __name__ == "__main__":
+    present.command(main)

@@ -1,0 +1,179 @@
+"""Use a trained model: `python -m tuner.predict RUN FILE|FOLDER...`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from tuner import InputError, model, plots, present
+from tuner.data import image_file
+from tuner.maps import Explainer
+from tuner.model import Model
+
+log = logging.getLogger("tuner.predict")
+READERS = min(8, os.cpu_count() or 1)  # threads that decode files; what each holds is one image in full
+
+
+class Batch(NamedTuple):
+    """Files, the probabilities [N, classes] of what is in them, and what was wrong with those that can't be read."""
+
+    paths: list[Path]
+    probabilities: torch.Tensor
+    broken: list[image_file.BrokenImageError]
+
+
+def predicted(models: Sequence[Model], paths: Sequence[Path]) -> Iterator[Batch]:
+    """The mean of the models' probabilities for each file, by the batch: no more images are in memory than that."""
+    size = min(model.batch_size for model in models)
+    shapes = {(model.input_shape, model.fit) for model in models}
+
+    def read(path: Path) -> dict[tuple, torch.Tensor] | image_file.BrokenImageError:
+        try:
+            return {(shape, fit): image_file.read(path, shape, fit) for shape, fit in shapes}
+        except image_file.BrokenImageError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(paths), size):
+            batch = paths[start : start + size]
+            found = list(zip(batch, pool.map(read, batch), strict=True))
+            images = [(path, image) for path, image in found if isinstance(image, dict)]
+            broken = [error for _, error in found if isinstance(error, image_file.BrokenImageError)]
+            each = [
+                one.predict(torch.stack([image[one.input_shape, one.fit] for _, image in images]))
+                for one in (models if images else ())
+            ]
+            mean = torch.stack(each).mean(0) if each else torch.empty(0, len(models[0].classes))
+            yield Batch([path for path, _ in images], mean, broken)
+
+
+def files(inputs: Sequence[Path]) -> list[Path]:
+    """The files that are named, and the images in or below the folders that are. Raises InputError where one is not."""
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = image_file.find(path)
+            if not inside:
+                raise InputError(f"there is no image in {path}")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"there is no file or folder {path}")
+    return list(dict.fromkeys(found))
+
+
+def load(runs: Sequence[Path], device: str, precision: str) -> list[Model]:
+    """Models that may be used together. Raises InputError where their classes differ."""
+    models = [model.load(run, device=device, precision=precision) for run in runs]
+    for run, other in zip(runs[1:], models[1:], strict=True):
+        if other.classes != models[0].classes:
+            raise InputError(
+                f"an ensemble's runs must have the same classes: those of {runs[0]} are "
+                f"{', '.join(models[0].classes)}; those of {run} are {', '.join(other.classes)}"
+            )
+    return models
+
+
+def table(batch: Batch, classes: Sequence[str], top: int) -> pd.DataFrame:
+    """Columns file, class and probability, with top > 1 also rank: `top` rows a file, the most probable class first."""
+    p, which = batch.probabilities.topk(top, dim=1)
+    columns = {
+        "file": [str(path) for path in batch.paths for _ in range(top)],
+        "rank": list(range(1, top + 1)) * len(batch.paths),
+        "class": [classes[i] for i in which.flatten().tolist()],
+        "probability": [round(value, 6) for value in p.flatten().tolist()],
+    }
+    return pd.DataFrame(columns).drop(columns=[] if top > 1 else ["rank"])
+
+
+class Maps:
+    """Pictures of where the model looked, in `folder`, under the files' names from the folder they have in common."""
+
+    def __init__(self, one: Model, folder: Path, paths: Sequence[Path]):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--maps {folder} can't be a folder: {error.strerror}") from error
+        self.model, self.explain, self.folder = one, Explainer(one), folder
+        self.above = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+
+    def draw(self, batch: Batch) -> None:
+        for path, probabilities in zip(batch.paths, batch.probabilities, strict=True):
+            label, image = int(probabilities.argmax()), self.model.read(path)
+            heat = self.explain(image, label)
+            name, said = path.absolute().relative_to(self.above), self.model.classes[label]
+            pixels = image.permute(1, 2, 0).numpy()
+            figure = plots.attention(
+                pixels, heat.numpy(), str(name), said, float(probabilities[label]), self.explain.method
+            )
+            plots.save(figure, self.folder / f"{name}.png")
+
+
+def main() -> None:
+    args = _arguments().parse_args()
+    if args.maps and args.others:
+        raise InputError("--maps explains one run: leave --with out")
+    paths = files(args.inputs)
+    models = load([args.run, *args.others], args.device, args.precision)
+    classes = models[0].classes
+    if not 1 <= args.top <= len(classes):
+        raise InputError(f"--top {args.top} must be a number from 1 to {len(classes)}, the number of classes")
+    maps = Maps(models[0], args.maps, paths) if args.maps else None
+    tables, broken, header = [], 0, True
+    with logging_redirect_tqdm(), tqdm(total=len(paths), desc="predicting", unit="image", disable=None) as bar:
+        for batch in predicted(models, paths):
+            for error in batch.broken:
+                log.error("%s", error)
+            found = table(batch, classes, args.top)
+            if args.csv:
+                found.to_csv(sys.stdout, index=False, header=header)  # as it goes: 100,000 files take a while
+                header = False
+            else:
+                tables.append(found)
+            if maps:
+                maps.draw(batch)
+            broken += len(batch.broken)
+            bar.update(len(batch.paths) + len(batch.broken))
+    if args.json:
+        present.print_json(present.records(pd.concat(tables)))
+    elif not args.csv:
+        present.terminal(pd.concat(tables))
+    if maps:
+        log.info("maps: %s", args.maps)
+    if broken:
+        sys.exit(f"{broken:,} of {len(paths):,} files can't be read, and have no prediction")
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m tuner.predict",
+        description="What a trained model says of images: the class of each, and its calibrated probability. Files "
+        "that can't be read are named, the others are predicted, and the exit code is 1.",
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
+    add("inputs", type=Path, nargs="+", metavar="FILE|FOLDER", help="images of any size and mode; folders at any depth")
+    also = "another run of the same classes, for the mean of their probabilities; may be repeated"
+    add("--with", dest="others", type=Path, action="append", default=[], metavar="RUN", help=also)
+    add("--top", type=int, default=1, metavar="K", help="the K most probable classes; default: %(default)s")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--csv", action="store_true", help="print CSV, as it goes")
+    either.add_argument("--json", action="store_true", help="print JSON")
+    add("--maps", type=Path, metavar="FOLDER", help="write a picture a file: where the evidence for its class lies")
+    add("--device", default="auto", help="cpu, cuda, cuda:N or auto, the default")
+    add("--precision", default="auto", help="bf16, fp32 or auto, as the run's config has it")
+    return parser
+
+
+if __name__ == "__main__":
+    present.command(main)
