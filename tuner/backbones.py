@@ -17,13 +17,13 @@ import torchvision
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import get_model, list_models
 
 from tuner import InputError
+from tuner.networks import check, make, release
 from tuner.weights import find
 
 # Children of a torchvision network that are plain lists of its stages.
-STAGE_LISTS = ("features", "layers", "trunk_output", "blocks")
+STAGE_LISTS = ("features", "layers", "trunk_output", "blocks", "stages")
 # What may follow a stage without being one: norms, activations, the way from Swin's or ViT's layout to a map or vector.
 TRAILING_MODULES = (nn.BatchNorm2d, nn.LayerNorm, nn.ReLU, torchvision.ops.Permute)
 TRAILING_FUNCTIONS = (F.relu, torch.relu, operator.getitem)
@@ -95,16 +95,14 @@ class Backbone:
         std: Sequence[float] | None = None,
         seed: int = 0,
     ):
-        if name not in list_models(module=torchvision.models):
-            known = ", ".join(list_models(module=torchvision.models))
-            raise InputError(f"model.name={name} is no classification network of torchvision; known: {known}")
+        check(name)
         self.name, self.image_size, self.features, self.frozen, self.pool = name, image_size, features, frozen, pool
         if type(image_size) is not int or image_size < 1:
             raise InputError(f"model.image_size={image_size} must be a whole number of pixels, at least 1")
         if pool is not None and (type(pool) is not int or pool < 1):
             raise InputError(f"model.pool={pool} must be a whole number of at least 1, or null for the whole map")
         self._net = _build(name)
-        self._graph, self._limit = _trace(self._net, image_size)
+        self._graph, self._limit = _trace(self._net, name, image_size)
         self.blocks = _blocks(self._net, self._graph)
         self._check_cut()
         self.feature_size = self._feature_size()
@@ -153,7 +151,7 @@ class Backbone:
             "image_size": self.image_size,
             "mean": self.mean,
             "std": self.std,
-            "torchvision": torchvision.__version__.split("+")[0],
+            **release(self.name),
         }
 
     @property
@@ -260,10 +258,8 @@ class _NoStorage(TorchFunctionMode):
 
 def _build(name: str) -> nn.Module:
     """The network on the meta device, in eval mode."""
-    # These two were trained on pixels scaled in another way, and undo ImageNet's normalisation themselves.
-    options = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
     with _NoStorage():
-        return get_model(name, weights=None, **options).eval().to("meta")
+        return make(name, init=False).eval().to("meta")
 
 
 def _stages(net: nn.Module) -> list[str]:
@@ -292,9 +288,15 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def _trace(net: nn.Module, image_size: int) -> tuple[fx.Graph, str]:
+def _trace(net: nn.Module, name: str, image_size: int) -> tuple[fx.Graph, str]:
     """The network's graph, its nodes with the shapes they give, and why images of this size get no further, if so."""
-    graph = _Tracer(_stages(net)).trace(net)
+    try:
+        graph = _Tracer(_stages(net)).trace(net)
+    except Exception as error:  # what a network's own code makes of a stand-in for images
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"model.name={name} can't be cut: its steps depend on the images ({reason}); take another network"
+        ) from error
     try:
         _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
