@@ -64,7 +64,7 @@ def on_official_test(cfg, state: dict[str, torch.Tensor], classes: int) -> float
     test = fashion_mnist.load(cache_dir(cfg) / "fashion_mnist").test
     x = bank(test.images, backbone, cache_dir=cache_dir(cfg), device=device, dtype=dtype).to(device)
     log_p = predict(model, x, [torch.arange(len(x))], batch_size=cfg.batch_size)
-    return score(log_p, test.labels)[1][0]
+    return score(log_p, test.labels)["accuracy"][0]
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ from torch import nn
 from torchvision.models import vgg16
 
 from tuner import features
-from tuner.backbones import Backbone, Preprocess
+from tuner.backbones import Backbone
+from tuner.blocks import Preprocess
 from tuner.data import fmnist_small
-from tuner.fit import Plan, constant, fit
+from tuner.fit import constant, fit
 from tuner.heads import Head
+from tuner.plan import Plan
 from tuner.settings import choose_device, choose_precision
 from tuner.train import CONF
 

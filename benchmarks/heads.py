@@ -21,8 +21,9 @@ from functools import partial
 import results
 import torch
 
-from tuner.fit import Plan, fit, onecycle
+from tuner.fit import fit, onecycle
 from tuner.heads import Head
+from tuner.plan import Plan
 from tuner.settings import choose_device, choose_precision
 
 WIDTHS = (512, 256, 1024)

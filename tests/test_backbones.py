@@ -13,7 +13,8 @@ from torchvision.models.vgg import VGG16_Weights, cfgs, make_layers
 from torchvision.transforms.v2 import functional as reference
 
 from tuner import InputError
-from tuner.backbones import Backbone, Pool, Preprocess
+from tuner.backbones import Backbone
+from tuner.blocks import Pool, Preprocess
 from tuner.weights import BUNDLED
 
 VGG_ENDS = {"block1": 5, "block2": 10, "block3": 17, "block4": 24, "block5": 31}  # of net.features

@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import nn
 
-from tuner.fit import Plan, constant, cosine, fit, onecycle, predict, score
+from tuner.blocks import Blocks, Pool
+from tuner.fit import constant, cosine, fit, onecycle, predict, score
 from tuner.heads import Classifier, Head, Stack
-from tuner.train import CONF, TRUSTED
+from tuner.plan import Plan
+from tuner.settings import build
+from tuner.train import CONF
 
 CPU, F32 = torch.device("cpu"), torch.float32
 
@@ -60,7 +62,7 @@ SPECS = [
 
 def config(group, option):
     with initialize_config_dir(str(CONF)):
-        return instantiate(compose("train", [f"{group}={option}"])[group], _execution_whitelist_=TRUSTED)
+        return build(group, compose("train", [f"{group}={option}"]))
 
 
 NUMBERS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
@@ -147,7 +149,7 @@ def test_the_weights_that_are_kept_have_the_accuracy_that_is_given(keep):
     x, labels, _, val = problem()
     model = Classifier(None, Stack(40, 5, [spec[0]], CPU))
     model.load_state(0, kept.state)
-    _, [accuracy] = score(predict(model, x, [val], batch_size=32), labels[val])
+    [accuracy] = score(predict(model, x, [val], batch_size=32), labels[val])["accuracy"]
     assert accuracy == kept.metrics["val_accuracy"] == accuracies[kept.epoch - 1]
 
 
@@ -201,7 +203,7 @@ def test_bf16_is_close_to_float32():
 
 def test_a_trunk_is_trained_with_its_head():
     torch.manual_seed(0)
-    trunk = nn.Sequential(nn.Linear(40, 40), nn.BatchNorm1d(40))
+    trunk = Blocks(None, [nn.Sequential(nn.Linear(40, 40), nn.BatchNorm1d(40))], Pool(None, False))
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
     [fitted], _ = run([SPECS[0]], trunk=trunk)
     assert fitted.metrics["val_accuracy"] > 0.5

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tuner import InputError
+from tuner.blocks import Blocks, Pool
 from tuner.heads import Classifier, Head, Stack, widths
 
 CPU = torch.device("cpu")
@@ -99,12 +100,15 @@ def test_dropout_is_each_heads_own_and_only_in_training():
 
 
 def test_state_goes_out_and_comes_back():
-    model = Classifier(nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20)), Stack(20, 5, [HEADS[1]], CPU))
+    model = Classifier(
+        Blocks(None, [nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20))], Pool(None, False)),
+        Stack(20, 5, [HEADS[1]], CPU),
+    )
     x = torch.randn(4, 6)
     expected = model.eval()(x)
     state = {name: tensor.clone() for name, tensor in model.state(0).items()}
     assert {"head.0.weight", "head.2.bias", "trunk.0.weight", "trunk.1.running_mean"} <= set(state)
-    for parameter in model.parameters_of(0):
+    for parameter in (p for part in model.parts_of(0) for p in part):
         parameter.data.zero_()
     model.load_state(0, state)
     assert torch.equal(model(x), expected)

@@ -49,7 +49,13 @@ def test_a_run_leaves_a_complete_folder(command):
     assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS
     assert all(matplotlib.image.imread(path).shape[0] > 400 for path in (folder / "plots").iterdir())
     curve = pd.read_csv(folder / "metrics.csv")
-    assert list(curve) == ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds"]
+    named = [
+        *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+        "val_balanced_accuracy",
+        "lr",
+        "seconds",
+    ]
+    assert list(curve) == named
     assert list(curve.epoch) == [1, 2, 3]
 
     r = result(folder)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tuner import InputError
+from tuner.blocks import Blocks, Pool, Preprocess
 from tuner.networks import check, make, release
 from tuner.weights import find
 
@@ -33,42 +34,8 @@ class Block(NamedTuple):
     """Where a block ends in the traced graph, and what comes out there for one image."""
 
     node: fx.Node
-    shape: tuple[int, ...]  # [C, H, W], or [C] for a vector; [H, W, C] inside Swin
+    shape: tuple[int, ...]  # [C, H, W], or [C] for a vector; [H, W, C] inside Swin, [tokens, C] inside timm's ViT
     channels_last: bool
-
-
-class Preprocess(nn.Module):
-    """uint8 [B, 1 or 3, H, W] -> [B, 3, size, size] in `dtype`: resized, then normalised as the weights expect.
-
-    The resize is bilinear with antialiasing, straight to a square, in float32.
-    """
-
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype):
-        super().__init__()
-        self.size, self.dtype = size, dtype
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(std).view(1, 3, 1, 1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.float() / 255
-        if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        x = (x - self.mean.to(x.device)) / self.std.to(x.device)  # one channel becomes three by broadcasting
-        return x.to(self.dtype, memory_format=torch.channels_last)
-
-
-class Pool(nn.Module):
-    """A block's output -> [B, F]: averaged to k x k if it is a map and k is given, then flattened."""
-
-    def __init__(self, k: int | None, channels_last: bool):
-        super().__init__()
-        self.k, self.channels_last = k, channels_last
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.ndim == 4:
-            x = x.permute(0, 3, 1, 2) if self.channels_last else x
-            x = x if self.k is None else F.adaptive_avg_pool2d(x, self.k)
-        return x.flatten(1)
 
 
 class Backbone:
@@ -115,6 +82,11 @@ class Backbone:
         for key, block in (("features", self.features), ("frozen", self.frozen)):
             if block in names or (key == "frozen" and block is None):
                 continue
+            if not names and not self._limit:
+                raise InputError(
+                    f"model.name={self.name} can't be cut: nowhere does all that follows depend on one stage's output "
+                    "alone; take another network"
+                )
             known = ", ".join(names) or "none"
             if self._limit:
                 raise InputError(
@@ -130,6 +102,13 @@ class Backbone:
 
     def _feature_size(self) -> int:
         block = self.blocks[self.features]
+        if len(block.shape) == 2 and self.pool is not None:
+            if self.pool > 1:
+                raise InputError(
+                    f"model.pool={self.pool} does not fit {self.features}'s {block.shape[0]} tokens; use 1, their "
+                    "mean, or null for all of them"
+                )
+            return block.shape[1]
         channels, *sides = (block.shape[-1], *block.shape[:-1]) if block.channels_last else block.shape
         if self.pool is None or not sides:
             return channels * math.prod(sides)
@@ -167,24 +146,23 @@ class Backbone:
         """
         assert self.frozen is not None
         block = self.blocks[self.frozen]
-        layers = self._between(None, block.node).to(dtype).to(memory_format=torch.channels_last)
+        [layers] = self._loaded([self._part(None, block.node)])
         pool = [Pool(self.pool, block.channels_last)] if self.frozen == self.features else []
         preprocess = Preprocess(self.image_size, self.mean, self.std, dtype)
-        return nn.Sequential(preprocess, layers, *pool).eval().requires_grad_(False)
+        return nn.Sequential(preprocess, layers.to(dtype), *pool).eval().requires_grad_(False)
 
-    def trained_part(self) -> nn.Module | None:
-        """What lies between `frozen` and the head: cached maps, or uint8 images if nothing is frozen -> [B, F] float32.
-
-        None where only a head is trained: then nothing is read.
-        """
+    def trained_part(self) -> Blocks | None:
+        """What lies between `frozen` and the head, float32. None where only a head is trained: then nothing is read."""
         if self.frozen == self.features:
             return None
-        end = self.blocks[self.features]
-        pool = Pool(self.pool, end.channels_last)
-        if self.frozen is not None:
-            return nn.Sequential(self._between(self.blocks[self.frozen].node, end.node), pool)
-        preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32)
-        return nn.Sequential(preprocess, self._between(None, end.node), pool)
+        names = list(self.blocks)
+        first = 0 if self.frozen is None else names.index(self.frozen) + 1
+        ends = [block.node for block in self.blocks.values()]
+        places = range(first, names.index(self.features) + 1)
+        blocks = self._loaded([self._part(ends[i - 1] if i else None, ends[i]) for i in places])
+        preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32) if self.frozen is None else None
+        pool = Pool(self.pool, self.blocks[self.features].channels_last)
+        return Blocks(preprocess, blocks, pool)
 
     def trained_parameters(self) -> int:
         """How many numbers trained_part() learns."""
@@ -200,14 +178,8 @@ class Backbone:
             self._part(None, self.blocks[self.features].node)(image)
         return int(counter.get_total_flops()) // 2
 
-    def _between(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-        """The network from behind `start` (None: from the images) up to `end`, sharing nothing with another part."""
-        part = copy.deepcopy(self._part(start, end))
-        self._load(part)
-        return part
-
     def _part(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-        """The same on the meta device."""
+        """The network from behind `start` (None: from the images) up to `end`, on the meta device."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         inside = False
@@ -221,9 +193,10 @@ class Backbone:
         graph.output(copies[end])
         return fx.GraphModule(self._net, graph)
 
-    def _load(self, part: nn.Module) -> None:
-        """Give a part of the network its weights, under the names they have in the whole."""
-        expected = {k: v.shape for k, v in part.state_dict().items()}
+    def _loaded(self, parts: Sequence[nn.Module]) -> list[nn.Module]:
+        """Parts of the network with its weights, which are read once; they share nothing with other parts."""
+        parts = [copy.deepcopy(part) for part in parts]
+        expected = {k: v.shape for part in parts for k, v in part.state_dict().items()}
         state = self.weights.load()
         for counter in (k for k in expected if k.endswith("num_batches_tracked")):
             state.setdefault(counter, torch.tensor(0))  # BatchNorm's, absent in old files and of no effect here
@@ -238,7 +211,10 @@ class Backbone:
                 f"model.weights: {self.weights.name} do not fit {self.name}: {problems[0]} "
                 f"({len(problems)} of {len(expected)} tensors are wrong); choose the model they were made for"
             )
-        part.load_state_dict({k: state[k] for k in expected}, assign=True)
+        for part in parts:
+            part.load_state_dict({k: state[k] for k in part.state_dict()}, assign=True)
+            part.to(memory_format=torch.channels_last)
+        return parts
 
 
 def _per_channel(key: str, values: Sequence[float]) -> tuple[float, ...]:
@@ -258,8 +234,14 @@ class _NoStorage(TorchFunctionMode):
 
 def _build(name: str) -> nn.Module:
     """The network on the meta device, in eval mode."""
-    with _NoStorage():
-        return make(name, init=False).eval().to("meta")
+    try:
+        with _NoStorage():
+            return make(name, init=False).eval().to("meta")
+    except RuntimeError as error:  # it runs as it is made, to find its shapes
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"model.name={name} can't be cut: it can't be made without weights ({reason}); take another network"
+        ) from error
 
 
 def _stages(net: nn.Module) -> list[str]:
@@ -274,6 +256,10 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: list[str]):
         super().__init__()
         self.leaves = leaves
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Images are what is traced; other arguments of a network keep their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.leaves
@@ -320,6 +306,7 @@ def _blocks(net: nn.Module, graph: fx.Graph) -> dict[str, Block]:
         while i + 1 < classifier and _is_trailing(nodes[i + 1], modules):
             i += 1
         in_swin = hasattr(net, "permute") and str(nodes[i].target) != "permute"  # Swin's own way out of channels last
+        in_swin |= getattr(net, "output_fmt", "NCHW") == "NHWC"  # timm says so
         blocks[name] = Block(nodes[i], nodes[i].meta["shape"], channels_last=in_swin)
     return blocks
 

@@ -2,42 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.optim import Optimizer
 
+from tuner.blocks import Blocks
 from tuner.graph import Captured, capturable
-from tuner.heads import Classifier, Head, Stack
+from tuner.heads import Classifier, Stack
+from tuner.plan import Fitted, Metrics, Plan
 
-Schedule = Callable[[float], float]  # share of the training that is done, 0..1 -> factor of the lr
-Metrics = dict[str, float]
-OnEpoch = Callable[[int, Metrics], bool | None]  # the epoch, counted from 1; False ends the head's training
+_Labels = list[tuple[torch.Tensor, torch.Tensor | float]]
 
 
 class DivergedError(ArithmeticError):
     """A loss is not finite."""
-
-
-@dataclass
-class Fitted:
-    """How one head's training went: `epochs` of it, and the `epoch` whose weights are kept, with its metrics.
-
-    best_epoch: the first with the best validation accuracy, from which patience counts.
-    """
-
-    epochs: int = 0
-    epoch: int = 0
-    best_epoch: int = 0
-    best_accuracy: float = -1.0
-    metrics: Metrics = field(default_factory=dict)
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
-    error: Exception | None = None
 
 
 def onecycle(progress: float, *, warmup: float = 0.3, start: float = 0.04) -> float:
@@ -60,47 +41,6 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """How one head is trained.
-
-    optimizer: a class of torch.optim with its keywords, which become those of the head's parameter group.
-    seed: of the batch order; the head's own is that of its weights and its dropout.
-    train, val: int64, rows of both. Without `val` there is no val_loss and val_accuracy, and `keep` must be "last".
-    epochs: that the schedule is for; `stop`, where given, ends the training after so many of them.
-    on_epoch: gets train_loss, train_accuracy (means over the epoch, with dropout on), val_loss, val_accuracy, lr (of
-        the epoch's last step) and seconds. Where it returns False, this head's training ends; what it raises ends all.
-    label_smoothing: of the gradient only; losses are cross-entropies without it.
-    grad_clip: largest norm of the gradient, or None.
-    keep: the epoch whose weights are kept: "last", or "best" in validation accuracy, the latest of equals.
-    patience: epochs without a better validation accuracy after which the training ends, or None.
-    """
-
-    head: Head
-    optimizer: "partial[Optimizer]"
-    schedule: Schedule
-    seed: int
-    train: torch.Tensor
-    val: torch.Tensor | None
-    epochs: int
-    batch_size: int
-    on_epoch: OnEpoch
-    stop: int | None = None
-    label_smoothing: float = 0.0
-    grad_clip: float | None = None
-    keep: str = "last"
-    patience: int | None = None
-
-    def kind(self) -> tuple[Any, ...]:
-        """What the heads of a stack must have in common."""
-        images = len(self.train), None if self.val is None else len(self.val)
-        return self.optimizer.func, self.epochs, self.stop, self.batch_size, *images
-
-    def feed(self) -> tuple[Any, ...]:
-        """What decides which images the head gets, and in which order."""
-        return self.seed, *(None if rows is None else rows.numpy().tobytes() for rows in (self.train, self.val))
-
-
 def fit(
     plans: Sequence[Plan],
     x: torch.Tensor,
@@ -110,55 +50,84 @@ def fit(
     feature_size: int,
     device: torch.device,
     precision: torch.dtype,
-    trunk: nn.Module | None = None,
+    trunk: Blocks | None = None,
+    views: int = 1,
 ) -> list[Fitted]:
     """Train K heads of one `kind` together, each as if it were alone.
 
-    x: [N, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N], likewise.
+    x: [N * views, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N], likewise.
     precision: of matrix products; the weights and the optimizer's state are float32.
     trunk: x -> features [B, feature_size], trained with the head, which is the only one then; None: x is the features.
+    views: of each image, in neighbouring rows; an epoch takes one of them, drawn anew; validation takes the first.
 
     A head whose training ends, or whose loss is not finite, which becomes its `error`, leaves the others.
     """
     assert len({plan.kind() for plan in plans}) == 1, "heads that are trained together are of one kind"
-    torch.manual_seed(plans[0].seed)  # of dropout on a GPU, and in the trunk
+    assert trunk is None or len(plans) == 1, "blocks are trained with one head"
+    torch.manual_seed(plans[0].seed)  # of dropout on a GPU, in the blocks, and of augmentation
     feeds = list(dict.fromkeys(plan.feed() for plan in plans))  # heads with the same batches share them
     inputs_of = [feeds.index(plan.feed()) for plan in plans]
     heads = [plan.head for plan in plans]
     model = Classifier(trunk, Stack(feature_size, num_classes, heads, device, precision, inputs_of))
-    training = _Training(plans, inputs_of, model, x, labels)
-    for epoch in range(1, (plans[0].stop or plans[0].epochs) + 1):
+    if trunk is not None:
+        trunk.recompute = plans[0].recompute
+    training = _Training(plans, inputs_of, model, x, labels, views)
+    last = plans[0].stop or plans[0].epochs
+    for epoch in range(training.fitted[0].epochs + 1, last + 1):
         if training.live:
             training.epoch(epoch)
+        if plans[0].checkpoint and training.live and epoch < last:
+            plans[0].checkpoint(training.state)
     return training.end()
 
 
 class _Training:
-    """Heads in training: `live` are those that still are, by their place among the plans; `fitted` is noted of each."""
+    """Heads in training: `live` are those that still are, by their place among the plans; `fitted` is noted of each.
+
+    Each parameter group of the optimizer has the place of its head among the plans, `head`, and the `factor` of its lr.
+    """
 
     def __init__(
-        self, plans: Sequence[Plan], inputs_of: Sequence[int], model: Classifier, x: torch.Tensor, labels: torch.Tensor
+        self,
+        plans: Sequence[Plan],
+        inputs_of: Sequence[int],
+        model: Classifier,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        views: int,
     ):
-        self.plans, self.model, self.x, self.labels = plans, model, x, labels.to(x.device)
+        self.plans, self.model, self.x, self.labels, self.views = plans, model, x, labels.to(x.device), views
         self.device = model.stack.device
         self.live = list(range(len(plans)))
         self.fitted = [Fitted() for _ in plans]
-        groups = [{"params": model.parameters_of(k), **plan.optimizer.keywords} for k, plan in enumerate(plans)]
+        for k, plan in enumerate(plans):
+            model.load_state(k, plan.initial or {})
+        groups = [
+            {"params": part, **plan.optimizer.keywords, "head": k, "factor": plan.factor(below)}
+            for k, plan in enumerate(plans)
+            for below, part in enumerate(model.parts_of(k))
+            if part
+        ]
         self.optimizer: Optimizer = plans[0].optimizer.func(groups)
-        self.lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.lrs = [plan.optimizer.keywords.get("lr", self.optimizer.defaults["lr"]) for plan in plans]
         self.batch_size = plans[0].batch_size
+        self.micro_batch = plans[0].micro_batch or self.batch_size
+        self.augment = plans[0].augment
         self.steps_done, self.steps = 0, plans[0].epochs * math.ceil(len(plans[0].train) / self.batch_size)
         self.feeds = [plans[inputs_of.index(number)] for number in range(max(inputs_of) + 1)]  # a plan for each input
         self.orders = [torch.Generator().manual_seed(plan.seed) for plan in self.feeds]
+        if plans[0].resume:
+            self._restore(plans[0].resume)
         self._set_up()
 
     def _set_up(self) -> None:
         """What a step of the heads that are left works with."""
-        stack = self.model.stack
+        stack, plans = self.model.stack, [self.plans[k] for k in self.live]
         self.inputs_of = torch.tensor(stack.inputs_of(), device=self.device)
-        self.loose = [p for k in range(len(self.live)) for p in self.model.parameters_of(k)[2:]]
-        smoothing = [self.plans[k].label_smoothing for k in self.live]
-        self.smoothing = torch.tensor(smoothing, device=self.device)[:, None]  # [K, 1]
+        shared = {p for first in stack.firsts for member in first.members for p in member.layers[0]}
+        self.loose = [p for group in self.optimizer.param_groups for p in group["params"] if p not in shared]
+        self.smoothing = torch.tensor([plan.label_smoothing for plan in plans], device=self.device)[:, None]  # [K, 1]
+        self.class_weights = _stacked([plan.class_weights for plan in plans], self.device)
         self.totals = torch.zeros(2, len(self.live), dtype=torch.float64, device=self.device)  # loss and hits of each
         self.lr_on_device = torch.zeros(len(self.live), device=self.device)
         on_gpu = self.device.type == "cuda" and self.model.trunk is None and capturable(self.optimizer)
@@ -170,9 +139,9 @@ class _Training:
         columns = self._train()
         rows = [plan.val for plan in self.feeds if plan.val is not None]
         if rows:
-            log_p = predict(self.model, self.x, rows, batch_size=self.batch_size)
+            log_p = predict(self.model, self.x, [r * self.views for r in rows], batch_size=self.batch_size)
             labels = torch.stack([self.labels[r.to(self.labels.device)] for r in rows]).to(self.device)[self.inputs_of]
-            columns["val_loss"], columns["val_accuracy"] = score(log_p, labels)
+            columns |= {f"val_{name}": values for name, values in score(log_p, labels).items()}
         seconds = time.perf_counter() - start
         stay = []
         for place, k in enumerate(self.live):
@@ -187,61 +156,114 @@ class _Training:
         """An epoch's steps; returns train_loss, train_accuracy and lr of each head."""
         self.model.train()
         self.totals.zero_()
-        rows = [
-            plan.train[torch.randperm(len(plan.train), generator=g)]
-            for plan, g in zip(self.feeds, self.orders, strict=True)
-        ]
-        for batches in zip(*(order.to(self.x.device).split(self.batch_size) for order in rows), strict=True):
+        pairs = [self._order(plan.train, g) for plan, g in zip(self.feeds, self.orders, strict=True)]
+        for batches in zip(*(pair.to(self.x.device).split(self.batch_size, dim=1) for pair in pairs), strict=True):
             lrs = self._set_lr()
-            inputs = [_to(self.x[batch], self.device) for batch in batches]
-            targets = torch.stack([_to(self.labels[batch], self.device) for batch in batches])
+            inputs = [_to(self.x[rows], self.device) for _, rows in batches]
+            targets = torch.stack([_to(self.labels[images], self.device) for images, _ in batches])
             if self.captured:
                 self.captured(self._step, targets, *inputs)
             else:
                 self._step(targets, *inputs)
             self.steps_done += 1
-        losses, accuracies = (self.totals / len(rows[0])).tolist()  # the one place of an epoch that waits for the GPU
+        losses, accuracies = (self.totals / pairs[0].shape[1]).tolist()  # the one place that waits for the GPU
         return {"train_loss": losses, "train_accuracy": accuracies, "lr": lrs}
+
+    def _order(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """An epoch's images in a drawn order and, for each, a row of x: [2, N]."""
+        images = images[torch.randperm(len(images), generator=generator)]
+        if self.views == 1:
+            return torch.stack([images, images])
+        return torch.stack([images, images * self.views + torch.randint(self.views, images.shape, generator=generator)])
 
     def _set_lr(self) -> list[float]:
         done = self.steps_done / self.steps
-        lrs = [self.lrs[k] * self.plans[k].schedule(done) for k in self.live]
+        lrs = {k: self.lrs[k] * self.plans[k].schedule(done) for k in self.live}
         if self.captured:
-            self.lr_on_device.copy_(torch.tensor(lrs), non_blocking=True)
+            self.lr_on_device.copy_(torch.tensor(list(lrs.values())), non_blocking=True)
         else:
-            for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-                group["lr"] = lr
-        return lrs
+            for group in self.optimizer.param_groups:
+                group["lr"] = lrs[group["head"]] * group["factor"]
+        return list(lrs.values())
 
     def _step(self, targets: torch.Tensor, *inputs: torch.Tensor) -> None:
         """targets: [inputs, B]; inputs: [B, ...] each. Waits for nothing that the device does."""
-        log_p = F.log_softmax(self.model(*inputs), dim=2)  # [K, B, classes]
-        target = targets[self.inputs_of]  # [K, B]
-        losses = F.nll_loss(log_p.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-        smoothed = (1 - self.smoothing) * losses - self.smoothing * log_p.mean(2)
+        labels: _Labels = [(targets, 1.0)]  # and their shares
+        if self.augment:
+            [images], [target] = inputs, targets
+            images = self.augment.images(images)
+            if self.augment.mixes:
+                images, others, share = self.augment.mix(images, target)
+                labels = [(targets, share), (others[None], 1 - share)]
+            inputs = (images,)
         for parameter in self.loose:
             parameter.grad = None  # those of first layers are written anew
-        smoothed.mean(1).sum().backward()  # heads share no weights: the gradient of the sum is each one's own
-        for group, k in zip(self.optimizer.param_groups, self.live, strict=True):
+        size = targets.shape[1]
+        for i in range(0, size, self.micro_batch):
+            some = slice(i, i + self.micro_batch)
+            for first in self.model.stack.firsts:
+                first.adds = i > 0
+            part: _Labels = [(t[:, some], s[some] if isinstance(s, torch.Tensor) else s) for t, s in labels]
+            self._backward(part, [x[some] for x in inputs], size)
+        for k in self.live:
             if (clip := self.plans[k].grad_clip) is not None:
-                torch.nn.utils.clip_grad_norm_(group["params"], clip)
+                mine = [p for group in self.optimizer.param_groups if group["head"] == k for p in group["params"]]
+                torch.nn.utils.clip_grad_norm_(mine, clip)
         self.optimizer.step()
-        with torch.no_grad():
-            self.totals += torch.stack([losses.sum(1), (log_p.argmax(2) == target).sum(1)])
+
+    def _backward(self, labels: _Labels, inputs: Sequence[torch.Tensor], size: int) -> None:
+        """Have the gradient of these images' part in the mean over `size`. labels: [inputs, B], and their shares."""
+        log_p = F.log_softmax(self.model(*inputs), dim=2)  # [K, B, classes]
+        rest = self.smoothing * log_p.mean(2)
+        total = torch.zeros((), device=self.device)
+        for targets, share in labels:
+            target = targets[self.inputs_of]  # [K, B]
+            losses = F.nll_loss(log_p.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+            smoothed = (1 - self.smoothing) * losses - rest
+            if self.class_weights is not None:
+                smoothed = smoothed * self.class_weights.gather(1, target)
+            total = total + (smoothed * share).sum() / size
+            with torch.no_grad():
+                hits = log_p.argmax(2) == target
+                self.totals += torch.stack([(losses * share).sum(1), (hits * share).sum(1)])
+        total.backward()  # heads share no weights: the gradient of the sum is each one's own
 
     def _keep(self, places: Sequence[int]) -> None:
         """Go on with the heads at these places of `live`."""
-        gone = [
-            p for place, group in enumerate(self.optimizer.param_groups) if place not in places for p in group["params"]
-        ]
-        for parameter in gone:
-            self.optimizer.state.pop(parameter, None)
-        self.optimizer.param_groups[:] = [self.optimizer.param_groups[place] for place in places]
         self.live = [self.live[place] for place in places]
+        groups = self.optimizer.param_groups
+        for parameter in (p for group in groups if group["head"] not in self.live for p in group["params"]):
+            self.optimizer.state.pop(parameter, None)
+        groups[:] = [group for group in groups if group["head"] in self.live]
         if places:
             inputs = self.model.stack.keep(places)
             self.feeds, self.orders = [self.feeds[i] for i in inputs], [self.orders[i] for i in inputs]
             self._set_up()
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of a head's training depends on, where it is alone: tensors, numbers, dicts and lists."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "fitted": {name: value for name, value in vars(self.fitted[0]).items() if name != "error"},
+            "steps_done": self.steps_done,
+            "model": self.model.state(0),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "random": [torch.get_rng_state(), cuda, *(g.get_state() for g in self._generators())],
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.fitted, self.steps_done = [Fitted(**state["fitted"])], state["steps_done"]
+        self.model.load_state(0, state["model"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        cpu, cuda, *others = state["random"]
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
+        for generator, one in zip(self._generators(), others, strict=True):
+            generator.set_state(one)
+
+    def _generators(self) -> list[torch.Generator]:
+        return [*self.orders, *(member.generator for member in self.model.stack.members)]
 
     def end(self) -> list[Fitted]:
         for place, k in enumerate(self.live):
@@ -260,13 +282,13 @@ def _note(fitted: Fitted, model: Classifier, place: int, epoch: int, metrics: Me
             f"in epoch {epoch} at lr {metrics['lr']:.3g}: lower optimizer.lr, or set grad_clip"
         )
         return False
-    accuracy = metrics.get("val_accuracy", 0.0)
-    if plan.keep == "last" or accuracy >= fitted.best_accuracy:
+    value = metrics.get(plan.judge, 0.0)
+    if plan.keep == "last" or value >= fitted.best:
         fitted.epoch, fitted.metrics = epoch, metrics
-    if plan.keep == "best" and accuracy >= fitted.best_accuracy:
+    if plan.keep == "best" and value >= fitted.best:
         fitted.state = _copied(model.state(place))
-    if accuracy > fitted.best_accuracy:
-        fitted.best_epoch, fitted.best_accuracy = epoch, accuracy
+    if value > fitted.best:
+        fitted.best_epoch, fitted.best = epoch, value
     return plan.patience is None or epoch - fitted.best_epoch < plan.patience
 
 
@@ -294,8 +316,29 @@ def predict(model: Classifier, x: torch.Tensor, rows: Sequence[torch.Tensor], *,
     )
 
 
-def score(log_p: torch.Tensor, labels: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Cross-entropy and accuracy of each head: log-probabilities [K, N, classes], labels int64 [N] or [K, N]."""
+def score(log_p: torch.Tensor, labels: torch.Tensor) -> dict[str, list[float]]:
+    """Of each head: loss (cross-entropy), accuracy, and balanced_accuracy, the mean of the classes' own accuracies.
+
+    log_p: log-probabilities [K, N, classes].   labels: int64 [N] or [K, N]; a class without images does not count.
+    """
     labels = labels.to(log_p.device).expand(log_p.shape[:2])
     losses = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
-    return losses.tolist(), (log_p.argmax(2) == labels).double().mean(1).tolist()
+    hits = (log_p.argmax(2) == labels).double()  # [K, N]
+    heads, _, classes = log_p.shape
+    cells = (labels + classes * torch.arange(heads, device=labels.device)[:, None]).flatten()
+    right, all_ = (
+        torch.zeros(heads * classes, dtype=torch.float64, device=labels.device)
+        .index_add_(0, cells, values.flatten())
+        .view(heads, classes)
+        for values in (hits, torch.ones_like(hits))
+    )
+    balanced = (right / all_).nanmean(1)
+    return {"loss": losses.tolist(), "accuracy": hits.mean(1).tolist(), "balanced_accuracy": balanced.tolist()}
+
+
+def _stacked(weights: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:
+    """Class weights of each head, [K, classes], or None where none has any."""
+    given = [w for w in weights if w is not None]
+    if not given:
+        return None
+    return torch.stack([torch.ones_like(given[0]) if w is None else w for w in weights]).to(device)

@@ -1,6 +1,6 @@
 """Trainable classifiers: a stack of K heads over the same features, each as if it were alone."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tuner import InputError
+from tuner.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ class First:
     """The first layers of heads with one input, side by side in one matrix [R, F]; R is the sum of their widths.
 
     Its gradient, and copies in the precision of the products, have memory of their own that every step uses again.
+    adds: whether a backward pass adds to the gradient that is there, instead of writing it anew.
     """
+
+    adds = False
 
     def __init__(self, number: int, members: list[Member], precision: torch.dtype):
         self.number, self.members, self.precision = number, members, precision
@@ -186,10 +190,14 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
         (x,), first = ctx.saved_tensors, ctx.first
         weight, gradient = first.half
-        torch.mm(grad.t(), x, out=gradient)
-        if gradient is not first.weight_grad:
-            first.weight_grad.copy_(gradient)
-        torch.sum(grad, 0, dtype=torch.float32, out=first.bias_grad)
+        if not first.adds:
+            torch.mm(grad.t(), x, out=gradient)
+            if gradient is not first.weight_grad:
+                first.weight_grad.copy_(gradient)
+            torch.sum(grad, 0, dtype=torch.float32, out=first.bias_grad)
+        else:
+            first.weight_grad += grad.t() @ x
+            first.bias_grad += grad.sum(0, dtype=torch.float32)
         return grad @ weight if ctx.needs_input_grad[0] else None, None, None
 
 
@@ -268,10 +276,10 @@ class Stack(nn.Module):
 class Classifier(nn.Module):
     """What a run trains: a stack of heads and, below it, the blocks of the backbone that are not frozen (K = 1 then).
 
-    trunk: cached maps or uint8 images -> features [B, F] (Backbone.trained_part), or None.
+    trunk: cached maps or uint8 images -> features [B, F], or None.
     """
 
-    def __init__(self, trunk: nn.Module | None, stack: Stack):
+    def __init__(self, trunk: Blocks | None, stack: Stack):
         super().__init__()
         self.trunk, self.stack = trunk, stack
 
@@ -285,16 +293,19 @@ class Classifier(nn.Module):
             inputs = tuple(x.float() for x in inputs)
         return self.stack(*inputs).float()
 
-    def parameters_of(self, k: int) -> list[nn.Parameter]:
-        return [*self.stack.parameters_of(k), *(self.trunk.parameters() if self.trunk else ())]
+    def parts_of(self, k: int) -> list[list[nn.Parameter]]:
+        """The parameters of head k, then those of each block below it, the nearest first."""
+        blocks = reversed(self.trunk.blocks) if self.trunk else ()
+        return [self.stack.parameters_of(k), *(list(block.parameters()) for block in blocks)]
 
     def state(self, k: int) -> dict[str, torch.Tensor]:
-        """Head k's tensors, and the trunk's: `head.0.weight`, `head.0.bias`, ...; not copies."""
+        """Head k's tensors, `head.0.weight`, `head.0.bias`, ..., and the blocks', `trunk.NAME`; not copies."""
         tensors = enumerate(p.data for p in self.stack.parameters_of(k))
         state = {f"head.{i // 2}.{('weight', 'bias')[i % 2]}": tensor for i, tensor in tensors}
-        return state | {f"trunk.{n}": v for n, v in (self.trunk.state_dict() if self.trunk else {}).items()}
+        return state | {f"trunk.{n}": v for n, v in (self.trunk.tensors() if self.trunk else {}).items()}
 
-    def load_state(self, k: int, state: dict[str, torch.Tensor]) -> None:
-        """Copy into head k, and the trunk, what `state` gave."""
+    def load_state(self, k: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy into head k, and the blocks, what `state` gave; what it lacks stays as it is."""
         for name, tensor in self.state(k).items():
-            tensor.copy_(state[name])
+            if name in state:
+                tensor.copy_(state[name])

@@ -27,7 +27,10 @@ from tuner.trackers import Tracker
 if TYPE_CHECKING:
     import torch  # takes seconds to import, and most who read runs don't need it
 
-METRICS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+METRICS = (
+    *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "lr", "seconds"),
+)
+CHECKPOINT = "checkpoint.pt"  # of a run that is going on, or was killed
 RESULTS = (  # of a run in a table; the keys of its config stand beside them
     *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
     *("saved_epoch", "seconds", "device", "trial", "n_train", "n_val", "n_test", "trained_parameters", "gmacs"),
@@ -57,10 +60,21 @@ class Run:
         self.result: dict[str, Any] = {}
         self.tracker: Tracker | None = None  # is told what metrics.csv and result.json get
         self.start = time.perf_counter()
-        for left in ("result.json", "model.safetensors"):  # by a run that failed here, not by this one
-            (folder / left).unlink(missing_ok=True)
-        with replacing(folder / "metrics.csv") as file:
-            file.write((",".join(METRICS) + "\n").encode())
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take away what an earlier run that failed left here, but for what this one may go on from."""
+        for left in ("result.json", "model.safetensors"):
+            (self.folder / left).unlink(missing_ok=True)
+        if not (self.folder / CHECKPOINT).exists():
+            with replacing(self.folder / "metrics.csv") as file:
+                file.write((",".join(METRICS) + "\n").encode())
+
+    def cut_metrics(self, epochs: int) -> None:
+        """Take later epochs' rows out of metrics.csv."""
+        lines = (self.folder / "metrics.csv").read_text().splitlines(keepends=True)
+        with replacing(self.folder / "metrics.csv") as file:
+            file.write("".join(lines[: 1 + epochs]).encode())
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Append an epoch's row to metrics.csv; what there is no metric for stays empty."""
@@ -110,6 +124,8 @@ class Run:
         result = {"status": status, **self.result, **more, "seconds": seconds, "versions": versions()}
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        if status == "complete":
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Tell the tracker how the run ended. It may take its time, and no interrupt changes result.json any more."""
@@ -214,13 +230,13 @@ def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
         config = yaml.load(path.read_text(), Loader=Yaml)
         if not isinstance(config, dict):
             raise ValueError("it is not that of a run: it has no keys")
-        return dict(_flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
+        return dict(flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
 
 
-def _flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{key}.")
+            yield from flat(value, f"{above}{key}.")
         elif isinstance(value, list | dict):
             yield f"{above}{key}", json.dumps(value, ensure_ascii=False, default=str)
         else:

@@ -8,7 +8,7 @@ import torch
 
 from tuner import metrics, plots
 from tuner.data import Samples
-from tuner.fit import Fitted
+from tuner.plan import Fitted
 from tuner.runs import Run
 
 

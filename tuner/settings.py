@@ -20,6 +20,12 @@ log = logging.getLogger("tuner.settings")
 TRUSTED = ("tuner.*", "torch.optim.*", *filter(None, os.environ.get("TUNER_TRUST", "").split(",")))
 
 
+OURS = {  # keys of a group that are not for what its _target_ makes
+    "data": ("views", "test_views"),
+    "optimizer": ("backbone_lr_scale", "backbone_lr_decay"),
+}
+
+
 def _whole(least: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and value >= least
 
@@ -36,10 +42,22 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("grad_clip", lambda v: v is None or (_number(v) and v > 0), "more than 0, or null"),
     ("patience", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
     ("keep", lambda v: v in ("last", "best"), "last or best"),
+    ("class_weights", lambda v: v in (None, "balanced"), "balanced, or null"),
+    ("head_first", _whole(0), "a whole number of at least 0"),
+    ("micro_batch", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
+    ("recompute", lambda v: v in (True, False), "true or false"),
+    ("data.views", _whole(1), "a whole number of at least 1"),
+    ("data.test_views", _whole(1), "a whole number of at least 1"),
+    ("optimizer.backbone_lr_scale", lambda v: _number(v) and v > 0, "more than 0"),
+    ("optimizer.backbone_lr_decay", lambda v: _number(v) and 0 < v <= 1, "more than 0 and at most 1"),
     ("optimizer.lr", lambda v: _number(v) and v > 0, "more than 0"),
     ("optimizer.weight_decay", lambda v: v is None or (_number(v) and v >= 0), "at least 0"),
     ("precision", lambda v: v in ("auto", "bf16", "fp32"), "auto, bf16 or fp32"),
-    ("objective", lambda v: v in ("accuracy", "accuracy_and_cost"), "accuracy or accuracy_and_cost"),
+    (
+        "objective",
+        lambda v: v in ("accuracy", "balanced_accuracy", "accuracy_and_cost"),
+        "accuracy, balanced_accuracy or accuracy_and_cost",
+    ),
     ("final.seeds", _whole(0), "a whole number of at least 0"),
     ("final.epochs", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
     ("test", lambda v: v in ("auto", True, False), "auto, true or false"),
@@ -76,9 +94,11 @@ def wanted(choice: bool | str, in_sweep: bool) -> bool:
 
 def build(group: str, cfg: DictConfig) -> Any:
     """What the `_target_` of a config group makes. Raises InputError for a target or a keyword that it can't take."""
+    given: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
+    given = {key: value for key, value in given.items() if key not in OURS.get(group, ())}
     with called(group):
         try:
-            return hydra.utils.instantiate(cfg[group], _convert_="all", _execution_whitelist_=TRUSTED)
+            return hydra.utils.instantiate(given, _convert_="all", _execution_whitelist_=TRUSTED)
         except InstantiationException as error:
             hint = "; name packages you trust in TUNER_TRUST, as in TUNER_TRUST='mypackage.*'"
             reason = " ".join(str(error).split())

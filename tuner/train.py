@@ -5,6 +5,7 @@ import math
 import statistics
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from tuner import InputError
-from tuner.fit import DivergedError, Metrics
-from tuner.parts import Parts, Trainer, hidden, parts, plan, train_all
+from tuner.checkpoint import Checkpoint
+from tuner.fit import DivergedError
+from tuner.parts import Parts, parts
+from tuner.plan import Metrics, OnEpoch, Plan
+from tuner.recipe import begun, hidden, judge, plan
 from tuner.runs import Run
 from tuner.scoring import Scored, report
 from tuner.settings import TRUSTED, build, called, check, describe, wanted
 from tuner.sweep import plugin, trial
 from tuner.sweep.fused import together
 from tuner.trackers import Tracker, UnreachableError
+from tuner.trainer import Trainer, train_all
 
 plugin.register()
 log = logging.getLogger("tuner.train")
@@ -44,13 +49,16 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
     trainer = Trainer(made)
     run.result |= trainer.cost(hidden(cfg, cfg.seed))
     with tqdm(total=cfg.epochs, desc="training", unit="epoch", disable=in_sweep or None) as bar:
-        ours = plan(cfg, cfg.seed, partial(on_epoch, run, bar), data.train, data.val)
+        ours = plan(cfg, made, cfg.seed, partial(on_epoch, run, bar, judge(cfg)), data.train, data.val)
+        ours = begun(cfg, made, ours) if in_sweep else resumable(cfg, made, ours, run)
+        if ours.resume:
+            bar.update(ours.resume["fitted"]["epochs"])
         fitted = together(ours, key=trainer.key(ours), work=trainer)
     trained = trainer.trained(ours, fitted)
     run.save_model(fitted.state, data.classes)
 
     # Score the saved weights; the test split is read here, once, or not at all.
-    val_accuracy = fitted.metrics["val_accuracy"]
+    val_accuracy, value = fitted.metrics["val_accuracy"], fitted.metrics[judge(cfg)]
     _, train_accuracy = trained.score(x, data.pool.labels, data.train)
     accuracies = {"train": train_accuracy, "validation": val_accuracy}
     scored = [Scored("validation", data.pool, data.val, trained.score(x, data.pool.labels, data.val)[0])]
@@ -72,7 +80,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
     )
     test = f", test accuracy {accuracies['test']:.4f} ({len(data.test):,} images)" if "test" in accuracies else ""
     log.info("validation accuracy %.4f%s, %.0f s: %s", val_accuracy, test, run.seconds(), run.folder)
-    return val_accuracy if cfg.objective == "accuracy" else (val_accuracy, run.result["gmacs"])
+    return (value, run.result["gmacs"]) if cfg.objective == "accuracy_and_cost" else value
 
 
 def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
@@ -89,9 +97,10 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     x = features(run, made, "x")
     run.result |= Trainer(made).cost(hidden(cfg, cfg.seed))
     with tqdm(total=cfg.final.epochs, desc="training", unit="epoch", disable=in_sweep or None) as bar:
-        plans = [plan(cfg, cfg.seed, partial(on_epoch, run, bar), rows, None)]  # the run's curve is the first seed's
-        plans += [plan(cfg, seed, lambda epoch, metrics: None, rows, None) for seed in seeds[1:]]
-        trained = train_all(made, plans)
+        notes: list[OnEpoch] = [partial(on_epoch, run, bar, judge(cfg))]  # the run's curve is the first seed's
+        notes += [lambda epoch, metrics: None for _ in seeds[1:]]
+        plans = [plan(cfg, made, seed, note, rows, None) for seed, note in zip(seeds, notes, strict=True)]
+        trained = train_all(made, [begun(cfg, made, one) for one in plans])
 
     z, everything = features(run, made, "x_test"), torch.arange(len(data.test))
     scores = [one.score(z, data.test.labels, everything) for one in trained]
@@ -130,6 +139,17 @@ def runnable(cfg: DictConfig) -> DictConfig:
         config = OmegaConf.merge(cfg, root, {"final": {"epochs": None}})
     assert isinstance(config, DictConfig)
     return config
+
+
+def resumable(cfg: DictConfig, made: Parts, plan: Plan, run: Run) -> Plan:
+    """The plan of a single run, which goes on where it was killed when it is started again in its folder."""
+    config: Any = OmegaConf.to_container(
+        OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "study"]), resolve=True
+    )
+    checkpoint = Checkpoint(run, config)
+    resume = checkpoint.load()
+    plan = plan if resume else begun(cfg, made, plan)
+    return replace(plan, resume=resume, checkpoint=checkpoint.save)
 
 
 def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
@@ -181,7 +201,7 @@ def tracker(cfg: DictConfig, folder: Path, in_sweep: bool) -> Tracker | None:
         return None
 
 
-def on_epoch(run: Run, bar: tqdm, epoch: int, m: Metrics) -> None:
+def on_epoch(run: Run, bar: tqdm, judge: str, epoch: int, m: Metrics) -> None:
     """Write an epoch down and show it: on the bar, or as a line where the output is no terminal.
 
     In a search it is also reported. Raises TrialPruned where that ends the trial.
@@ -197,7 +217,7 @@ def on_epoch(run: Run, bar: tqdm, epoch: int, m: Metrics) -> None:
     if bar.disable:
         log.info("%sepoch %d/%d: %s", run.prefix, epoch, bar.total, text)
     if "val_loss" in m and math.isfinite(m["train_loss"] + m["val_loss"]):  # a diverged run is no pruned one
-        trial.report(m["val_accuracy"], epoch)
+        trial.report(m[judge], epoch)
 
 
 @hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=TRUSTED)

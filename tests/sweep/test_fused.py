@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from tuner import fit, parts, train
+from tuner import fit, train, trainer
 from tuner.runs import METRICS
 from tuner.sweep import fused
 
@@ -67,7 +67,7 @@ class Fits(list):
 @pytest.fixture
 def sizes(monkeypatch):
     fits = Fits()
-    monkeypatch.setattr(parts, "fit", fits)
+    monkeypatch.setattr(trainer, "fit", fits)
     return fits
 
 
@@ -230,7 +230,7 @@ def test_heads_that_have_begun_are_not_begun_again(command, monkeypatch):
         plans[0].on_epoch(1, dict.fromkeys(METRICS, 0.5))
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(parts, "fit", small)
+    monkeypatch.setattr(trainer, "fit", small)
     code, _ = command(*SWEEP, "optimizer.lr=1e-3,2e-3")
     assert code == 1
     assert calls == [2]
@@ -242,8 +242,8 @@ def test_heads_that_have_begun_are_not_begun_again(command, monkeypatch):
 def test_an_interrupt_ends_every_job_and_the_study_goes_on(command, monkeypatch):
     real = train.on_epoch
 
-    def interrupted(run, bar, epoch, metrics):
-        real(run, bar, epoch, metrics)
+    def interrupted(run, bar, judge, epoch, metrics):
+        real(run, bar, judge, epoch, metrics)
         if run.folder.name == "1" and epoch == 2:
             raise KeyboardInterrupt
 
@@ -294,7 +294,7 @@ def test_a_head_too_large_for_the_memory_fails_alone(command, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return fit.fit(plans, *arguments, **options)
 
-    monkeypatch.setattr(parts, "fit", limited)
+    monkeypatch.setattr(trainer, "fit", limited)
     _, output = command(*SWEEP, "model.head.width=16,32,64,500")
     assert statuses(Path("fused")) == ["complete"] * 3 + ["failed"]
     assert "CUDA out of memory" in result(Path("fused/3"))["error"], output

@@ -1,0 +1,71 @@
+"""What lies around and between a network's cuts: preprocessing, the blocks that are trained, pooling."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Preprocess(nn.Module):
+    """uint8 [B, 1 or 3, H, W] -> [B, 3, size, size] in `dtype`: resized, then normalised as the weights expect.
+
+    The resize is bilinear with antialiasing, straight to a square, in float32.
+    """
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype):
+        super().__init__()
+        self.size, self.dtype = size, dtype
+        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
+        self.std = torch.tensor(std).view(1, 3, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float() / 255
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        x = (x - self.mean.to(x.device)) / self.std.to(x.device)  # one channel becomes three by broadcasting
+        return x.to(self.dtype, memory_format=torch.channels_last)
+
+
+class Pool(nn.Module):
+    """A block's output -> [B, F]: where k is given a map is averaged to k x k, tokens to their mean; then flattened."""
+
+    def __init__(self, k: int | None, channels_last: bool):
+        super().__init__()
+        self.k, self.channels_last = k, channels_last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 4:
+            x = x.permute(0, 3, 1, 2) if self.channels_last else x
+            x = x if self.k is None else F.adaptive_avg_pool2d(x, self.k)
+        elif x.ndim == 3 and self.k is not None:  # [B, tokens, C]
+            x = x.mean(1)
+        return x.flatten(1)
+
+
+class Blocks(nn.Module):
+    """The blocks that are trained: cached maps, or uint8 images if nothing is frozen, [B, ...] -> features [B, F].
+
+    preprocess: of images, or None.   blocks: from the first to the last that is used, in channels-last layout.
+    recompute: their activations are not kept for the backward pass but computed again, a block at a time, which takes a
+        third more time and far less memory. Chen et al., arXiv:1604.06174.
+    """
+
+    def __init__(self, preprocess: Preprocess | None, blocks: Sequence[nn.Module], pool: Pool):
+        super().__init__()
+        self.preprocess, self.blocks, self.pool = preprocess, nn.ModuleList(blocks), pool
+        self.recompute = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.preprocess is not None:
+            x = self.preprocess(x)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+        return self.pool(x)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Weights and buffers under the names that they have in the whole network; not copies."""
+        return {name: tensor for block in self.blocks for name, tensor in block.state_dict().items()}

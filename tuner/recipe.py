@@ -1,0 +1,107 @@
+"""From a config to how its head is trained: the plan, and the weights to begin with."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from tuner import InputError
+from tuner.heads import Head, widths
+from tuner.parts import Parts
+from tuner.plan import Metrics, OnEpoch, Plan, Schedule, State
+from tuner.runs import read_result
+from tuner.settings import build, called
+from tuner.trainer import Trainer
+
+log = logging.getLogger("tuner.recipe")
+
+
+def hidden(cfg: DictConfig, seed: int) -> Head:
+    """The head as the config has it."""
+    head: dict[str, Any] = OmegaConf.to_container(cfg.model.head, resolve=True)  # type: ignore[assignment]
+    return Head(widths(head["width"], head["depth"]), head["dropout"], seed)
+
+
+def plan(
+    cfg: DictConfig, made: Parts, seed: int, on_epoch: OnEpoch, train: torch.Tensor, val: torch.Tensor | None
+) -> Plan:
+    """How the config has its head trained, and the blocks below it; without `val` for final.epochs."""
+    with called("optimizer"):
+        optimizer = build("optimizer", cfg)
+        optimizer([torch.zeros(1, requires_grad=True)])  # complains here, not where others are trained with it
+    with called("scheduler"):
+        schedule: Schedule = build("scheduler", cfg)
+        schedule(0.0)
+    names = ("epochs", "batch_size", "label_smoothing", "grad_clip", "keep", "patience", "micro_batch", "recompute")
+    knobs: dict[str, Any] = {name: cfg[name] for name in names}
+    knobs |= {"judge": judge(cfg), "block_lr": (cfg.optimizer.backbone_lr_scale, cfg.optimizer.backbone_lr_decay)}
+    if cfg.class_weights:
+        knobs["class_weights"] = balanced(made.data.pool.labels[train], len(made.data.classes))
+    if val is None:
+        knobs |= {"stop": cfg.final.epochs, "keep": "last", "patience": None}
+    return Plan(hidden(cfg, seed), optimizer, schedule, seed, train, val, on_epoch=on_epoch, **knobs)
+
+
+def judge(cfg: DictConfig) -> str:
+    """The metric that a search gets, and that keep=best, patience and pruners go by."""
+    return "val_balanced_accuracy" if cfg.objective == "balanced_accuracy" else "val_accuracy"
+
+
+def balanced(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Weights, float32 [num_classes], that give each class the same part in the gradient; 1 in the mean of images."""
+    counts = torch.bincount(labels, minlength=num_classes)
+    return len(labels) / (num_classes * counts.clamp(min=1).float())
+
+
+def begun(cfg: DictConfig, made: Parts, plan: Plan) -> Plan:
+    """The plan with weights to begin with, if so configured: of another run, or of the head trained alone before."""
+    if cfg.warm_start is not None and cfg.head_first:
+        raise InputError(f"warm_start={cfg.warm_start} brings a trained head: leave head_first={cfg.head_first} at 0")
+    if cfg.warm_start is not None:
+        return replace(plan, initial=_of_run(Path(str(cfg.warm_start)).expanduser(), cfg, made, plan))
+    if cfg.head_first and made.backbone.frozen != made.backbone.features:
+        return replace(plan, initial=_head_alone(cfg.head_first, made, plan))
+    return plan
+
+
+def _head_alone(epochs: int, made: Parts, plan: Plan) -> State:
+    """The head, trained on the cached features of the network as it was."""
+
+    def on_epoch(epoch: int, m: Metrics) -> None:
+        val = f" (val {m['val_accuracy']:.4f})" if "val_accuracy" in m else ""
+        log.info("the head alone, epoch %d/%d: accuracy %.4f%s", epoch, epochs, m["train_accuracy"], val)
+
+    first = replace(plan, epochs=epochs, stop=None, keep="last", patience=None, augment=None, micro_batch=None)
+    trainer = Trainer(made.head_alone())
+    [fitted] = trainer([replace(first, on_epoch=on_epoch)])
+    return trainer.trained(plan, fitted).fitted.state
+
+
+def _of_run(folder: Path, cfg: DictConfig, made: Parts, plan: Plan) -> State:
+    """The head of a run, and what it trained below. Raises InputError where it doesn't fit, or saw our validation."""
+    try:
+        state = load_file(folder / "model.safetensors")
+        result = read_result(folder)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"warm_start={folder} is no folder of a finished run ({error})") from error
+    if not result.get("n_val") or result.get("seed") != cfg.seed:
+        why = f"its seed was {result.get('seed')}" if result.get("n_val") else "it was trained on validation images"
+        raise InputError(
+            f"warm_start={folder} may have learnt from images that now validate ({why}); "
+            f"begin with a run of seed={cfg.seed}"
+        )
+    ours = Trainer(made).shapes(plan.head)
+    wrong = [name for name, tensor in state.items() if ours.get(name) != tensor.shape]
+    wrong += [name for name in ours if name.startswith("head.") and name not in state]
+    if wrong:
+        raise InputError(
+            f"warm_start={folder} does not fit: {len(wrong)} tensors differ, the first is {wrong[0]}; give model.* and "
+            "the classes of that run, but a lower model.frozen"
+        )
+    log.info("beginning with the weights of %s", folder)
+    return state

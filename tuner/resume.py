@@ -1,0 +1,54 @@
+"""Go on with a single run that was killed: `python -m tuner.resume FOLDER`."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import yaml
+
+from tuner import InputError
+from tuner.runs import CHECKPOINT
+
+
+def command(folder: Path) -> tuple[list[str], Path]:
+    """The command that goes on with the run in `folder`, and the folder that it is to be started in.
+
+    Raises InputError where there is nothing to go on from.
+    """
+    if not (folder / CHECKPOINT).exists():
+        raise InputError(
+            f"{folder} has no {CHECKPOINT}: it is no run, is finished, was a sweep's, or was killed before its first "
+            "epoch ended; start it anew"
+        )
+    try:
+        hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())["hydra"]
+        overrides, job, runtime = hydra["overrides"], hydra["job"], hydra["runtime"]
+        given = [
+            o for o in (*overrides["hydra"], *overrides["task"]) if not o.startswith(("hydra.run.dir=", "hydra.mode="))
+        ]
+        folders = [s["path"] for s in runtime["config_sources"] if s["provider"] == "command-line"]
+        name, cwd = job["config_name"], Path(runtime["cwd"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}/.hydra/hydra.yaml does not say how the run was started ({error})") from error
+    options = [text for path in folders for text in ("--config-dir", path)]
+    options += [] if name == "train" else ["--config-name", name]
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [sys.executable, "-m", "tuner.train", *options, *given, f"hydra.run.dir='{quoted}'"], cwd
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m tuner.resume", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the run's folder, as in outputs/2026-11-24/12-00-00-000000")
+    try:
+        words, cwd = command(parser.parse_args().folder.resolve())
+        os.chdir(cwd)
+    except (InputError, OSError) as error:
+        sys.exit(str(error))
+    print(shlex.join(words), flush=True)
+    os.execv(words[0], words)
+
+
+if __name__ == "__main__":
+    main()
