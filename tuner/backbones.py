@@ -214,6 +214,13 @@ class Backbone:
         for part in parts:
             part.load_state_dict({k: state[k] for k in part.state_dict()}, assign=True)
             part.to(memory_format=torch.channels_last)
+        constants = [(part, name) for part in parts for name, buffer in part.named_buffers() if buffer.is_meta]
+        if constants:  # such as Swin's masks: no file of weights holds them, the network makes them itself
+            with torch.random.fork_rng(devices=[]):
+                made = dict(make(self.name, init=False).named_buffers())
+            for part, name in constants:
+                owner, _, buffer = name.rpartition(".")
+                setattr(part.get_submodule(owner), buffer, made[name].clone())
         return parts
 
 
