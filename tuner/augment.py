@@ -211,8 +211,9 @@ def _cutmix(x: torch.Tensor, others: torch.Tensor, lam: float) -> tuple[torch.Te
 def views(images: torch.Tensor, augment: Augment, n: int, seed: int) -> Iterator[torch.Tensor]:
     """Each image and n - 1 augmented views of it, in uint8 batches of [N * n, C, H, W]; row i * n + v is view v of i.
 
-    View 0 is the image itself. The others are the same for whoever asks with the same images, augment, n and seed, also
-    with another n; the state of torch's generator neither matters nor changes. They are drawn by 64 images at a time.
+    View 0 is the image itself and, where images are flipped, view 1 its mirror image. All are the same for whoever asks
+    with the same images, augment, n and seed, also with another n; the state of torch's generator neither matters nor
+    changes. They are drawn by 64 images at a time.
     """
     for number, chunk in enumerate(images.split(CHUNK)):
         yield torch.stack([chunk, *(_view(chunk, augment, (seed, v, number)) for v in range(1, n))], 1).flatten(0, 1)
@@ -220,6 +221,8 @@ def views(images: torch.Tensor, augment: Augment, n: int, seed: int) -> Iterator
 
 def _view(chunk: torch.Tensor, augment: Augment, key: tuple[int, int, int]) -> torch.Tensor:
     """Not around the yield: there the fork would last while the caller draws numbers."""
+    if key[1] == 1 and augment.flip:
+        return chunk.flip(-1)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little"))
         return augment.images(chunk)

@@ -14,6 +14,7 @@ from tuner.runs import CHECKPOINT, Run, flat
 
 log = logging.getLogger(__name__)
 MOST = 1 / 20  # of a run's time that goes into writing
+LONG = 60  # seconds of a run after which its log says how to go on with it
 
 
 class Checkpoint:
@@ -22,6 +23,7 @@ class Checkpoint:
     def __init__(self, run: Run, config: Mapping[str, Any]):
         self.run, self.config, self.path = run, config, run.folder / CHECKPOINT
         self.seconds = 0.0  # that writing took
+        self.told = False
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
         """Write it anew, unless too much of the time has gone into that. state: tensors, numbers, dicts and lists."""
@@ -30,7 +32,8 @@ class Checkpoint:
         start = time.perf_counter()
         with replacing(self.path) as file:
             torch.save({"config": json.dumps(self.config), "seconds": self.run.seconds(), "state": state()}, file)
-        if not self.seconds:
+        if not self.told and self.run.seconds() > LONG:
+            self.told = True
             log.info("if it is killed, go on with: python -m tuner.resume %s", self.run.folder)
         self.seconds += time.perf_counter() - start
 

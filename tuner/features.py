@@ -28,6 +28,8 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from tuner import InputError
+from tuner.augment import Augment
+from tuner.augment import views as views_of
 from tuner.backbones import Backbone
 from tuner.files import replacing
 
@@ -52,25 +54,41 @@ def bank(
 
 
 def resident(
-    images: torch.Tensor, backbone: Backbone, *, cache_dir: Path, device: torch.device, dtype: torch.dtype
+    images: torch.Tensor,
+    backbone: Backbone,
+    *,
+    cache_dir: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    augment: Augment | None = None,
+    views: int = 1,
 ) -> torch.Tensor:
-    """The same as bank(), on the device where it has room; one tensor for all who ask while any of them holds it."""
+    """The same as bank(), on the device where it has room; one tensor for all who ask while any of them holds it.
+
+    views: of each image, in neighbouring rows, see tuner.augment.views.
+    """
     path, key = _key(images, backbone, cache_dir, device, dtype)
+    if augment and views > 1:
+        path, key = _named(cache_dir, key | {"views": views, "augment": repr(augment), "count": len(images) * views})
+    else:
+        augment = None
     features = _open.get((path, device))
     if features is None:
-        features = _on(device, _bank(path, key, images, backbone, device, dtype))
+        features = on_device(_bank(path, key, images, backbone, device, dtype, augment), device)
         _open[path, device] = features
     return features
 
 
-def _on(device: torch.device, features: torch.Tensor) -> torch.Tensor:
-    """On the device, unless that takes more than half of the memory that is free there."""
+def on_device(features: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Features, or images, on the device, unless that takes more than half of the memory that is free there."""
     if device.type == "cpu":
         return features
     free, _ = torch.cuda.mem_get_info(device)
     if features.nbytes > free / 2:
         sizes = _size(features.nbytes), _size(free)
-        log.info("the features, %s, take more than half of the %s free on the GPU: sent there by the batch", *sizes)
+        log.info(
+            "the features or images, %s, take more than half of the %s free on the GPU: sent there by the batch", *sizes
+        )
         return features
     return features.to(device)
 
@@ -88,9 +106,12 @@ def _key(
         "images": _hash_images(images),
         "count": len(images),
     }
+    return _named(cache_dir, key)
+
+
+def _named(cache_dir: Path, key: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_dir / "banks" / f"{name}.safetensors"
-    return path, key
+    return cache_dir / "banks" / f"{name}.safetensors", key
 
 
 def _bank(
@@ -100,17 +121,18 @@ def _bank(
     backbone: Backbone,
     device: torch.device,
     dtype: torch.dtype,
+    augment: Augment | None = None,
 ) -> torch.Tensor:
-    shape = (len(images), *backbone.cached_shape)
+    shape = (key["count"], *backbone.cached_shape)
     features = _read(path, shape, dtype, logging.DEBUG)  # without the lock: a bank comes into being whole
     if features is None:
         with _locked(path):
             features = _read(path, shape, dtype, logging.WARNING)  # another process may have been first
             if features is None:
-                _build(path, key, images, backbone, shape, device, dtype)
+                _build(path, key, images, backbone, shape, device, dtype, augment)
                 features = _read(path, shape, dtype, logging.WARNING)
     else:
-        log.info("features of %s images: cached in %s (%s)", f"{len(images):,}", path, _size(features.nbytes))
+        log.info("features of %s images: cached in %s (%s)", f"{shape[0]:,}", path, _size(features.nbytes))
         with suppress(OSError):
             os.utime(path)  # the time of last use, for --prune
     if features is None:
@@ -181,6 +203,7 @@ def _build(
     shape: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
+    augment: Augment | None,
 ) -> None:
     size = math.prod(shape) * dtype.itemsize
     start = time.perf_counter()
@@ -194,10 +217,12 @@ def _build(
                 f"the features need {_size(size)} and {path.parent} has {_size(free)} free; set cache_dir to a larger "
                 "disk, set model.pool, or free some with `python -m tuner.features --prune`"
             )
-        log.info("features of %s images: computing them into %s (%s)", f"{len(images):,}", path, _size(size))
+        log.info("features of %s images: computing them into %s (%s)", f"{shape[0]:,}", path, _size(size))
         with replacing(path) as file:
             file.write(_header(key, shape, dtype, "0" * 64))
-            for batch in extract(images, backbone, device=device, dtype=dtype):
+            n = key.get("views", 1)
+            seen = views_of(images, augment, n, seed=0) if augment else None
+            for batch in extract(images, backbone, device=device, dtype=dtype, views=seen, n=n):
                 content = batch.flatten().view(torch.uint8).numpy().data
                 digest.update(content)
                 file.write(content)
@@ -206,7 +231,7 @@ def _build(
     except OSError as error:
         raise _unwritable(path.parent, error) from error
     seconds = time.perf_counter() - start
-    log.info("features computed in %.0f s (%.0f images/s)", seconds, len(images) / seconds)
+    log.info("features computed in %.0f s (%.0f images/s)", seconds, shape[0] / seconds)
 
 
 def _header(key: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, checksum: str) -> bytes:
@@ -221,14 +246,24 @@ def _header(key: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, che
 
 
 def extract(
-    images: torch.Tensor, backbone: Backbone, *, device: torch.device, dtype: torch.dtype
+    images: torch.Tensor,
+    backbone: Backbone,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    views: Iterator[torch.Tensor] | None = None,
+    n: int = 1,
 ) -> Iterator[torch.Tensor]:
-    """Run the frozen part over uint8 [N, C, H, W], with a progress bar; yields `dtype` [B, ...] on the CPU."""
+    """Run the frozen part over uint8 [N, C, H, W], with a progress bar; yields `dtype` [B, ...] on the CPU.
+
+    views: n of each image, to take instead.
+    """
     network = backbone.frozen_part(dtype).to(device)
-    bar = tqdm(total=len(images), desc=f"{backbone.name} features", unit="image", disable=None)
+    bar = tqdm(total=len(images) * n, desc=f"{backbone.name} features", unit="image", disable=None)
     under_way: list[tuple[torch.Tensor, torch.cuda.Event | None]] = []
     with bar:
-        for batch in images.split(batch_size(backbone.image_size, device)):
+        size = batch_size(backbone.image_size, device)
+        for batch in (batch for some in views or [images] for batch in some.split(size)):
             with torch.inference_mode():  # not around the yield: it would stay on in a caller that stops midway
                 under_way.append(_fetch(network(_send(batch, device))))
             if device.type == "cpu" or len(under_way) == 2:  # a GPU is at the next batch while one is written

@@ -303,17 +303,23 @@ def _to(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def predict(model: Classifier, x: torch.Tensor, rows: Sequence[torch.Tensor], *, batch_size: int) -> torch.Tensor:
+def predict(
+    model: Classifier, x: torch.Tensor, rows: Sequence[torch.Tensor], *, batch_size: int, mirrored: bool = False
+) -> torch.Tensor:
     """Log-probabilities float32 [K, N, classes], without dropout, on the model's device.
 
     rows: int64 [N], the rows of x for each input that the model takes.
+    mirrored: the images, which x then is, are flipped left to right.
     """
     model.eval()
     device = model.stack.device
+
+    def seen(rows: torch.Tensor) -> torch.Tensor:
+        batch = _to(x[rows], device)
+        return batch.flip(-1) if mirrored else batch
+
     batches = zip(*(r.to(x.device).split(max(batch_size, 256)) for r in rows), strict=True)
-    return torch.cat(
-        [F.log_softmax(model(*(_to(x[rows], device) for rows in batch)), dim=2) for batch in batches], dim=1
-    )
+    return torch.cat([F.log_softmax(model(*map(seen, batch)), dim=2) for batch in batches], dim=1)
 
 
 def score(log_p: torch.Tensor, labels: torch.Tensor) -> dict[str, list[float]]:

@@ -10,10 +10,11 @@ from weakref import WeakValueDictionary
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tuner import InputError
+from tuner.augment import Augment
 from tuner.backbones import Backbone
 from tuner.data import Data
-from tuner.features import resident
-from tuner.plan import Augment
+from tuner.features import on_device, resident
 from tuner.settings import build, cache_dir, called, choose_device, choose_precision
 
 
@@ -21,7 +22,8 @@ from tuner.settings import build, cache_dir, called, choose_device, choose_preci
 class Parts:
     """The images, and what the network makes of them: `x` of the pool, `x_test` of the test images, [N, ...].
 
-    Where nothing is frozen both are the uint8 images themselves, else features, computed once and then read from files.
+    Where nothing is frozen both are the uint8 images themselves, else features, computed once and then read from files;
+    of `views` and `test_views` of each image, in neighbouring rows.
     """
 
     device: torch.device
@@ -29,9 +31,9 @@ class Parts:
     backbone: Backbone
     data: Data
     cache: Path
-    augment: Augment | None = None
-    views: int = 1
-    test_views: int = 1
+    augment: Augment
+    views: int
+    test_views: int
 
     @cached_property
     def macs(self) -> int:
@@ -40,11 +42,11 @@ class Parts:
 
     @cached_property
     def x(self) -> torch.Tensor:
-        return self._inputs(self.data.pool.images)
+        return self._inputs(self.data.pool.images, self.views)
 
     @cached_property
     def x_test(self) -> torch.Tensor:
-        return self._inputs(self.data.test.images)
+        return self._inputs(self.data.test.images, self.test_views)
 
     def head_alone(self) -> "Parts":
         """The same, where all blocks are frozen."""
@@ -52,10 +54,18 @@ class Parts:
         backbone.frozen = backbone.features
         return replace(self, backbone=backbone)
 
-    def _inputs(self, images: torch.Tensor) -> torch.Tensor:
+    def _inputs(self, images: torch.Tensor, views: int) -> torch.Tensor:
         if self.backbone.frozen is None:
-            return images.to(self.device)
-        return resident(images, self.backbone, cache_dir=self.cache, device=self.device, dtype=self.precision)
+            return on_device(images, self.device)
+        return resident(
+            images,
+            self.backbone,
+            cache_dir=self.cache,
+            device=self.device,
+            dtype=self.precision,
+            augment=self.augment,
+            views=views,
+        )
 
 
 _known: WeakValueDictionary[str, Parts] = WeakValueDictionary()
@@ -68,7 +78,7 @@ def parts(cfg: DictConfig, *, shared: bool) -> Parts:
     shared: runs of this process whose configs have these parts in common share them.
     Raises InputError where something can't be had.
     """
-    used = OmegaConf.masked_copy(cfg, ["data", "model", "device", "precision", "cache_dir", "seed"])
+    used = OmegaConf.masked_copy(cfg, ["data", "augment", "model", "device", "precision", "cache_dir", "seed"])
     network: dict[str, Any] = OmegaConf.to_container(used, resolve=True)  # type: ignore[assignment]
     model = network["model"]
     del model["head"]
@@ -80,8 +90,39 @@ def parts(cfg: DictConfig, *, shared: bool) -> Parts:
     precision = choose_precision(cfg.precision, device)
     with called("model"):
         backbone = Backbone(**model, seed=cfg.seed)
-    made = Parts(device, precision, backbone, build("data", cfg), cache_dir(cfg))
+    augment = build("augment", cfg)
+    _check_views(augment, cfg.data.views, cfg.data.test_views, backbone)
+    data = build("data", cfg)
+    made = Parts(device, precision, backbone, data, cache_dir(cfg), augment, cfg.data.views, cfg.data.test_views)
     if shared:
         _known[key] = made
         _latest.append(made)
     return made
+
+
+def _check_views(augment: Augment, views: int, test_views: int, backbone: Backbone) -> None:
+    """Raises InputError where what is asked for would have no effect, or can't be had."""
+    changes, cached = augment.changes_images, backbone.frozen is not None
+    wrong = [
+        (
+            cached and augment.mixes,
+            "augment.mixup and cutmix need model.frozen=null: features can't be mixed",
+        ),
+        (cached and changes and views == 1, "augment would have no effect on cached features: set data.views above 1"),
+        (
+            views > 1 and not changes,
+            f"data.views={views} would be equal: choose how they differ, as augment=light",
+        ),
+        (
+            views > 1 and not cached,
+            f"data.views={views} is of a cache; with model.frozen=null leave it at 1",
+        ),
+        (test_views > 1 and not augment.flip, f"data.test_views={test_views} adds mirror images: set augment.flip"),
+        (
+            test_views > 1 and cached and views == 1,
+            f"data.test_views={test_views} needs data.views as large",
+        ),
+    ]
+    for is_so, message in wrong:
+        if is_so:
+            raise InputError(message)

@@ -3,31 +3,18 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from tuner.augment import Augment
 from tuner.heads import Head
 
 Schedule = Callable[[float], float]  # share of the training that is done, 0..1 -> factor of the lr
 Metrics = dict[str, float]
 OnEpoch = Callable[[int, Metrics], bool | None]  # the epoch, counted from 1; False ends the head's training
 State = dict[str, torch.Tensor]
-
-
-class Augment(Protocol):
-    """Draws from torch's global generator. mixes: whether mix() does anything."""
-
-    mixes: bool
-
-    def images(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W], changed, each on its own."""
-        ...
-
-    def mix(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images [B, C, H, W], each mixed with another; the labels of the others, [B]; the share of the own, [B]."""
-        ...
 
 
 @dataclass

@@ -40,6 +40,8 @@ def plan(
     names = ("epochs", "batch_size", "label_smoothing", "grad_clip", "keep", "patience", "micro_batch", "recompute")
     knobs: dict[str, Any] = {name: cfg[name] for name in names}
     knobs |= {"judge": judge(cfg), "block_lr": (cfg.optimizer.backbone_lr_scale, cfg.optimizer.backbone_lr_decay)}
+    if made.backbone.frozen is None and (made.augment.changes_images or made.augment.mixes):
+        knobs["augment"] = made.augment
     if cfg.class_weights:
         knobs["class_weights"] = balanced(made.data.pool.labels[train], len(made.data.classes))
     if val is None:

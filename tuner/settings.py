@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("micro_batch", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
     ("recompute", lambda v: v in (True, False), "true or false"),
     ("data.views", _whole(1), "a whole number of at least 1"),
-    ("data.test_views", _whole(1), "a whole number of at least 1"),
+    ("data.test_views", lambda v: v in (1, 2), "1, or 2 for the mirror image, too"),
     ("optimizer.backbone_lr_scale", lambda v: _number(v) and v > 0, "more than 0"),
     ("optimizer.backbone_lr_decay", lambda v: _number(v) and 0 < v <= 1, "more than 0 and at most 1"),
     ("optimizer.lr", lambda v: _number(v) and v > 0, "more than 0"),

@@ -21,17 +21,26 @@ log = logging.getLogger("tuner.trainer")
 
 @dataclass
 class Trained:
-    """A head, and what was trained below it, with the weights that were kept. It looks at `views` of each image."""
+    """A head, and what was trained below it, with the weights that were kept. It looks at `views` of each image.
+
+    images: whether it takes images, not features.
+    """
 
     model: Classifier
     fitted: Fitted
     batch_size: int
     views: int
+    images: bool
 
     def score(self, x: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Log-probabilities [len(rows), classes] of these rows of x, on the CPU, and their accuracy."""
-        views = len(x) // len(labels)
-        seen = [predict(self.model, x, [rows * views + v], batch_size=self.batch_size) for v in range(self.views)]
+        cached = len(x) // len(labels)
+        seen = [
+            predict(self.model, x, [rows], batch_size=self.batch_size, mirrored=bool(v))
+            if self.images
+            else predict(self.model, x, [rows * cached + v], batch_size=self.batch_size)
+            for v in range(self.views)
+        ]
         log_p = torch.stack(seen).logsumexp(0).cpu() - math.log(self.views)  # of the mean probability
         return log_p[0], score(log_p, labels[rows])["accuracy"][0]
 
@@ -113,7 +122,7 @@ class Trainer:
         stack = Stack(self.size, self.classes, [plan.head], made.device, made.precision)
         model = Classifier(self.trunk, stack)
         model.load_state(0, fitted.state)
-        return Trained(model, fitted, plan.batch_size, made.test_views)
+        return Trained(model, fitted, plan.batch_size, made.test_views, made.backbone.frozen is None)
 
 
 def train_all(parts: Parts, plans: Sequence[Plan]) -> list[Trained]:
