@@ -118,7 +118,11 @@ def test_features_of_tokens_and_of_maps_with_channels_last(name, block, pool, si
             "near it are timm/resnet18, ",
         ),
         ("timm/resnet18.a1_in1k", {}, "model.name=timm/resnet18.a1_in1k is none of the "),
-        ("resnet81", {}, "model.name=resnet81 is no classification network of torchvision; known: alexnet, "),
+        (
+            "resnet81",
+            {},
+            "model.name=resnet81 is no classification network of torchvision (timm's are called timm/NAME); known: ",
+        ),
         (
             "timm/resnet18",
             {"features": "layer5"},
@@ -275,7 +279,6 @@ def test_a_run_with_a_network_of_timm(command, frozen):
 
 
 FAMILIES = {  # a small one of each, and the only size that it takes, where it takes but one
-    "beit_base_patch16_224": 224,
     "cait_xxs24_224": 224,
     "convmixer_768_32": None,
     "convnextv2_atto": None,
@@ -336,7 +339,7 @@ def test_a_network_of_each_family_cut_in_two_gives_what_the_whole_gives(name):
     ["vgg16", "vgg16_bn", "resnet18", "efficientnet_b0", "timm/convnextv2_atto", "timm/resnet18", "timm/regnetx_002"],
 )
 def test_every_depth_of_training(name):
-    """Each block as the last that is used, over each that is frozen below it and over none: a step that learns."""
+    """Each block as the last that is used, over each that is frozen below it and over none: gradients reach each."""
     backbone = blocks_of(name, 64, pool=1)
     images = torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 1])
@@ -349,14 +352,13 @@ def test_every_depth_of_training(name):
             x = images if backbone.frozen is None else backbone.frozen_part(torch.float32)(images)
             trunk, head = backbone.trained_part(), nn.Linear(backbone.feature_size, 3)
             assert (trunk is None) == (backbone.frozen == backbone.features)
-            parameters = [*(trunk.parameters() if trunk else []), *head.parameters()]
-            assert sum(p.numel() for p in parameters) - sum(p.numel() for p in head.parameters()) == (
-                backbone.trained_parameters()
-            )
-            optimizer = torch.optim.SGD(parameters, lr=1e-3)
-            before = [p.detach().clone() for p in parameters]
+            learnt = list(trunk.parameters()) if trunk else []
+            assert sum(p.numel() for p in learnt) == backbone.trained_parameters()
             F.cross_entropy(head(trunk(x) if trunk else x), labels).backward()
-            optimizer.step()
-            assert all(p.isfinite().all() for p in parameters), (backbone.features, backbone.frozen)
-            moved = [not torch.equal(a, b) for a, b in zip(before, parameters, strict=True)]
-            assert sum(moved) >= 0.9 * len(moved), (backbone.features, backbone.frozen)  # a dead ReLU's stay
+            gradients = {block: [p.grad for p in block.parameters()] for block in (trunk.blocks if trunk else [])}
+            for block, of_block in gradients.items():  # not of each parameter: some last norms begin with a scale of 0
+                assert all(g is not None and g.isfinite().all() for g in of_block)
+                assert any(g.any() for g in of_block) or not of_block, (backbone.features, backbone.frozen, block)
+            assert len(gradients) == (
+                0 if trunk is None else k - (names.index(backbone.frozen) if backbone.frozen else -1)
+            )

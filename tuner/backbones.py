@@ -174,7 +174,7 @@ class Backbone:
     def macs(self) -> int:
         """Multiply-adds that the network needs for one image, up to the block that is used."""
         image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
-        with FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self._part(None, self.blocks[self.features].node)(image)
         return int(counter.get_total_flops()) // 2
 
@@ -291,7 +291,8 @@ def _trace(net: nn.Module, name: str, image_size: int) -> tuple[fx.Graph, str]:
             f"model.name={name} can't be cut: its steps depend on the images ({reason}); take another network"
         ) from error
     try:
-        _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device="meta"))
+        with torch.no_grad():  # some of timm's modules keep what they have computed, and are to be copied
+            _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         return graph, str(error).partition("\n")[0].partition(" but got Proxy")[0]  # a Proxy tells nobody anything
     return graph, ""

@@ -14,8 +14,8 @@ TIMM = "timm/"
 
 
 def check(name: str) -> None:
-    """Raises InputError for a name that is none of a network, or of timm's where timm is not installed."""
-    if name.startswith(TIMM):
+    """Raises InputError for a name that is no network's, or is one of timm's where timm is not installed."""
+    if str(name).startswith(TIMM):
         known = timm().list_models()
         if name.removeprefix(TIMM) not in known:
             near = difflib.get_close_matches(name.removeprefix(TIMM), known, n=5, cutoff=0.3)
@@ -27,8 +27,8 @@ def check(name: str) -> None:
     elif name not in list_models(module=torchvision.models):
         known = list_models(module=torchvision.models)
         raise InputError(
-            f"model.name={name} is no classification network of torchvision; known: {', '.join(known)}; "
-            "a network of timm is called timm/NAME"
+            f"model.name={name} is no classification network of torchvision (timm's are called timm/NAME); "
+            f"known: {', '.join(known)}"
         )
 
 
