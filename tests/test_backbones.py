@@ -351,7 +351,7 @@ def test_refuses(options, message):
 def test_an_unknown_network_lists_the_known_ones(name):
     with pytest.raises(InputError) as error:
         Backbone(name, weights=None, image_size=64, features="block1", frozen=None, pool=None)
-    text = f"model.name={name} is no classification network of torchvision; known: "
+    text = f"model.name={name} is no classification network of torchvision (timm's are called timm/NAME); known: "
     assert str(error.value) == text + ", ".join(ALL)
 
 

@@ -192,7 +192,7 @@ def test_importing_tuner_is_light():
 
 def test_where_the_run_looked_at_mirror_images_the_model_does(trained):
     run = trained("augment=light", "data.views=2", "data.test_views=2", "precision=fp32")
-    model, images = tuner.load(run), synthetic.load().test.images
+    model, images = tuner.load(run), synthetic.load(noise=60.0).test.images  # as the config has it
     assert model.mirrors
     torch.testing.assert_close(model.predict(images), model.predict(images.flip(-1)), rtol=1e-4, atol=1e-5)
     said = pd.read_csv(run / "predictions.csv").query("split == 'test'")

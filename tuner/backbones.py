@@ -17,14 +17,14 @@ import torchvision
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import get_model, list_models
 
 from tuner import InputError
 from tuner.blocks import Blocks, Pool, Preprocess
+from tuner.networks import check, make, release
 from tuner.weights import find
 
 # Children of a torchvision network that are plain lists of its stages.
-STAGE_LISTS = ("features", "layers", "trunk_output", "blocks")
+STAGE_LISTS = ("features", "layers", "trunk_output", "blocks", "stages")
 # What may follow a stage without being one: norms, activations, the way from Swin's or ViT's layout to a map or vector.
 TRAILING_MODULES = (nn.BatchNorm2d, nn.LayerNorm, nn.ReLU, torchvision.ops.Permute)
 TRAILING_FUNCTIONS = (F.relu, torch.relu, operator.getitem)
@@ -34,7 +34,7 @@ class Block(NamedTuple):
     """Where a block ends in the traced graph, and what comes out there for one image."""
 
     node: fx.Node
-    shape: tuple[int, ...]  # [C, H, W], or [C] for a vector; [H, W, C] inside Swin
+    shape: tuple[int, ...]  # [C, H, W], or [C] for a vector; [H, W, C] inside Swin, [tokens, C] inside timm's ViT
     channels_last: bool
 
 
@@ -62,16 +62,14 @@ class Backbone:
         std: Sequence[float] | None = None,
         seed: int = 0,
     ):
-        if name not in list_models(module=torchvision.models):
-            known = ", ".join(list_models(module=torchvision.models))
-            raise InputError(f"model.name={name} is no classification network of torchvision; known: {known}")
+        check(name)
         self.name, self.image_size, self.features, self.frozen, self.pool = name, image_size, features, frozen, pool
         if type(image_size) is not int or image_size < 1:
             raise InputError(f"model.image_size={image_size} must be a whole number of pixels, at least 1")
         if pool is not None and (type(pool) is not int or pool < 1):
             raise InputError(f"model.pool={pool} must be a whole number of at least 1, or null for the whole map")
         self._net = _build(name)
-        self._graph, self._limit = _trace(self._net, image_size)
+        self._graph, self._limit = _trace(self._net, name, image_size)
         self.blocks = _blocks(self._net, self._graph)
         self._check_cut()
         self.feature_size = self._feature_size()
@@ -84,6 +82,11 @@ class Backbone:
         for key, block in (("features", self.features), ("frozen", self.frozen)):
             if block in names or (key == "frozen" and block is None):
                 continue
+            if not names and not self._limit:
+                raise InputError(
+                    f"model.name={self.name} can't be cut: nowhere does all that follows depend on one stage's output "
+                    "alone; take another network"
+                )
             known = ", ".join(names) or "none"
             if self._limit:
                 raise InputError(
@@ -99,6 +102,13 @@ class Backbone:
 
     def _feature_size(self) -> int:
         block = self.blocks[self.features]
+        if len(block.shape) == 2 and self.pool is not None:
+            if self.pool > 1:
+                raise InputError(
+                    f"model.pool={self.pool} does not fit {self.features}'s {block.shape[0]} tokens; use 1, their "
+                    "mean, or null for all of them"
+                )
+            return block.shape[1]
         channels, *sides = (block.shape[-1], *block.shape[:-1]) if block.channels_last else block.shape
         if self.pool is None or not sides:
             return channels * math.prod(sides)
@@ -120,7 +130,7 @@ class Backbone:
             "image_size": self.image_size,
             "mean": self.mean,
             "std": self.std,
-            "torchvision": torchvision.__version__.split("+")[0],
+            **release(self.name),
         }
 
     @property
@@ -164,7 +174,7 @@ class Backbone:
     def macs(self) -> int:
         """Multiply-adds that the network needs for one image, up to the block that is used."""
         image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
-        with FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self._part(None, self.blocks[self.features].node)(image)
         return int(counter.get_total_flops()) // 2
 
@@ -204,6 +214,13 @@ class Backbone:
         for part in parts:
             part.load_state_dict({k: state[k] for k in part.state_dict()}, assign=True)
             part.to(memory_format=torch.channels_last)
+        constants = [(part, name) for part in parts for name, buffer in part.named_buffers() if buffer.is_meta]
+        if constants:  # such as Swin's masks: no file of weights holds them, the network makes them itself
+            with torch.random.fork_rng(devices=[]):
+                made = dict(make(self.name, init=False).named_buffers())
+            for part, name in constants:
+                owner, _, buffer = name.rpartition(".")
+                setattr(part.get_submodule(owner), buffer, made[name].clone())
         return parts
 
 
@@ -224,10 +241,14 @@ class _NoStorage(TorchFunctionMode):
 
 def _build(name: str) -> nn.Module:
     """The network on the meta device, in eval mode."""
-    # These two were trained on pixels scaled in another way, and undo ImageNet's normalisation themselves.
-    options = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
-    with _NoStorage():
-        return get_model(name, weights=None, **options).eval().to("meta")
+    try:
+        with _NoStorage():
+            return make(name, init=False).eval().to("meta")
+    except RuntimeError as error:  # it runs as it is made, to find its shapes
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"model.name={name} can't be cut: it can't be made without weights ({reason}); take another network"
+        ) from error
 
 
 def _stages(net: nn.Module) -> list[str]:
@@ -243,6 +264,10 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.leaves = leaves
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Images are what is traced; other arguments of a network keep their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.leaves
 
@@ -256,11 +281,18 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def _trace(net: nn.Module, image_size: int) -> tuple[fx.Graph, str]:
+def _trace(net: nn.Module, name: str, image_size: int) -> tuple[fx.Graph, str]:
     """The network's graph, its nodes with the shapes they give, and why images of this size get no further, if so."""
-    graph = _Tracer(_stages(net)).trace(net)
     try:
-        _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device="meta"))
+        graph = _Tracer(_stages(net)).trace(net)
+    except Exception as error:  # what a network's own code makes of a stand-in for images
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"model.name={name} can't be cut: its steps depend on the images ({reason}); take another network"
+        ) from error
+    try:
+        with torch.no_grad():  # some of timm's modules keep what they have computed, and are to be copied
+            _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         return graph, str(error).partition("\n")[0].partition(" but got Proxy")[0]  # a Proxy tells nobody anything
     return graph, ""
@@ -282,6 +314,7 @@ def _blocks(net: nn.Module, graph: fx.Graph) -> dict[str, Block]:
         while i + 1 < classifier and _is_trailing(nodes[i + 1], modules):
             i += 1
         in_swin = hasattr(net, "permute") and str(nodes[i].target) != "permute"  # Swin's own way out of channels last
+        in_swin |= getattr(net, "output_fmt", "NCHW") == "NHWC"  # timm says so
         blocks[name] = Block(nodes[i], nodes[i].meta["shape"], channels_last=in_swin)
     return blocks
 

@@ -29,7 +29,7 @@ class Preprocess(nn.Module):
 
 
 class Pool(nn.Module):
-    """A block's output -> [B, F]: averaged to k x k if it is a map and k is given, then flattened."""
+    """A block's output -> [B, F]: where k is given a map is averaged to k x k, tokens to their mean; then flattened."""
 
     def __init__(self, k: int | None, channels_last: bool):
         super().__init__()
@@ -39,6 +39,8 @@ class Pool(nn.Module):
         if x.ndim == 4:
             x = x.permute(0, 3, 1, 2) if self.channels_last else x
             x = x if self.k is None else F.adaptive_avg_pool2d(x, self.k)
+        elif x.ndim == 3 and self.k is not None:  # [B, tokens, C]
+            x = x.mean(1)
         return x.flatten(1)
 
 

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torchvision.models import WeightsEnum, get_model, get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights
 
 from tuner import InputError
+from tuner.networks import TIMM, make, timm
 
 BUNDLED = Path(__file__).parent / "assets" / "vgg16_imagenet_features.safetensors"  # float16, torchvision's key names
 BUNDLED_AS = "IMAGENET1K_FEATURES"  # torchvision's name of the same weights: it gives their preprocessing
@@ -45,13 +47,16 @@ class Weights:
 
 
 def find(network: str, spec: str | None, seed: int) -> Weights:
-    """The weights that `spec` names for a torchvision network; nothing is read but a file's checksum.
+    """The weights that `spec` names for a network; nothing is read but a file's checksum.
 
-    spec: "bundled", a member of torchvision's weights enum, a .safetensors or .pth file, or None: random from `seed`.
+    spec: "bundled", a member of torchvision's weights enum, "DEFAULT" or a tag of timm's, a .safetensors or .pth file,
+    or None: random from `seed`.
     Raises InputError for a name that is none of these.
     """
     if spec is None:
         return Weights("random weights", f"random-{seed}", IMAGENET_MEAN, IMAGENET_STD, lambda: _random(network, seed))
+    if network.startswith(TIMM):
+        return _of_timm(network, spec)
     published = get_model_weights(network)
     if spec == "bundled" and network == "vgg16":
         preset = published[BUNDLED_AS].transforms()
@@ -61,16 +66,57 @@ def find(network: str, spec: str | None, seed: int) -> Weights:
         preset = enum.transforms()
         # torchvision puts the start of the content's sha256 into the file's name
         return Weights(spec, enum.url.rsplit("/", 1)[-1], preset.mean, preset.std, lambda: _download(enum))
+    return _file(network, spec, [*(["bundled"] if network == "vgg16" else []), *published.__members__])
+
+
+def _file(network: str, spec: str, known: Sequence[str]) -> Weights:
     try:
         path = Path(str(spec)).expanduser()
         checksum = _sha256(path)
     except (OSError, RuntimeError, ValueError) as error:  # no home, a zero byte
-        known = [*(["bundled"] if network == "vgg16" else []), *published.__members__]
         raise InputError(
             f"model.weights={spec} is no file that can be read ({getattr(error, 'strerror', error)}) and no weights of "
             f"{network}; use {', '.join(known)}, a path, or null (random)"
         ) from error
     return Weights(str(path), checksum, IMAGENET_MEAN, IMAGENET_STD, lambda: _read(path))
+
+
+def _of_timm(network: str, spec: str) -> Weights:
+    """Weights that timm publishes, by their tag, or a file. DEFAULT is the tag that timm puts first."""
+    name = network.removeprefix(TIMM)
+    configs = timm().models.get_arch_pretrained_cfgs(name)
+    published = {cfg.tag: cfg for cfg in configs.values() if cfg.hf_hub_id and cfg.tag}
+    default = timm().models.get_pretrained_cfg(name)
+    if default is not None and default.hf_hub_id:
+        published = {"DEFAULT": default, **published}
+    if spec not in published:
+        return _file(network, spec, list(published))
+    cfg = published[spec]
+    # The hub has no checksum in its names: its repositories are named by network and tag, and their files stay.
+    return Weights(cfg.hf_hub_id, cfg.hf_hub_id, cfg.mean, cfg.std, lambda: _from_hub(name, cfg))
+
+
+def _from_hub(name: str, cfg: Any) -> State:
+    """timm's weights from the hub's cache, or downloaded there; only a .safetensors file, which holds no code.
+
+    timm itself reads it: it knows how to turn a file of another project into weights of its own network.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    file = str(Path(cfg.hf_hub_filename or "model").with_suffix(".safetensors"))
+    try:
+        path = hf_hub_download(repository, file, revision=revision or None)
+        source = {"file": path, "url": None, "hf_hub_id": None, "source": None, "custom_load": False}
+        with torch.random.fork_rng(devices=[]):  # of the weights that it draws first
+            model = timm().create_model(name, pretrained=True, pretrained_cfg=cfg, pretrained_cfg_overlay=source)
+    except (OSError, HTTPException, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{file} of {cfg.hf_hub_id} could not be had from the Hugging Face hub ({reason}); set model.weights to a "
+            "path, or to null (random)"
+        ) from error
+    return {key: value.float() if value.is_floating_point() else value for key, value in model.state_dict().items()}
 
 
 def _read(path: Path) -> State:
@@ -122,9 +168,7 @@ def _download(enum: WeightsEnum) -> State:
 def _random(network: str, seed: int) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # these two are slow to draw their weights, and warn unless told that they should
-        options = {"init_weights": True} if network in ("googlenet", "inception_v3") else {}
-        return dict(get_model(network, weights=None, **options).state_dict())
+        return dict(make(network).state_dict())
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,104 @@
+"""Networks side by side on the bundled images: a head on cached features, and one block fine-tuned below it.
+
+    python benchmarks/networks.py [--seeds 3] [--epochs 10] [--tuned-epochs 2] [OVERRIDE ...]
+
+Only VGG16's weights are bundled: the others are random here, so that their accuracy says that all of it works, and not
+which network is better; with --download they have the weights that their configs name. Features are computed anew for
+each network. Rates and seconds are the first seed's, of a head's row with the extraction in it.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import results
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tuner.backbones import Backbone
+from tuner.runs import Run, read_result
+from tuner.settings import choose_device
+from tuner.train import CONF, train
+
+NETWORKS = (
+    ["model=vgg16", "model.image_size=32"],
+    ["model=vgg16_bn", "model.image_size=32"],
+    ["model=resnet18", "model.image_size=64"],
+    ["model=efficientnet_b0", "model.image_size=64"],
+    ["model=timm", "model.name=timm/regnetx_002", "model.image_size=64", "model.features=s3", "model.pool=null"],
+)
+HEADER = ["network", "weights", "trained", "image size", "features", "GMACs", "extraction, images/s"]
+HEADER += ["epochs", "test accuracy", "seconds"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--tuned-epochs", type=int, default=2)
+    parser.add_argument("--download", action="store_true", help="pretrained weights for all")
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rows = [HEADER]
+    for network in NETWORKS:  # of sizes for which two cores take minutes
+        given = network if args.download or "model=vgg16" in network else [*network, "model.weights=null"]
+        with tempfile.TemporaryDirectory() as cache:
+            given = [*given, *args.overrides, f"cache_dir={cache}"]
+            below = block_below(given)
+            rows.append(row([*given, f"epochs={args.epochs}"], args.seeds))
+            tuned = [*given, f"model.frozen={below}", f"epochs={args.tuned_epochs}"]
+            rows.append(row(tuned, args.seeds))
+        print(*(" | ".join(row) for row in rows[-2:]), sep="\n", flush=True)
+    note = f"Test accuracy: 1,200 images, mean of {args.seeds} seeds (standard deviation)."
+    results.write("networks", choose_device(composed(args.overrides).device), rows, note)
+
+
+def composed(overrides: list[str]) -> Any:
+    with initialize_config_dir(str(CONF)):
+        return compose("train", [*overrides, "plots=false"])
+
+
+def made(cfg: Any) -> Backbone:
+    options: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    del options["head"]
+    return Backbone(**options, seed=cfg.seed)
+
+
+def block_below(overrides: list[str]) -> str:
+    backbone = made(composed(overrides))
+    names = list(backbone.blocks)
+    return names[names.index(backbone.features) - 1]
+
+
+def row(overrides: list[str], seeds: int) -> list[str]:
+    """What the runs of one network and cut give."""
+    runs = []
+    for seed in range(seeds):
+        cfg = composed([*overrides, f"seed={seed}"])
+        with tempfile.TemporaryDirectory() as folder:
+            train(cfg, Run(Path(folder)), in_sweep=False)
+            runs.append(read_result(Path(folder)))
+    first, backbone, cut = runs[0], made(cfg), cfg.model
+    images = first["n_train"] + first["n_val"] + first["n_test"]
+    accuracies = [run["test_accuracy"] for run in runs]
+    spread = f" ({statistics.stdev(accuracies):.4f})" if seeds > 1 else ""
+    return [
+        cut.name,
+        "random" if cut.weights is None else cut.weights,
+        f"head on {cut.features}" if cut.frozen == cut.features else f"{cut.features} and head, on {cut.frozen}",
+        str(cut.image_size),
+        f"{backbone.feature_size:,}",
+        f"{first['gmacs']:.3f}",
+        f"{images / first['seconds_features']:,.0f}",
+        str(first["epochs"]),
+        f"{statistics.mean(accuracies):.4f}{spread}",
+        f"{first['seconds']:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
