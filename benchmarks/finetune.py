@@ -1,0 +1,145 @@
+"""Blocks trained on cached maps against the same with the frozen network in the loop; what saving memory costs.
+
+    python benchmarks/finetune.py [--images 1000] [--repeats 3] [OVERRIDE ...]
+
+The default trains VGG16's block5 above the cached maps of block4, at 64 pixels. Epochs in turns; the losses of both are
+compared, too, in float32. Memory: the highest of a process that trains all blocks on 128 images of 128 pixels at once.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import results
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tuner import features
+from tuner.backbones import Backbone
+from tuner.blocks import Blocks
+from tuner.data import fmnist_small
+from tuner.fit import fit, onecycle
+from tuner.heads import Head
+from tuner.plan import Plan
+from tuner.settings import choose_device, choose_precision
+from tuner.train import CONF
+
+SAVING = {"as it is": {}, "micro_batch=16": {"micro_batch": 16}, "recompute=true": {"recompute": True}}
+
+
+class InLoop(Blocks):
+    """The trained blocks, with the frozen part before them at each step."""
+
+    def __init__(self, frozen: torch.nn.Module, trained: Blocks):
+        super().__init__(None, trained.blocks, trained.pool)
+        self.below = [frozen]  # no module of ours: it stays in eval mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            x = self.below[0](x)
+        return super().forward(x)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--memory", choices=SAVING, help=argparse.SUPPRESS)
+    args, overrides = parser.parse_known_args()
+    device = choose_device(args.device)
+    given = ["model.features=block5", "model.frozen=block4", "model.pool=null", *overrides]
+    with initialize_config_dir(str(CONF)):
+        model = OmegaConf.to_container(compose("train", given).model, resolve=True)
+    del model["head"]
+    if args.memory:
+        whole = Backbone(**model | {"frozen": None, "image_size": 128})
+        images = fmnist_small.load().pool.images[:128]
+        print(
+            train(whole, whole.trained_part(), images, device, choose_precision("auto", device), **SAVING[args.memory])[
+                0
+            ]
+        )
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+        return
+    compare(Backbone(**model), fmnist_small.load().pool.images[: args.images], device, args.repeats)
+    memory(device, args.repeats)
+
+
+def train(
+    backbone: Backbone, trunk: Blocks, x: torch.Tensor, device: torch.device, precision: torch.dtype, **options: object
+) -> tuple[float, list[float]]:
+    """Seconds of the second epoch, and the training losses of both."""
+    rows, curve = torch.arange(len(x)), []
+    plan = Plan(
+        Head((512,), 0.0, 0),
+        partial(torch.optim.AdamW, lr=1e-4, fused=True),
+        onecycle,
+        0,
+        rows,
+        None,
+        2,
+        128,
+        lambda epoch, metrics: curve.append(metrics),
+        **options,
+    )
+    labels = fmnist_small.load().pool.labels[: len(x)]
+    sizes = {"num_classes": 10, "feature_size": backbone.feature_size, "device": device, "precision": precision}
+    fit([plan], x, labels, trunk=trunk.to(device), **sizes)
+    return curve[1]["seconds"], [metrics["train_loss"] for metrics in curve]
+
+
+def compare(backbone: Backbone, images: torch.Tensor, device: torch.device, repeats: int) -> None:
+    rows = [["precision", "cached maps, s an epoch", "in the loop, s", "times as fast", "largest difference of losses"]]
+    for name in ("fp32", "bf16"):
+        dtype = choose_precision(name, device)
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            maps = (
+                features.bank(images, backbone, cache_dir=Path(folder), device=device, dtype=dtype).clone().to(device)
+            )
+            filling = time.perf_counter() - start
+        losses: dict[str, list[float]] = {}
+
+        def cached(dtype=dtype, maps=maps, losses=losses) -> float:
+            seconds, losses["cached"] = train(backbone, backbone.trained_part(), maps, device, dtype)
+            return seconds
+
+        def in_loop(dtype=dtype, losses=losses) -> float:
+            trunk = InLoop(backbone.frozen_part(dtype).to(device), backbone.trained_part())
+            seconds, losses["loop"] = train(backbone, trunk, images.to(device), device, dtype)
+            return seconds
+
+        seconds = results.turns({"cached": cached, "loop": in_loop}, repeats)
+        apart = max(abs(a - b) for a, b in zip(losses["cached"], losses["loop"], strict=True))
+        columns = [results.spread(seconds[k], ".2f") for k in ("cached", "loop")]
+        rows.append([name, *columns, results.ratio(seconds["loop"], seconds["cached"]), f"{apart:.1g}"])
+    note = f"{backbone.name}, trained behind {backbone.frozen} up to {backbone.features}, {backbone.image_size} px, "
+    note += f"{len(images):,} images; filling the cache takes {filling:.1f} s once (bf16)."
+    results.write("blocks on cached maps", device, rows, note)
+
+
+def memory(device: torch.device, repeats: int) -> None:
+    if device.type != "cpu":
+        return
+    rows = [["", "s a step of 128 images, 128 px", "peak memory, MB"]]
+    for name in SAVING:
+        words = [sys.executable, __file__, "--device", "cpu", "--memory", name]
+        seen = [
+            [float(v) for v in subprocess.run(words, check=True, text=True, capture_output=True).stdout.split()[-2:]]
+            for _ in range(repeats)
+        ]
+        seconds, peaks = zip(*seen, strict=True)
+        rows.append([name, results.spread(seconds, ".1f"), f"{statistics.median(peaks):,.0f}"])
+    results.write("memory of fine-tuning all blocks", device, rows)
+
+
+if __name__ == "__main__":
+    main()
