@@ -34,6 +34,7 @@ MAY_IMPORT = {  # room -> the other rooms that it may import
     "train": {
         "calibration",
         "checkpoint",
+        "data",
         "fit",
         "parts",
         "plan",

@@ -104,7 +104,9 @@ class Inspection:
         if trial is None or not (folder := self.folder_of(trial)):
             return plain
         result = result_of(folder)
-        known = {result.get("val_accuracy"): "validation accuracy", result.get("gmacs"): "billions of multiply-adds"}
+        names = {"gmacs": "billions of multiply-adds", "val_balanced_accuracy": "balanced validation accuracy"}
+        names |= {"val_accuracy": "validation accuracy"}  # the last of equals
+        known = {result.get(key): name for key, name in names.items()}
         return [known.get(value, name) for value, name in zip(trial.values, plain, strict=True)]
 
     @cached_property

@@ -34,6 +34,7 @@ CHECKPOINT = "checkpoint.pt"  # of a run that is going on, or was killed
 RESULTS = (  # of a run in a table; the keys of its config stand beside them
     *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
     *("saved_epoch", "seconds", "device", "trial", "n_train", "n_val", "n_test", "trained_parameters", "gmacs"),
+    *("val_balanced_accuracy", "val_macro_f1", "test_balanced_accuracy", "test_macro_f1", "test_ece_calibrated"),
     "error",
 )
 NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "error"))

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tuner import InputError, calibration
 from tuner.checkpoint import Checkpoint
+from tuner.data import Data
 from tuner.fit import DivergedError
 from tuner.parts import Parts, parts
 from tuner.plan import Metrics, OnEpoch, Plan
@@ -68,6 +69,8 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
         scored.append(Scored("test", data.test, rows, log_p, temperature))
     report(run, scored, data.classes, accuracies, fitted, draw=wanted(cfg.plots, in_sweep))
 
+    measured = measures(scored, data.classes)
+    measured["val_balanced_accuracy"] = fitted.metrics["val_balanced_accuracy"]
     run.finish(
         "complete",
         val_accuracy=val_accuracy,
@@ -75,13 +78,17 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
         train_accuracy=train_accuracy,
         test_accuracy=accuracies.get("test"),
         temperature=temperature,
-        **measures(scored, data.classes),
+        **measured,
         epochs=fitted.epochs,
         saved_epoch=fitted.epoch,
         reported_split=scored[-1].split,
     )
     test = f", test accuracy {accuracies['test']:.4f} ({len(data.test):,} images)" if "test" in accuracies else ""
     log.info("validation accuracy %.4f%s, %.0f s: %s", val_accuracy, test, run.seconds(), run.folder)
+    if uneven(data):
+        named = {"validation": measured["val_balanced_accuracy"], "test": measured["test_balanced_accuracy"]}
+        found = [f"{name} {value:.4f}" for name, value in named.items() if value is not None]
+        log.info("balanced accuracy, each class counting alike: %s", ", ".join(found))
     return (value, run.result["gmacs"]) if cfg.objective == "accuracy_and_cost" else value
 
 
@@ -172,6 +179,16 @@ def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
     made = parts(cfg, shared=in_sweep)
     run.result |= {"device": describe(made.device), "precision": str(made.precision).removeprefix("torch.")}
     data = made.data
+    if uneven(data) and not (in_sweep or cfg.class_weights):
+        counts = torch.bincount(data.pool.labels).tolist()
+        few, many = (f(counts) for f in (min, max))
+        log.info(
+            "classes are uneven, from %d images (%s) to %d: class_weights=balanced gives them the same part, and "
+            "objective=balanced_accuracy judges by it",
+            few,
+            data.classes[counts.index(few)],
+            many,
+        )
     run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
     return made
 
@@ -182,6 +199,12 @@ def about(made: Parts, temperature: float) -> dict[str, Any]:
     shape, weights = list(data.pool.images.shape[1:]), made.backbone.weights.key
     names = {"class_names": data.classes, "input_shape": shape, "fit": data.fit}
     return names | {"temperature": temperature, "weights": weights}
+
+
+def uneven(data: Data) -> bool:
+    """Whether a class has more than twice the images of another."""
+    counts = torch.bincount(data.pool.labels, minlength=len(data.classes))
+    return bool(counts.max() > 2 * counts.min())
 
 
 def features(run: Run, made: Parts, name: str) -> torch.Tensor:
