@@ -106,19 +106,6 @@ def test_a_run_fits_it_on_validation_and_writes_both_errors(trained):
     assert (folder / "plots" / "reliability.png").stat().st_size > 10_000
 
 
-def test_a_searchs_last_run_takes_the_best_trials(command, tmp_path):
-    code, output = command(
-        *("-m", "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=2", "final.seeds=2"),
-        *("data=synthetic", "model=tiny", "epochs=3", "batch_size=32"),
-    )
-    assert code == 0, output
-    results = [json.loads((tmp_path / "multirun/mine" / n / "result.json").read_text()) for n in ("0", "1", "best")]
-    assert results[2]["temperature"] in (results[0]["temperature"], results[1]["temperature"])
-    assert results[2]["temperature"] != 1
-    assert results[2]["test_ece_calibrated"] is not None
-    assert results[0]["test_ece"] is results[2]["val_ece"] is None
-
-
 def test_what_is_said_without_validation_images(command):
     code, output = command("data=synthetic", "model=tiny", "epochs=3", "final.epochs=2", "final.seeds=1")
     assert code == 0, output
