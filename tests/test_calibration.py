@@ -87,14 +87,14 @@ def test_small_cases_of_the_calibration_error(p, labels, error):
 
 
 def test_it_costs_a_trial_nothing():
-    log_p, labels = honest(600, 10)
+    log_p, labels = honest(5000, 10)
     temperature(log_p, labels)
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
         ece(calibrated(log_p, temperature(log_p, labels)), labels)
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.02  # 2 ms; what else the machine does takes its share
+    assert min(seconds) < 0.02  # it takes 2 ms; what else the machine does takes its share
 
 
 def test_a_run_fits_it_on_validation_and_writes_both_errors(trained):
@@ -104,19 +104,6 @@ def test_a_run_fits_it_on_validation_and_writes_both_errors(trained):
     for split in ("val", "test"):
         assert result[f"{split}_ece_calibrated"] < result[f"{split}_ece"]
     assert (folder / "plots" / "reliability.png").stat().st_size > 10_000
-
-
-def test_a_searchs_last_run_takes_the_best_trials(command, tmp_path):
-    code, output = command(
-        *("-m", "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=2", "final.seeds=2"),
-        *("data=synthetic", "model=tiny", "epochs=3", "batch_size=32"),
-    )
-    assert code == 0, output
-    results = [json.loads((tmp_path / "multirun/mine" / n / "result.json").read_text()) for n in ("0", "1", "best")]
-    assert results[2]["temperature"] in (results[0]["temperature"], results[1]["temperature"])
-    assert results[2]["temperature"] != 1
-    assert results[2]["test_ece_calibrated"] is not None
-    assert results[0]["test_ece"] is results[2]["val_ece"] is None
 
 
 def test_what_is_said_without_validation_images(command):

@@ -13,6 +13,8 @@ from sklearn import metrics as sk
 from tuner import evaluate
 from tuner.data import image_file
 
+EXACT = "precision=fp32"  # in bfloat16 sums depend on the size of the batch
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
@@ -23,7 +25,7 @@ def result(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("arguments", [(), ("model.frozen=null", "optimizer.lr=1e-4")])
+@pytest.mark.parametrize("arguments", [(EXACT,), (EXACT, "model.frozen=null", "epochs=1")])
 def test_the_runs_own_test_images(trained, call, arguments):
     run = trained(*arguments)
     code, out, err = call("evaluate", run, "--json")
@@ -32,7 +34,7 @@ def test_the_runs_own_test_images(trained, call, arguments):
     assert "split: test (of the run's own data)" in err
     assert (found["split"], found["images"]) == ("test", 80)
     assert found["accuracy"] == pytest.approx(r["test_accuracy"])
-    assert found["ece_calibrated"] == pytest.approx(r["test_ece_calibrated"], abs=0.01)
+    assert found["ece_calibrated"] == pytest.approx(r["test_ece_calibrated"], abs=1e-4)
     said = pd.read_csv(run / "predictions.csv").query("split == 'test'")
     assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(said.label, said.predicted))
     assert found["macro_f1"] == pytest.approx(sk.f1_score(said.label, said.predicted, average="macro"))
@@ -43,17 +45,17 @@ SPLITS = {"train": 256, "val": 64, "test": 80, "all": 400}
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_splits(trained, call, split):
-    code, out, err = call("evaluate", trained(), "--split", split, "--json")
+    code, out, err = call("evaluate", trained(EXACT), "--split", split, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["images"] == SPLITS[split]
     name = {"train": "train_accuracy", "val": "val_accuracy", "test": "test_accuracy"}.get(split)
-    assert name is None or found["accuracy"] == pytest.approx(result(trained())[name])
+    assert name is None or found["accuracy"] == pytest.approx(result(trained(EXACT))[name])
 
 
 def test_tables_and_pictures_of_other_data(trained, call):
     arguments = ("data.noise=30", "data.size=40", "data.channels=3", "--out", "scores")
-    code, out, err = call("evaluate", trained(), *arguments)
+    code, out, err = call("evaluate", trained(EXACT), *arguments)
     assert code == 0, err
     assert "split: all (of other data than the run's)" in err
     assert "images are brought from [3, 40, 40] to [1, 16, 16], as files would be: fit=stretch" in err
@@ -81,7 +83,7 @@ def csv_file(name, labels):
 
 def test_classes_are_matched_by_name(trained, call):
     some = csv_file("some.csv", ["class3", "class1"] * 6)
-    code, out, err = call("evaluate", trained(), "data=csv", some, "--json")
+    code, out, err = call("evaluate", trained(EXACT), "data=csv", some, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert [(row["class"], row["support"]) for row in found["per_class"]] == [("class1", 6), ("class3", 6)]
@@ -102,7 +104,7 @@ WRONG = [
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
 def test_what_cannot_be_done_is_one_line(trained, call, arguments, message):
     Path("file").write_text("")
-    code, out, err = call("evaluate", trained(), *arguments)
+    code, out, err = call("evaluate", trained(EXACT), *arguments)
     assert (code, out) == (1, "")
     assert message in err
     assert "Traceback" not in err
@@ -111,7 +113,7 @@ def test_what_cannot_be_done_is_one_line(trained, call, arguments, message):
 def test_a_users_own_config(trained, call):
     Path("conf/data").mkdir(parents=True)
     Path("conf/data/mine.yaml").write_text("_target_: tuner.data.synthetic.load\nseed: ${seed}\nn: 100\n")
-    code, out, err = call("evaluate", trained(), "data=mine", "data.n=60", "--config-dir", "conf", "--json")
+    code, out, err = call("evaluate", trained(EXACT), "data=mine", "data.n=60", "--config-dir", "conf", "--json")
     assert code == 0, err
     assert json.loads(out)["images"] == 60
 

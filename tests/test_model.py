@@ -19,8 +19,8 @@ from tuner.model import Layers
 
 CUTS = [
     (),
-    ("model.frozen=block1", "optimizer.lr=1e-4"),
-    ("model.frozen=null", "optimizer.lr=1e-4"),
+    ("model.frozen=block1", "epochs=1", "precision=fp32"),
+    ("model.frozen=null", "epochs=1"),
     ("model.head.depth=0",),
     ("model.head.width=[32,16]",),
     ("precision=fp32", "data.channels=3"),
@@ -45,9 +45,11 @@ def test_it_gives_what_the_run_scored(trained, arguments):
     assert p.dtype == torch.float32
     assert model.input_shape == (channels, 16, 16)
     assert torch.allclose(p.sum(1), torch.ones(80), atol=1e-5)
-    assert [model.classes[i] for i in p.argmax(1)] == list(said.predicted)
-    assert p.amax(1).tolist() == pytest.approx(list(said.confidence), abs=2e-3)
-    assert torch.allclose(model.predict(test.images, batch_size=7), p, atol=2e-3)
+    exact = "precision=fp32" in arguments  # in bfloat16 sums depend on the size of the batch, to three digits
+    others = sum(model.classes[i] != name for i, name in zip(p.argmax(1), said.predicted, strict=True))
+    assert others <= (0 if exact else 1)
+    assert p.amax(1).tolist() == pytest.approx(list(said.confidence), abs=1e-4 if exact else 0.02)
+    assert torch.allclose(model.predict(test.images, batch_size=7), p, atol=1e-5 if exact else 0.02)
 
 
 @pytest.mark.parametrize("widths", [(), (8,), (8, 4), (3, 5, 7)])

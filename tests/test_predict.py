@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -53,7 +52,7 @@ def test_any_size_and_mode(trained, call, arguments):
     assert [row["file"] for row in found] == sorted(f"images/{name}" for name, *_ in SIZES)
     expected = tuner.load(trained(*arguments)).predict([row["file"] for row in found])
     assert [row["class"] for row in found] == [f"class{i}" for i in expected.argmax(1)]
-    assert [float(row["probability"]) for row in found] == pytest.approx(expected.amax(1).tolist(), abs=2e-3)
+    assert [float(row["probability"]) for row in found] == pytest.approx(expected.amax(1).tolist(), abs=0.02)
 
 
 def test_a_table_on_the_terminal(trained, call):
@@ -102,12 +101,12 @@ def test_nothing_but_broken_files(trained, call):
 
 def test_several_runs_are_an_ensemble(trained, call):
     picture("a.png")
-    runs = trained(), trained("seed=1"), trained("data.size=24", "model.frozen=block1", "optimizer.lr=1e-4")
+    runs = trained(), trained("seed=1"), trained("data.size=24")
     code, out, err = call("predict", runs[0], "a.png", "--with", runs[1], "--with", runs[2], "--json", "--top", "4")
     assert code == 0, err
     mean = torch.stack([tuner.load(run).predict("a.png")[0] for run in runs]).mean(0)
     for row in json.loads(out):
-        assert row["probability"] == pytest.approx(float(mean[int(row["class"][5:])]), abs=2e-3)
+        assert row["probability"] == pytest.approx(float(mean[int(row["class"][5:])]), abs=0.02)
 
 
 def test_predictions_come_by_the_batch(trained, monkeypatch):
@@ -158,7 +157,7 @@ def spot(top, left):
     return image
 
 
-@pytest.mark.parametrize("arguments", [(), ("model.frozen=null", "optimizer.lr=1e-4"), RGB])
+@pytest.mark.parametrize("arguments", [(), ("model.frozen=null", "epochs=1"), RGB])
 def test_maps_are_written_for_each_file(trained, call, arguments):
     names = ["x/a.png", "x/y/a.png", "x/photo.jpg"]
     for name in names:
@@ -210,14 +209,21 @@ def test_a_map_of_one_place_is_none(trained):
     assert maps.Explainer(model).method == "Occlusion map"
 
 
-def test_best_of_a_search_predicts_and_is_exported(command, call, tmp_path):
+def test_best_of_a_search_has_its_best_trials_temperature_predicts_and_is_exported(command, call):
     code, output = command(
         *("-m", "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=2", "final.seeds=2"),
         *("data=synthetic", "model=tiny", "epochs=3", "batch_size=32"),
     )
     assert code == 0, output
+    folder = Path("multirun/mine")
+    results = [json.loads((folder / name / "result.json").read_text()) for name in ("0", "1", "best")]
+    assert results[2]["temperature"] in (results[0]["temperature"], results[1]["temperature"])
+    assert results[2]["temperature"] != 1
+    assert results[2]["test_ece_calibrated"] is not None
+    assert results[0]["test_ece"] is results[2]["val_ece"] is None
+
     picture("a.png")
-    best = Path("multirun/mine/best")
+    best = folder / "best"
     code, out, err = call("predict", best, "a.png", "--with", best / "model-1.safetensors", "--json")
     assert code == 0, err
     assert [row["file"] for row in json.loads(out)] == ["a.png"]
@@ -230,4 +236,3 @@ def test_best_of_a_search_predicts_and_is_exported(command, call, tmp_path):
     code, out, err = call("predict", best.parent, "a.png")
     assert code == 1
     assert "is a sweep, not a run; its retrained best is multirun/mine/best" in err
-    shutil.rmtree(best)

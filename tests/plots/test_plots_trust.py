@@ -15,8 +15,7 @@ def log_p(n, classes=4):
     return torch.log_softmax(3 * torch.randn(n, classes, generator=generator), 1)
 
 
-@pytest.mark.parametrize("split", ["validation", "test", "all"])
-@pytest.mark.parametrize(("n", "temperature"), [(400, 2.0), (1, 0.5), (0, 1.0)])
+@pytest.mark.parametrize(("split", "n", "temperature"), [("validation", 400, 2.0), ("test", 1, 0.5), ("all", 0, 1.0)])
 def test_reliability(tmp_path, monkeypatch, split, n, temperature):
     labels = torch.arange(n) % 4
     before, after = (bins(p, labels) for p in (log_p(n), calibrated(log_p(n), temperature)))
