@@ -35,7 +35,7 @@ def test_it_composes(file):
     assert Head(widths(head["width"], head["depth"]), head["dropout"], seed=0)
     assert build("optimizer", task)([torch.nn.Parameter(torch.zeros(1))])
     assert 0 < build("scheduler", task)(0.0) <= 1
-    assert build("augment", task).mixes == (file.name == "mix")
+    assert build("augment", task).mixes == (file.name in ("mix", "finetune_all"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=map(str, FILES))
