@@ -463,7 +463,7 @@ def test_listing(monkeypatch, capsys, cache):
         f"{cache['large'].name}   394 kB  used 40.0 days ago  vgg16 block1 pool=None 32 px BF16, 12 images",
         f"{cache['small'].name}     7 kB  used 0.0 days ago  vgg16 block2 pool=2 32 px F32, 3 images",
         ".bank.safetensors.17.partial   394 kB  used 0.0 days ago  unfinished",
-        f"795 kB used in {cache['small'].parent}",
+        f"795 kB used in {cache['small'].parent.parent}",
     ]
     assert all(path.exists() for path in cache.values())
 
@@ -485,7 +485,7 @@ def test_pruning_deletes_what_was_not_used_for_so_long(monkeypatch, capsys, cach
     assert {name for name, path in cache.items() if path.exists()} == stay
     gone = {path.name for name, path in cache.items() if name not in stay}
     assert {line.split()[1] for line in lines if line.startswith("deleted ")} == gone
-    assert lines[-1].endswith(f"{'freed' if '--prune' in args else 'used'} in {cache['small'].parent}")
+    assert lines[-1].endswith(f"{'freed' if '--prune' in args else 'used'} in {cache['small'].parent.parent}")
 
 
 def test_the_command_looks_where_runs_do(tmp_path, cache):
@@ -498,4 +498,4 @@ def test_the_command_looks_where_runs_do(tmp_path, cache):
 
 
 def test_an_empty_cache_is_listed(monkeypatch, capsys, tmp_path):
-    assert command(monkeypatch, capsys, {"small": tmp_path / "no" / "file"}) == [f"0 B used in {tmp_path / 'banks'}"]
+    assert command(monkeypatch, capsys, {"small": tmp_path / "no" / "file"}) == [f"0 B used in {tmp_path}"]

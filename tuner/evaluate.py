@@ -93,8 +93,8 @@ def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor
         inner = size if scale is None else [max(1, round(side * scale)) for side in x.shape[2:]]
         x = F.interpolate(x, inner, mode="bilinear", antialias=True)
         missing = [(wanted - side) for wanted, side in zip(size, inner, strict=True)]  # below 0: cut off
-        top, left = (round(m / 2) for m in missing)
-        x = F.pad(x, [left, missing[1] - left, top, missing[0] - top], value=255.0)
+        top, left = (m // 2 for m in missing)
+        x = F.pad(x, [left, missing[1] - left, top, missing[0] - top], value=0.0)
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -111,7 +111,7 @@ def scored(one: Model, data: Data, split: str) -> list[Scored]:
                 images = shaped(samples.images[batch], one.input_shape, one.fit)
                 log_p.append(one.log_p(images.to(one.device)).cpu())
                 bar.update(len(batch))
-            ours = Samples(samples.images, numbers[samples.labels])
+            ours = Samples(samples.images, numbers[samples.labels], names=samples.names)
             found.append(Scored(name, ours, rows, torch.cat(log_p), one.temperature))
     return found
 

@@ -4,7 +4,7 @@ A bank is one safetensors file, CACHE/banks/KEY.safetensors, with a tensor `feat
 that decides its content: weights, cut, pooling, preprocessing, precision, device type, library version, and the images.
 It is written under a temporary name, with a checksum, by one process at a time, and is memory-mapped to be read.
 
-    python -m tuner.features                      # list the banks: where they lie, how big they are, what they hold
+    python -m tuner.features                      # list them, and decoded images: size, last use, what they hold
     python -m tuner.features --prune --days 30    # delete those that no run has used for 30 days
 """
 
@@ -14,43 +14,53 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
 
 import torch
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from tqdm import tqdm
 
-from tuner import InputError
+from tuner import stored
 from tuner.augment import Augment
 from tuner.augment import views as views_of
 from tuner.backbones import Backbone
-from tuner.files import replacing
+from tuner.data import digests as digests_of
+from tuner.stored import text
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same key would come to mean other numbers
+FORMAT = 2  # raise it when the same key would come to mean other numbers
 _open: WeakValueDictionary[tuple[Path, torch.device], torch.Tensor] = WeakValueDictionary()
+BANK = stored.Kind("the feature bank", "the features", "computing", "computed", "set model.pool")
+CONTENT = {  # folder of the cache -> what a file in it holds, by its key
+    "banks": "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images",
+    "images": "{shape} {fit}, {count:,} files of {root}",
+}
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # safetensors' names
 
 
 def bank(
-    images: torch.Tensor, backbone: Backbone, *, cache_dir: Path, device: torch.device, dtype: torch.dtype
+    images: torch.Tensor,
+    backbone: Backbone,
+    *,
+    cache_dir: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    digests: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The frozen features of `images`, from the cache, or computed and cached now.
 
-    images: uint8 [N, C, H, W].   returns: `dtype` [N, *backbone.cached_shape], memory-mapped from the cache file.
+    images: uint8 [N, C, H, W].   digests: theirs, where they are known (Samples.digests).
+    returns: `dtype` [N, *backbone.cached_shape], memory-mapped from the cache file.
     Where the file is there and whole, the network doesn't run, its weights are not read, and `cache_dir` may be
     read-only. A damaged file is replaced, with a warning. Of several processes that want the same bank, one computes it
     and the others wait. Raises InputError where `cache_dir` must be written and can't be, or has no room.
     """
-    return _bank(*_key(images, backbone, cache_dir, device, dtype), images, backbone, device, dtype)
+    return _bank(*_key(images, digests, backbone, cache_dir, device, dtype), images, backbone, device, dtype)
 
 
 def resident(
@@ -62,12 +72,13 @@ def resident(
     dtype: torch.dtype,
     augment: Augment | None = None,
     views: int = 1,
+    digests: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The same as bank(), on the device where it has room; one tensor for all who ask while any of them holds it.
 
     views: of each image, in neighbouring rows, see tuner.augment.views.
     """
-    path, key = _key(images, backbone, cache_dir, device, dtype)
+    path, key = _key(images, digests, backbone, cache_dir, device, dtype)
     if augment and views > 1:
         path, key = _named(cache_dir, key | {"views": views, "augment": repr(augment), "count": len(images) * views})
     else:
@@ -85,7 +96,7 @@ def on_device(features: torch.Tensor, device: torch.device) -> torch.Tensor:
         return features
     free, _ = torch.cuda.mem_get_info(device)
     if features.nbytes > free / 2:
-        sizes = _size(features.nbytes), _size(free)
+        sizes = text(features.nbytes), text(free)
         log.info(
             "the features or images, %s, take more than half of the %s free on the GPU: sent there by the batch", *sizes
         )
@@ -94,7 +105,12 @@ def on_device(features: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _key(
-    images: torch.Tensor, backbone: Backbone, cache_dir: Path, device: torch.device, dtype: torch.dtype
+    images: torch.Tensor,
+    digests: torch.Tensor | None,
+    backbone: Backbone,
+    cache_dir: Path,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Path, dict[str, Any]]:
     """A bank's file, and all that decides its content."""
     key = {
@@ -103,7 +119,7 @@ def _key(
         "dtype": DTYPES[dtype],
         "device": device.type,
         "torch": torch.__version__.split("+")[0],
-        "images": _hash_images(images),
+        "images": _hash_images(images, digests_of(images) if digests is None else digests),
         "count": len(images),
     }
     return _named(cache_dir, key)
@@ -124,67 +140,43 @@ def _bank(
     augment: Augment | None = None,
 ) -> torch.Tensor:
     shape = (key["count"], *backbone.cached_shape)
-    features = _read(path, shape, dtype, logging.DEBUG)  # without the lock: a bank comes into being whole
-    if features is None:
-        with _locked(path):
-            features = _read(path, shape, dtype, logging.WARNING)  # another process may have been first
-            if features is None:
-                _build(path, key, images, backbone, shape, device, dtype, augment)
-                features = _read(path, shape, dtype, logging.WARNING)
-    else:
-        log.info("features of %s images: cached in %s (%s)", f"{shape[0]:,}", path, _size(features.nbytes))
-        with suppress(OSError):
-            os.utime(path)  # the time of last use, for --prune
-    if features is None:
-        raise OSError(f"{path} is damaged though it was just written: check the disk, or set cache_dir to another one")
-    return features
+
+    def write(file: BinaryIO) -> None:
+        digest = hashlib.sha256()
+        file.write(_header(key, shape, dtype, "0" * 64))
+        n = key.get("views", 1)
+        seen = views_of(images, augment, n, seed=0) if augment else None
+        for batch in extract(images, backbone, device=device, dtype=dtype, views=seen, n=n):
+            content = batch.flatten().view(torch.uint8).numpy().data
+            digest.update(content)
+            file.write(content)
+        file.seek(0)
+        file.write(_header(key, shape, dtype, digest.hexdigest()))
+
+    return stored.obtain(
+        path,
+        BANK,
+        lambda path: _read(path, shape, dtype),
+        write,
+        what=f"features of {shape[0]:,} images",
+        count=shape[0],
+        size=math.prod(shape) * dtype.itemsize,
+    )
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a bank's lock, so that one process builds it while the others wait. The system frees it should we die."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("another process is computing %s: waiting for it", path)
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:  # older versions of filelock: no locks on this file system
-        raise _unwritable(path.parent, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _unwritable(folder: Path, error: OSError | NotImplementedError) -> InputError:
-    reason = getattr(error, "strerror", None) or error
-    return InputError(f"the cache folder {folder} cannot be written ({reason}); set cache_dir=FOLDER")
-
-
-def _hash_images(images: torch.Tensor) -> str:
+def _hash_images(images: torch.Tensor, digests: torch.Tensor) -> str:
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    for chunk in images.split(4096):
-        digest.update(chunk.contiguous().numpy())
+    digest.update(digests.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype, level: int) -> torch.Tensor | None:
-    """A bank's features, memory-mapped; None where there is no such file, or it is damaged, which is logged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            features = file.get_tensor("features")
-            checksum = file.metadata()["sha256"]
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
-        log.log(level, "the feature bank %s is damaged (%s): computing it again", path, error)
-        return None
+def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A bank's features, memory-mapped. Raises ValueError, among others, where it is damaged."""
+    with safe_open(path, framework="pt") as file:
+        features = file.get_tensor("features")
+        checksum = file.metadata()["sha256"]
     if tuple(features.shape) != shape or features.dtype != dtype or _checksum(features) != checksum:
-        log.log(level, "the feature bank %s is damaged (its checksum is wrong): computing it again", path)
-        return None
+        raise ValueError("its checksum is wrong")
     return features
 
 
@@ -195,54 +187,8 @@ def _checksum(features: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _build(
-    path: Path,
-    key: dict[str, Any],
-    images: torch.Tensor,
-    backbone: Backbone,
-    shape: tuple[int, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    augment: Augment | None,
-) -> None:
-    size = math.prod(shape) * dtype.itemsize
-    start = time.perf_counter()
-    digest = hashlib.sha256()
-    try:
-        for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed: we hold the lock, none works
-            left.unlink()
-        free = shutil.disk_usage(path.parent).free
-        if free < size:
-            raise InputError(
-                f"the features need {_size(size)} and {path.parent} has {_size(free)} free; set cache_dir to a larger "
-                "disk, set model.pool, or free some with `python -m tuner.features --prune`"
-            )
-        log.info("features of %s images: computing them into %s (%s)", f"{shape[0]:,}", path, _size(size))
-        with replacing(path) as file:
-            file.write(_header(key, shape, dtype, "0" * 64))
-            n = key.get("views", 1)
-            seen = views_of(images, augment, n, seed=0) if augment else None
-            for batch in extract(images, backbone, device=device, dtype=dtype, views=seen, n=n):
-                content = batch.flatten().view(torch.uint8).numpy().data
-                digest.update(content)
-                file.write(content)
-            file.seek(0)
-            file.write(_header(key, shape, dtype, digest.hexdigest()))
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
-    seconds = time.perf_counter() - start
-    log.info("features computed in %.0f s (%.0f images/s)", seconds, shape[0] / seconds)
-
-
 def _header(key: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, checksum: str) -> bytes:
-    """https://github.com/huggingface/safetensors#format: the length of a JSON text, 8 bytes, and that text."""
-    header = {
-        "__metadata__": {"sha256": checksum, "key": json.dumps(key)},
-        "features": {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, math.prod(shape) * dtype.itemsize]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return stored.header({"sha256": checksum, "key": json.dumps(key)}, {"features": (DTYPES[dtype], shape)})
 
 
 def extract(
@@ -300,33 +246,26 @@ def batch_size(image_size: int, device: torch.device) -> int:
     return max(1, at_64 * 64**2 // image_size**2)
 
 
-def _size(n: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}"
-        n /= 1000
-    return f"{n:.1f} GB"
-
-
 def banks(cache_dir: Path) -> Iterator[tuple[Path, str]]:
-    """The bank files of a cache and what each holds, the longest unused first."""
-    paths = [*(cache_dir / "banks").glob("*.safetensors"), *(cache_dir / "banks").glob(".*.partial")]
-    for path in sorted(paths, key=lambda p: p.stat().st_mtime):
+    """The stored features and images of a cache, and what each file holds, the longest unused first."""
+    paths = [(path, what) for folder, what in CONTENT.items() for path in stored.files(cache_dir, folder)]
+    for path, what in sorted(paths, key=lambda pair: pair[0].stat().st_mtime):
         try:
             with safe_open(path, framework="pt") as file:
-                key = json.loads(file.metadata()["key"])
-            what = "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images".format(**key)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+                what = what.format(**json.loads(file.metadata()["key"]))
+        except stored.UNREADABLE:
             what = "damaged"
         yield path, "unfinished" if path.suffix == ".partial" else what
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m tuner.features", description="List the feature banks, or delete some.")
+    parser = argparse.ArgumentParser(
+        "python -m tuner.features", description="List the cached features and images, or delete some."
+    )
     parser.add_argument(
         "--cache-dir", default=os.environ.get("TUNER_CACHE", "~/.cache/tuner"), help="default %(default)s"
     )
-    parser.add_argument("--prune", action="store_true", help="delete banks instead of listing them")
+    parser.add_argument("--prune", action="store_true", help="delete files instead of listing them")
     parser.add_argument("--days", type=float, default=0, help="only those not used for so many days")
     args = parser.parse_args()
     cache_dir, total = Path(args.cache_dir).expanduser(), 0
@@ -336,9 +275,9 @@ def main() -> None:
             continue  # an unfinished file that is younger than a day may be at work
         if args.prune:
             path.unlink(missing_ok=True)
-        print(f"{'deleted ' if args.prune else ''}{path.name}  {_size(size):>7}  used {unused:.1f} days ago  {what}")
+        print(f"{'deleted ' if args.prune else ''}{path.name}  {text(size):>7}  used {unused:.1f} days ago  {what}")
         total += size
-    print(f"{_size(total)} {'freed' if args.prune else 'used'} in {cache_dir / 'banks'}")
+    print(f"{text(total)} {'freed' if args.prune else 'used'} in {cache_dir}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _common(a: Path, b: Path) -> pd.DataFrame | None:
         if not (folder / "predictions.csv").exists():
             log.info("%s has no predictions.csv: it is unfinished, or of an older version", folder)
             return None
-        types: Any = {"split": str, "image": int, "label": str, "predicted": str}
+        types: Any = {"split": str, "image": str, "label": str, "predicted": str}
         try:
             table = pd.read_csv(folder / "predictions.csv", usecols=list(types), dtype=types, keep_default_na=False)
             if table.duplicated(["split", "image"]).any():

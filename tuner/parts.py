@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tuner import InputError
 from tuner.augment import Augment
 from tuner.backbones import Backbone
-from tuner.data import Data
+from tuner.data import Data, Samples
 from tuner.features import on_device, resident
 from tuner.settings import build, cache_dir, called, choose_device, choose_precision
 
@@ -42,11 +42,11 @@ class Parts:
 
     @cached_property
     def x(self) -> torch.Tensor:
-        return self._inputs(self.data.pool.images, self.views)
+        return self._inputs(self.data.pool, self.views)
 
     @cached_property
     def x_test(self) -> torch.Tensor:
-        return self._inputs(self.data.test.images, self.test_views)
+        return self._inputs(self.data.test, self.test_views)
 
     def head_alone(self) -> "Parts":
         """The same, where all blocks are frozen."""
@@ -54,17 +54,18 @@ class Parts:
         backbone.frozen = backbone.features
         return replace(self, backbone=backbone)
 
-    def _inputs(self, images: torch.Tensor, views: int) -> torch.Tensor:
+    def _inputs(self, samples: Samples, views: int) -> torch.Tensor:
         if self.backbone.frozen is None:
-            return on_device(images, self.device)
+            return on_device(samples.images, self.device)
         return resident(
-            images,
+            samples.images,
             self.backbone,
             cache_dir=self.cache,
             device=self.device,
             dtype=self.precision,
             augment=self.augment,
             views=views,
+            digests=samples.digests,
         )
 
 

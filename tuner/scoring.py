@@ -40,8 +40,12 @@ class Scored:
         return self.labels, self.log_p.argmax(1), self.calibrated.amax(1).exp()
 
     def table(self, classes: Sequence[str]) -> list[list[Any]]:
+        names = self.samples.names
         columns = zip(self.rows.tolist(), *(answer.tolist() for answer in self.answers()), strict=True)
-        return [[self.split, row, classes[true], classes[said], f"{p:.4f}"] for row, true, said, p in columns]
+        return [
+            [self.split, names[row] if names else row, classes[true], classes[said], f"{p:.4f}"]
+            for row, true, said, p in columns
+        ]
 
 
 def measures(scored: Sequence[Scored], classes: Sequence[str]) -> dict[str, float | None]:

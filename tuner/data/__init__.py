@@ -1,8 +1,10 @@
-"""A data set in memory: uint8 images, int64 labels, class names, and seeded, stratified, disjoint splits."""
+"""A data set: uint8 images, int64 labels, class names, and seeded, stratified, disjoint splits."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -17,15 +19,33 @@ TEST_SEED = 20170825  # of hold_out: any number would do, but another one would 
 class Samples:
     """Labelled images.
 
-    images: uint8 [N, C, H, W], C = 1 (grayscale) or 3 (RGB).
+    images: uint8 [N, C, H, W], C = 1 (grayscale) or 3 (RGB), in memory or memory-mapped.
     labels: int64 [N], each in 0 .. number of classes - 1.
+    known: the images' digests, where they were stored with them.
+    names: of their files, where they come from files.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    known: torch.Tensor | None = None
+    names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def digests(self) -> torch.Tensor:
+        """What tells images apart, int64 [N]."""
+        return digests(self.images) if self.known is None else self.known
+
+
+def digests(images: torch.Tensor) -> torch.Tensor:
+    """The first 64 bits of each image's SHA-256, int64 [N]. images: uint8 [N, C, H, W].
+
+    Among a million different images two would have the same with a probability of 3e-8.
+    """
+    found = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in images.numpy())
+    return torch.frombuffer(bytearray(found), dtype=torch.int64) if found else torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,7 @@ class Data:
     pool: the images that may be learnt from or chosen by.   test: read once, at the end, for the chosen model.
     train, val: int64, rows of pool, disjoint, together all of it.
     test_duplicates: how many test images have an exact copy in pool.
-    fit: how another image gets the shape of these, one of `image_file.FITS`.
+    fit: how images of another shape were, and in prediction will be, brought to the images' own: crop, pad or stretch.
     """
 
     pool: Samples
@@ -50,7 +70,9 @@ class Data:
     fit: str = "stretch"
 
 
-def split(pool: Samples, test: Samples, classes: Sequence[str], *, val_share: float, seed: int) -> Data:
+def split(
+    pool: Samples, test: Samples, classes: Sequence[str], *, val_share: float, seed: int, fit: str = "stretch"
+) -> Data:
     """Draw the validation images out of the pool: of each class `val_share`, at least one and never all.
 
     val_share: the share of the pool, above 0 and below 1.
@@ -58,12 +80,19 @@ def split(pool: Samples, test: Samples, classes: Sequence[str], *, val_share: fl
     Raises InputError where a share, a class or the number of classes cannot be split.
     """
     _check_share("val_share", val_share)
-    _check_classes(pool.labels, classes, parts=("training", "validation"))
+    check_classes(pool.labels, classes, parts=("training", "validation"))
     train, val = _draw(pool.labels, val_share, leave=1, seed=seed)
-    duplicates = _count_copies(test.images, pool.images)
+    return joined(pool, test, train, val, classes, fit)
+
+
+def joined(
+    pool: Samples, test: Samples, train: torch.Tensor, val: torch.Tensor, classes: Sequence[str], fit: str = "stretch"
+) -> Data:
+    """A data set of these splits, as Data has them; copies of test images are counted and reported."""
+    duplicates = int(torch.isin(test.digests, pool.digests).sum())
     if duplicates:
         log.info("%d of %d test images have an exact copy in training or validation", duplicates, len(test))
-    return Data(pool, test, train, val, tuple(classes), duplicates)
+    return Data(pool, test, train, val, tuple(classes), duplicates, fit)
 
 
 def hold_out(samples: Samples, classes: Sequence[str], *, test_share: float) -> tuple[Samples, Samples]:
@@ -73,10 +102,15 @@ def hold_out(samples: Samples, classes: Sequence[str], *, test_share: float) -> 
     test_share: the share of each class, above 0 and below 1; at least one image, and at least two are left to the pool.
     Raises InputError where the share, a class or the number of classes cannot be split.
     """
-    _check_share("test_share", test_share)
-    _check_classes(samples.labels, classes, parts=("training", "validation", "test"))
-    pool, test = _draw(samples.labels, test_share, leave=2, seed=TEST_SEED)
+    pool, test = held_out(samples.labels, classes, test_share=test_share)
     return Samples(samples.images[pool], samples.labels[pool]), Samples(samples.images[test], samples.labels[test])
+
+
+def held_out(labels: torch.Tensor, classes: Sequence[str], *, test_share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows that hold_out() gives to pool and to test, int64, each ascending."""
+    _check_share("test_share", test_share)
+    check_classes(labels, classes, parts=("training", "validation", "test"))
+    return _draw(labels, test_share, leave=2, seed=TEST_SEED)
 
 
 def _check_share(name: str, share: float) -> None:
@@ -84,7 +118,8 @@ def _check_share(name: str, share: float) -> None:
         raise InputError(f"data.{name} must lie above 0 and below 1, got {share!r}: 0.2 is usual")
 
 
-def _check_classes(labels: torch.Tensor, classes: Sequence[str], parts: Sequence[str]) -> None:
+def check_classes(labels: torch.Tensor, classes: Sequence[str], parts: Sequence[str]) -> None:
+    """Raises InputError for one class only, and for a class that has no image for each of these parts (two or more)."""
     if len(classes) < 2:
         raise InputError(f"one class only ({', '.join(classes) or 'none'}): give images of at least two classes")
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
@@ -105,9 +140,3 @@ def _draw(labels: torch.Tensor, share: float, *, leave: int, seed: int) -> tuple
         count = min(max(1, round(share * len(rows))), len(rows) - leave)
         drawn[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
     return (~drawn).nonzero().flatten(), drawn.nonzero().flatten()
-
-
-def _count_copies(images: torch.Tensor, among: torch.Tensor) -> int:
-    # 64-bit hashes instead of the images' bytes: a set of 8 bytes an image, also where `among` is memory-mapped
-    known = {hash(image.tobytes()) for image in among.numpy()}
-    return sum(hash(image.tobytes()) in known for image in images.numpy())
