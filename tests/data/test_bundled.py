@@ -78,7 +78,8 @@ def test_synthetic_refuses_nothing(name):
     ],
 )
 def test_configurations(name, changes, sizes):
-    config = OmegaConf.create({"seed": 3, "data": OmegaConf.load(CONF / f"{name}.yaml")})
+    above = {"seed": 3, "model": {"image_size": 64}, "cache_dir": "cache"}  # what options refer to
+    config = OmegaConf.create(above | {"data": OmegaConf.load(CONF / f"{name}.yaml")})
     config.data.update(changes)
     data = hydra.utils.instantiate(config.data, _execution_whitelist_=["tuner.*"])
     assert isinstance(data, Data)

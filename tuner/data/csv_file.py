@@ -1,17 +1,16 @@
-"""Images from a CSV file: one column of labels, every other column a pixel from 0 to 255."""
+"""Images from a CSV file: one column of labels, every other column a pixel from 0 to 255, or one with image files."""
 
 import logging
 import math
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tuner import InputError
-from tuner.data import Data, Samples, hold_out, split
-from tuner.data.csv_table import NUMBER, Layout, data_rows, layout, read, shortened
+from tuner.data import Data, Samples, csv_images, csv_labels, hold_out, image_array, split
+from tuner.data.csv_table import Layout, layout, read, shortened
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +25,11 @@ def load(
     width: int | None = None,
     channels: int | None = None,
     header: bool = True,
+    image: str | int | None = None,
+    size: int = 224,
+    fit: str = "crop",
+    skip_broken: bool = False,
+    cache_dir: str | Path = "~/.cache/tuner",
     val_share: float = 0.125,
     test_share: float = 0.2,
     seed: int = 0,
@@ -39,14 +43,27 @@ def load(
         0. Without `classes` they are the labels found, sorted; whole numbers by their value.
     height, width, channels: of an image, in pixels; without them it is a square, gray or else RGB.
     header: whether the first line names the columns.
+    image: the column of image files, named as `label` is; absolute, or seen from the CSV file's folder. Without it the
+        only column beside the label, if it holds no numbers. Then other columns are ignored, and the images become RGB
+        squares: size, fit, skip_broken, cache_dir are as tuner.data.image_folder.load has them.
     val_share: the share of the images that are not test which `seed` draws for validation.
     Raises InputError, which names the file and the line (the header is line 1), where a file is not as said here.
     """
     table = layout(path, label, header)
+    column = csv_images.column_of(table, image)
+    if column is not None:
+        if height or width or channels:
+            raise InputError("data.height, width and channels are of pixel columns; files become squares of data.size")
+        test_table = None if test_path is None else layout(test_path, label, header)
+        pool, held, names = csv_images.parts(table, test_table, column, classes, test_share)
+        (samples, _), (test, _) = image_array.load(
+            [pool, held], size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken
+        )
+        return split(samples, test, names, val_share=val_share, seed=seed, fit=fit)
     shape = _shape(table, height, width, channels)
     texts, images = _read(table, shape)
-    names = _found(table, texts) if classes is None else _given(classes)
-    samples = Samples(images, _encode(table, texts, names, by_place=classes is not None))
+    names = csv_labels.found(table, texts) if classes is None else csv_labels.given(classes)
+    samples = Samples(images, csv_labels.encode(table, texts, names, by_place=classes is not None))
     if test_path is None:
         return split(*hold_out(samples, names, test_share=test_share), names, val_share=val_share, seed=seed)
 
@@ -57,7 +74,7 @@ def load(
             "data.test_path must have the columns of data.path"
         )
     texts, images = _read(test_table, shape)
-    test = Samples(images, _encode(test_table, texts, names, by_place=classes is not None))
+    test = Samples(images, csv_labels.encode(test_table, texts, names, by_place=classes is not None))
     return split(samples, test, names, val_share=val_share, seed=seed)
 
 
@@ -92,61 +109,6 @@ def _shape(table: Layout, height: int | None, width: int | None, channels: int |
         )
     raise InputError(
         f"{table.name} has {n} pixel columns, no square image of {channels or '1 or 3'} channels: set data.height and "
-        f"data.width, or remove a column that is no pixel; the columns are {shortened(table.columns)}"
+        f"data.width, remove a column that is no pixel, or set data.image to the column of image files; the columns are "
+        f"{shortened(table.columns)}"
     )
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
-def _given(classes: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(str(name) for name in classes)
-    if isinstance(classes, str) or not names or len(set(names)) < len(names):
-        raise InputError(f"data.classes must be a list of different names, such as [cat,dog], got {classes!r}")
-    return names
-
-
-def _found(table: Layout, texts: Sequence[str]) -> tuple[str, ...]:
-    labels = set(texts)
-    if not all(NUMBER.fullmatch(text) for text in labels):
-        return tuple(sorted(labels))
-    fractional = {text for text in labels if not _whole(text).lstrip("-").isdigit()}
-    if fractional:
-        raise InputError(
-            f"label {_first(table, fractional)} is fractional; labels are text or whole numbers: is data.label the "
-            "right column?"
-        )
-    return tuple(sorted({_whole(text) for text in labels}, key=int))
-
-
-def _encode(table: Layout, texts: Sequence[str], names: Sequence[str], *, by_place: bool) -> torch.Tensor:
-    """The labels as places in `names`, int64 [N].
-
-    by_place: whether a label may be such a place itself; it never may where a name is a number.
-    """
-    places = {name: i for i, name in enumerate(names)}
-    by_place = by_place and not any(NUMBER.fullmatch(name) for name in names)
-    if by_place:
-        places |= {str(i): i for i in range(len(names))}
-    places |= {text: places[_whole(text)] for text in set(texts) - places.keys() if _whole(text) in places}
-    unknown = set(texts) - places.keys()
-    if unknown:
-        rule = f"a number from 0 to {len(names) - 1} or one of" if by_place else "one of"
-        raise InputError(
-            f"label {_first(table, unknown)} is no class; it must be {rule} {shortened(names, 10)}: correct it, or set "
-            "data.classes to the names of all classes"
-        )
-    return torch.tensor([places[text] for text in texts], dtype=torch.int64)
-
-
-def _first(table: Layout, labels: set[str]) -> str:
-    """Where the first of these labels stands."""
-    cells = ((line, cells[table.label].strip()) for line, cells in data_rows(table))
-    return next(f"{text} in line {line} of {table.name}" for line, text in cells if text in labels)
-
-
-def _whole(text: str) -> str:
-    """A whole number as plain digits ("3.0", "+3" and "03" are "3"); any other text as it is."""
-    if not NUMBER.fullmatch(text) or Decimal(text) != Decimal(text).to_integral_value():
-        return text
-    return str(int(Decimal(text)))
