@@ -54,7 +54,7 @@ def test_other_columns_are_ignored_where_the_column_is_named(photos, image):
         assert len(load(path, photos, image=image).pool) > 0
     else:
         with pytest.raises(
-            InputError, match="set data.image to the column of image files; the columns are 'label', 'file', 'width'"
+            InputError, match=r"set data\.image to the column of image files; the columns are 'label', 'file', 'width'"
         ):
             load(path, photos)
 

@@ -109,6 +109,6 @@ def _shape(table: Layout, height: int | None, width: int | None, channels: int |
         )
     raise InputError(
         f"{table.name} has {n} pixel columns, no square image of {channels or '1 or 3'} channels: set data.height and "
-        f"data.width, remove a column that is no pixel, or set data.image to the column of image files; the columns are "
+        "data.width, remove a column that is no pixel, or set data.image to the column of image files; the columns are "
         f"{shortened(table.columns)}"
     )
