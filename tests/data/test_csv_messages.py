@@ -195,8 +195,8 @@ def changed(line, text):
             "label,p1,p2\n0,1,2\n",
             {},
             "data.csv has 2 pixel columns, no square image of 1 or 3 channels: set data.height and data.width, "
-            "remove a column that is no pixel, or set data.image to the column of image files; the columns are 'label', "
-            "'p1', 'p2'",
+            "remove a column that is no pixel, or set data.image to the column of image files; the columns are "
+            "'label', 'p1', 'p2'",
             id="no square",
         ),
         pytest.param(
