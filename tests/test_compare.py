@@ -528,7 +528,8 @@ def test_the_command_ends_quietly_when_its_reader_does_and_tells_mistakes_in_a_l
     def run(line):
         return subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=120)
 
-    done = run(f"{command} --csv | head -1")
+    done = run(f"{command} --csv | head -1; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 141  # as of SIGPIPE
     assert done.stdout == "folder,status,val_accuracy,epochs,seconds,a\n"
     assert done.stderr == ""
     done = run(f"{command} --where lr=1")

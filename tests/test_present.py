@@ -1,6 +1,7 @@
 """Tables on the terminal, and pages in a real browser."""
 
 import re
+import signal
 import sys
 from datetime import datetime
 from html.parser import HTMLParser
@@ -30,6 +31,12 @@ def page(monkeypatch):
         return Path(out).absolute() / "compare.html"
 
     return write
+
+
+def test_a_command_leaves_the_signals_of_the_process_as_they_were(call):
+    before = signal.getsignal(signal.SIGPIPE)  # its default action would end the process at any pipe or socket
+    assert call("compare", "nowhere")[0] == 1
+    assert signal.getsignal(signal.SIGPIPE) is before
 
 
 # Values

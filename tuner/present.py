@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.text import Text
 from tuner import InputError
 from tuner.files import replacing
 
+CLOSED = 128 + 13  # the exit code of a command whose reader has gone, as a shell gives it of SIGPIPE
 LEGIBLE = 10  # characters in which a longer text can be folded
 TO_FOUR_PLACES = ("accuracy", "loss", "probability", "precision", "f1")  # what a column's name says of its numbers
 STYLE = """
@@ -51,10 +51,12 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
 def command(main: Callable[[], None]) -> None:
     """Run a command that reads: its log and its mistakes go to standard error, and `| head` ends it quietly."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # not by SIGPIPE's default action, which would serve for every socket of the process, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no reader
+        sys.exit(CLOSED)
     except InputError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
