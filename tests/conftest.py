@@ -201,7 +201,11 @@ class Toy:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess:
         with self.start(*arguments) as process:
-            out, err = process.communicate(timeout=120)
+            try:
+                out, err = process.communicate(timeout=120)
+            except subprocess.TimeoutExpired:
+                process.kill()  # or the end of `with` would wait for it
+                raise
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def study(self, name: str = "toy", storage: str = "sqlite:///multirun/optuna.db") -> optuna.Study:

@@ -19,11 +19,15 @@ from tuner.sweep.reaper import marked
 
 @dataclass(frozen=True)
 class Slots:
-    """`threads` calls of the launcher at once, each with `batch` jobs. `why`: where n_jobs asked for more."""
+    """`threads` calls of the launcher at once, each with `batch` jobs. `why`: where n_jobs asked for more.
+
+    forks: whether workers are forked from this process, with its handlers of signals.
+    """
 
     threads: int
     batch: int = 1
     in_process: bool = False
+    forks: bool = False
     why: str | None = None
 
 
@@ -44,7 +48,8 @@ def slots(launcher: Launcher, n_jobs: int) -> Slots:
         options = launcher.joblib  # type: ignore[attr-defined]
         workers = effective_n_jobs(options.get("n_jobs", -1))
         if (options.get("backend") or "loky") != "loky":
-            return Slots(1, n_jobs, why=batches and f"joblib's multiprocessing can't be shared by threads: {batches}")
+            why = batches and f"joblib's multiprocessing can't be shared by threads: {batches}"
+            return Slots(1, n_jobs, forks=True, why=why)
         if workers < n_jobs:
             return Slots(workers, why=f"hydra.launcher.n_jobs allows {workers} workers")
         return Slots(n_jobs)

@@ -119,7 +119,7 @@ class AsyncSweeper(OptunaSweeperImpl):
                 self._announce()
                 try:
                     if self.account.room() or self._best_to_retrain() is not None:
-                        with launchers.running(self.launcher), interruptible():  # Ray has taken the signals before
+                        with launchers.running(self.launcher), interruptible(self.slots):  # Ray took the signals before
                             self._work_off()
                             self._retrain_best()
                 except KeyboardInterrupt:
@@ -404,13 +404,17 @@ class AsyncSweeper(OptunaSweeperImpl):
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM, which clusters send before they kill, is taken as Ctrl-C."""
+def interruptible(slots: launchers.Slots) -> Iterator[None]:
+    """SIGTERM, which clusters send before they kill, is taken as Ctrl-C.
+
+    Not where workers are forked: their pool ends them by SIGTERM, and a handler of Python's, which they would have too,
+    loses it during the fork, so that the pool waited for ever. The study is gone on with all the same.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    if threading.current_thread() is not threading.main_thread():
+    if slots.forks or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
