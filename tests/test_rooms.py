@@ -31,7 +31,7 @@ MAY_IMPORT = {  # room -> the other rooms that it may import
     "scoring": {"calibration", "data", "metrics", "plan", "plots", "runs"},
     "parts": {"augment", "backbones", "data", "features", "settings"},
     "trainer": {"blocks", "fit", "heads", "parts", "plan"},
-    "recipe": {"heads", "parts", "plan", "runs", "settings", "trainer"},
+    "recipe": {"heads", "model", "parts", "plan", "runs", "settings", "trainer"},
     "train": {
         "calibration",
         "checkpoint",

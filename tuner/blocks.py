@@ -1,6 +1,8 @@
 """What lies around and between a network's cuts: preprocessing, the blocks that are trained, pooling."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +46,24 @@ class Pool(nn.Module):
         return x.flatten(1)
 
 
+def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What a block is in while its activations are computed, and while they are computed again."""
+    return nullcontext(), _statistics_left_alone(block)
+
+
+@contextmanager
+def _statistics_left_alone(block: nn.Module) -> Iterator[None]:
+    """Batch normalisation goes by its batch, as in training, and does not note its statistics a second time."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
 class Blocks(nn.Module):
     """The blocks that are trained: cached maps, or uint8 images if nothing is frozen, [B, ...] -> features [B, F].
 
@@ -63,7 +83,10 @@ class Blocks(nn.Module):
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+            if self.recompute and self.training:
+                x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_recomputing, block))
+            else:
+                x = block(x)
         return self.pool(x)
 
     def tensors(self) -> dict[str, torch.Tensor]:

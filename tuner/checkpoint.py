@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -40,13 +41,22 @@ class Checkpoint:
     def load(self) -> dict[str, Any] | None:
         """What the run was killed after, or None; metrics.csv is cut to the epochs until then.
 
-        Raises InputError where it was a run of another config.
+        Raises InputError where it was a run of another config, or of other images, or is damaged.
         """
         if not self.path.exists():
             return None
-        kept = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            kept = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.path} is damaged ({reason}): delete it to begin anew") from error
         before, now = dict(flat(json.loads(kept["config"]))), dict(flat(self.config))
         differ = [f"{key}={before.get(key)}" for key in {**before, **now} if before.get(key) != now.get(key)]
+        if any(line.startswith("split_hashes.") for line in differ):
+            raise InputError(
+                f"{self.path} is of a run on other images, which have changed since: put them back, or delete that "
+                "file to begin anew"
+            )
         if differ:
             raise InputError(
                 f"{self.path} is of a run with {', '.join(differ[:3])}: give the same, or another hydra.run.dir, or "

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from tqdm import tqdm
 from tuner import InputError, calibration, metrics, model, plots, present
 from tuner.data import Data, Samples
 from tuner.model import Model
-from tuner.runs import write_table
+from tuner.runs import read_result, write_table
 from tuner.scoring import Scored, pictures, tables
-from tuner.settings import CONF, build
+from tuner.settings import CONF, OURS, build
 
 log = logging.getLogger("tuner.evaluate")
 
@@ -29,15 +29,23 @@ SPLITS = ("train", "val", "test", "all")
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
 
 
-def data_config(cfg: DictConfig, overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
+OF_FILES = ("tuner.data.image_folder.load", "tuner.data.csv_file.load")  # which bring files to a shape themselves
+
+
+def data_config(
+    cfg: DictConfig, overrides: Sequence[str], folder: Path | None = None, files: Mapping[str, Any] | None = None
+) -> DictConfig:
     """A run's config, in which `data` is what the overrides say.
 
     overrides: data=NAME, for another option of the group, and data.KEY=VALUE.
     folder: of the user's own configs, as of --config-dir.
+    files: keys and values for data from files, where the overrides leave them open.
     Raises InputError for another override, an unknown option or key, or a value that is missing.
     """
     if foreign := [line for line in overrides if not line.lstrip("+~").startswith(("data=", "data."))]:
         raise InputError(f"{foreign[0]}: a run is evaluated as it is; only data=NAME and data.KEY=VALUE may be given")
+    if ours := [line for line in overrides if line.startswith(tuple(f"data.{key}=" for key in OURS["data"]))]:
+        raise InputError(f"{ours[0]} is the model's own: leave it out")
     options = [line.removeprefix("data=") for line in overrides if line.startswith("data=")]
     values = [line for line in overrides if not line.startswith("data=")]
     made = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "data" or not options])
@@ -51,6 +59,10 @@ def data_config(cfg: DictConfig, overrides: Sequence[str], folder: Path | None =
             OmegaConf.set_struct(made, True)
             for override in OverridesParser.create().parse_overrides(values):
                 OmegaConf.update(made, override.key_or_group, override.value(), force_add=override.is_add())
+        if made.data.get("_target_") in OF_FILES:
+            for key, value in (files or {}).items():
+                if not any(line.lstrip("+").startswith(f"data.{key}=") for line in values):
+                    OmegaConf.update(made, f"data.{key}", value, force_add=True)
         if missing := sorted(key for key in OmegaConf.missing_keys(made) if key.startswith("data.")):
             raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
     except (HydraException, OmegaConfBaseException) as error:
@@ -58,15 +70,27 @@ def data_config(cfg: DictConfig, overrides: Sequence[str], folder: Path | None =
     return made
 
 
+def check_unchanged(data: Data, split: str, folder: Path) -> None:
+    """Raises InputError where a split of the run's own data has other images now: some may have been trained on."""
+    before = read_result(folder).get("split_hashes", {}).get(split)
+    if before != data.hashes[split]:
+        raise InputError(
+            f"the run's data has changed since, or was not noted: its {split} images are others now, and it may have "
+            "learnt from some; name data that it has not seen, as in data=image_folder data.root=FOLDER, or say "
+            "--split all"
+        )
+
+
 def chosen(data: Data, split: str) -> list[tuple[str, Samples, torch.Tensor]]:
-    """The samples of a split, and which rows of them: of "all" the pool and the test images."""
+    """The samples of a split, and which rows of them: of "all" the pool and the test images, where there are any."""
     everything = {
         "train": ("training", data.pool, data.train),
         "val": ("validation", data.pool, data.val),
         "test": ("test", data.test, torch.arange(len(data.test))),
         "pool": ("training and validation", data.pool, torch.arange(len(data.pool))),
     }
-    return [everything[name] for name in (("pool", "test") if split == "all" else (split,))]
+    found = [everything[name] for name in (("pool", "test") if split == "all" else (split,))]
+    return [part for part in found if len(part[2])] or found[:1]
 
 
 def renumbered(data: Data, classes: Sequence[str]) -> torch.Tensor:
@@ -146,11 +170,15 @@ def write(parts: Sequence[Scored], classes: Sequence[str], folder: Path) -> None
 def main() -> None:
     args = _arguments().parse_args()
     one = model.load(args.run, device=args.device, precision=args.precision)
-    cfg = data_config(model.config_of(model.file_of(args.run).parent), args.overrides, args.config_dir)
-    data: Data = build("data", cfg)
+    folder = model.file_of(args.run).parent
     split = args.split or ("all" if args.overrides else "test")
     if args.split is None:
         log.info("split: %s (%s)", split, "of other data than the run's" if args.overrides else "of the run's own data")
+    files = {"size": list(one.input_shape), "fit": one.fit, "divide": split != "all"} if args.overrides else None
+    cfg = data_config(model.config_of(folder), args.overrides, args.config_dir, files)
+    data: Data = build("data", cfg)
+    if not args.overrides and split != "all":
+        check_unchanged(data, split, folder)
     theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], one.input_shape))
     if theirs != ours:
         log.info("images are brought from %s to %s, as files would be: fit=%s", theirs, ours, one.fit)

@@ -172,6 +172,8 @@ def main() -> None:
     args = _arguments().parse_args()
     source = model.file_of(args.run)
     out = args.out or source.with_suffix(SUFFIXES[args.format])
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: name a file, as in --out {out / ('model' + SUFFIXES[args.format])}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.absolute().parent}")
     original = model.load(args.run, device="cpu", precision="fp32")

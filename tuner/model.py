@@ -112,6 +112,8 @@ class Model(nn.Module):
         """
         if isinstance(images, str | Path):
             images = [images]
+        if not isinstance(images, torch.Tensor | Sequence):
+            raise InputError(f"the model takes a tensor, or paths of files, not {type(images).__name__}")
         if isinstance(images, torch.Tensor) and (images.dtype, images.shape[1:]) != (torch.uint8, self.input_shape):
             raise InputError(
                 f"the model takes uint8 images [N, {', '.join(map(str, self.input_shape))}], not "
@@ -138,7 +140,7 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
     if precision not in ("auto", "bf16", "fp32"):
         raise InputError(f"precision={precision} must be auto, bf16 or fp32")
     path = file_of(run)
-    about, state = _read(path)
+    about, state = read(path)
     cfg = config_of(path.parent)
     try:
         backbone = parts.backbone(cfg)
@@ -202,8 +204,8 @@ def config_of(folder: Path) -> DictConfig:
     return cfg
 
 
-def _read(path: Path) -> tuple[dict[str, Any], State]:
-    """What a model.safetensors says of itself, and its tensors."""
+def read(path: Path) -> tuple[dict[str, Any], State]:
+    """What a model.safetensors says of itself, and its tensors. Raises InputError where it is damaged, or old."""
     try:
         with safe_open(path, framework="pt") as file:
             about = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in ABOUT}

@@ -66,6 +66,7 @@ def files(inputs: Sequence[Path]) -> list[Path]:
                 raise InputError(f"there is no image in {path}")
             found += inside
         elif path.exists():
+            image_file.check_name(path)
             found.append(path)
         else:
             raise InputError(f"there is no file or folder {path}")
@@ -96,6 +97,10 @@ def table(batch: Batch, classes: Sequence[str], top: int) -> pd.DataFrame:
     return pd.DataFrame(columns).drop(columns=[] if top > 1 else ["rank"])
 
 
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - without .., and links as they are named
+
+
 class Maps:
     """Pictures of where the model looked, in `folder`, under the files' names from the folder they have in common."""
 
@@ -105,13 +110,13 @@ class Maps:
         except OSError as error:
             raise InputError(f"--maps {folder} can't be a folder: {error.strerror}") from error
         self.model, self.explain, self.folder = one, Explainer(one), folder
-        self.above = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+        self.above = Path(os.path.commonpath([_absolute(path).parent for path in paths]))
 
     def draw(self, batch: Batch) -> None:
         for path, probabilities in zip(batch.paths, batch.probabilities, strict=True):
             label, image = int(probabilities.argmax()), self.model.read(path)
             heat = self.explain(image, label)
-            name, said = path.absolute().relative_to(self.above), self.model.classes[label]
+            name, said = _absolute(path).relative_to(self.above), self.model.classes[label]
             pixels = image.permute(1, 2, 0).numpy()
             figure = plots.attention(
                 pixels, heat.numpy(), str(name), said, float(probabilities[label]), self.explain.method

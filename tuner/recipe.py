@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from tuner import InputError
+from tuner import InputError, model
 from tuner.heads import Head, widths
 from tuner.parts import Parts
 from tuner.plan import Metrics, OnEpoch, Plan, Schedule, State
@@ -66,9 +64,7 @@ def begun(cfg: DictConfig, made: Parts, plan: Plan) -> Plan:
         raise InputError(f"warm_start={cfg.warm_start} brings a trained head: leave head_first={cfg.head_first} at 0")
     if cfg.warm_start is not None:
         return replace(plan, initial=_of_run(Path(str(cfg.warm_start)).expanduser(), cfg, made, plan))
-    if cfg.head_first and made.backbone.frozen != made.backbone.features:
-        return replace(plan, initial=_head_alone(cfg.head_first, made, plan))
-    return plan
+    return replace(plan, initial=_head_alone(cfg.head_first, made, plan)) if cfg.head_first else plan
 
 
 def _head_alone(epochs: int, made: Parts, plan: Plan) -> State:
@@ -85,17 +81,27 @@ def _head_alone(epochs: int, made: Parts, plan: Plan) -> State:
 
 
 def _of_run(folder: Path, cfg: DictConfig, made: Parts, plan: Plan) -> State:
-    """The head of a run, and what it trained below. Raises InputError where it doesn't fit, or saw our validation."""
+    """The head of a run, and what it trained below.
+
+    Raises InputError where it doesn't fit, or may have learnt from images that now validate or test.
+    """
     try:
-        state = load_file(folder / "model.safetensors")
+        about, state = model.read(folder / "model.safetensors")
         result = read_result(folder)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"warm_start={folder} is no folder of a finished run ({error})") from error
-    if not result.get("n_val") or result.get("seed") != cfg.seed:
-        why = f"its seed was {result.get('seed')}" if result.get("n_val") else "it was trained on validation images"
+    theirs, now = result.get("split_hashes", {}), made.data.hashes
+    others = [name for name in ("val", "test") if theirs.get(name) != now[name]]
+    if others or not result.get("n_val"):
+        why = f"its {' and '.join(others)} images were others" if others else "it was trained on validation images, too"
         raise InputError(
-            f"warm_start={folder} may have learnt from images that now validate ({why}); "
-            f"begin with a run of seed={cfg.seed}"
+            f"warm_start={folder} may have learnt from images that now validate or test ({why}); begin with a run of "
+            f"the same data and seed={cfg.seed}"
+        )
+    if (about["class_names"], about["weights"]) != (list(made.data.classes), made.backbone.weights.key):
+        raise InputError(
+            f"warm_start={folder} was trained for the classes {', '.join(about['class_names'])}, above the weights "
+            f"{about['weights']}; here they are {', '.join(made.data.classes)} and {made.backbone.weights.key}"
         )
     ours = Trainer(made).shapes(plan.head)
     wrong = [name for name, tensor in state.items() if ours.get(name) != tensor.shape]

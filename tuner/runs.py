@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
@@ -51,8 +52,14 @@ class Run:
     """
 
     def __init__(self, folder: Path):
-        """Raises InputError where `folder` holds a finished run, which would be overwritten."""
+        """Raises InputError where `folder` holds a run that is finished, or going on: it would be overwritten."""
+        self.lock = FileLock(folder / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"another process is at work on the run in {folder}: wait for it, or end it") from error
         if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
+            self._unlock()
             raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
         self.folder, self.prefix = (
             folder,
@@ -62,6 +69,10 @@ class Run:
         self.tracker: Tracker | None = None  # is told what metrics.csv and result.json get
         self.start = time.perf_counter()
         self._begin()
+
+    def _unlock(self) -> None:
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
 
     def _begin(self) -> None:
         """Take away what an earlier run that failed left here, but for what this one may go on from."""
@@ -127,6 +138,7 @@ class Run:
 
     def close(self) -> None:
         """Tell the tracker how the run ended. It may take its time, and no interrupt changes result.json any more."""
+        self._unlock()
         if self.tracker and (self.folder / "result.json").exists():  # else the disk is full, or the like
             self.tracker.finish(read_result(self.folder))
 

@@ -80,6 +80,9 @@ def check(cfg: DictConfig) -> None:
         raise InputError(
             f"patience={cfg.patience} ends a run after its best epoch, so it needs keep=best, not keep=last"
         )
+    if cfg.model.frozen == cfg.model.features and (cfg.head_first or cfg.recompute):
+        given = f"head_first={cfg.head_first}" if cfg.head_first else "recompute=true"
+        raise InputError(f"{given} is for blocks that are trained: set model.frozen below model.features")
     if cfg.final.epochs is not None and not (cfg.final.epochs <= cfg.epochs and cfg.final.seeds):
         raise InputError(
             f"final.epochs={cfg.final.epochs} must be at most epochs={cfg.epochs}, "
@@ -97,6 +100,8 @@ def wanted(choice: bool | str, in_sweep: bool) -> bool:
 
 def build(group: str, cfg: DictConfig) -> Any:
     """What the `_target_` of a config group makes. Raises InputError for a target or a keyword that it can't take."""
+    if group not in cfg:
+        raise InputError(f"the config has no group {group}")
     given: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
     given = {key: value for key, value in given.items() if key not in OURS.get(group, ())}
     with called(group):

@@ -13,7 +13,8 @@ from filelock import FileLock
 from tuner import InputError
 
 log = logging.getLogger("tuner.trackers")
-GIVEN = ("seed", "trial", "n_train", "n_val", "n_test", "test_duplicates")  # in a result.json, and no result
+# In a result.json, and no result:
+GIVEN = ("seed", "trial", "n_train", "n_val", "n_test", "test_duplicates", "split_hashes")
 
 
 class UnreachableError(InputError):

@@ -157,10 +157,10 @@ def runnable(cfg: DictConfig) -> DictConfig:
 
 def resumable(cfg: DictConfig, made: Parts, plan: Plan, run: Run) -> Plan:
     """The plan of a single run, which goes on where it was killed when it is started again in its folder."""
-    config: Any = OmegaConf.to_container(
-        OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "study"]), resolve=True
-    )
-    checkpoint = Checkpoint(run, config)
+    decides = [str(key) for key in cfg if key not in ("study", "cache_dir")]
+    config: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, decides), resolve=True)
+    config["data"].pop("cache_dir", None)
+    checkpoint = Checkpoint(run, config | {"split_hashes": made.data.hashes})
     resume = checkpoint.load()
     plan = plan if resume else begun(cfg, made, plan)
     return replace(plan, resume=resume, checkpoint=checkpoint.save)
@@ -190,6 +190,7 @@ def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
             many,
         )
     run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
+    run.result |= {"split_hashes": data.hashes}
     return made
 
 

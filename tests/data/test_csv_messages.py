@@ -38,7 +38,11 @@ def changed(line, text):
             id="long row, after blank lines",
         ),
         pytest.param(
-            changed(7, "0,1,x,3,4"), {}, f"line 7 of data.csv, column 'p2': 'x' is no number; {PIXEL}", id="text"
+            changed(7, "0,1,x,3,4"),
+            {},
+            f"line 7 of data.csv, column 'p2': 'x' is no number; {PIXEL}; if it names an image file, set data.image to "
+            "that column",
+            id="text",
         ),
         pytest.param(
             changed(7, "0,1,2,3,"), {}, f"line 7 of data.csv, column 'p4': '' is empty; {PIXEL}", id="empty cell"
@@ -292,7 +296,7 @@ def test_a_folder(tmp_path):
             "label 7 in line 3 of test.csv is no class; it must be one of '0', '1', '2': correct it, or set "
             "data.classes to the names of all classes",
         ),
-        (changed(3, "0,1,2,3,x"), f"line 3 of test.csv, column 'p4': 'x' is no number; {PIXEL}"),
+        (changed(3, "0,1,2,3,300"), f"line 3 of test.csv, column 'p4': '300' is outside 0 to 255; {PIXEL}"),
     ],
 )
 def test_the_test_file(tmp_path, test, message):

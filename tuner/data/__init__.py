@@ -69,6 +69,13 @@ class Data:
     test_duplicates: int
     fit: str = "stretch"
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What tells the labelled images of each split, in their order, from others."""
+        pool, test = (torch.stack([samples.digests, samples.labels]) for samples in (self.pool, self.test))
+        splits = {"train": pool[:, self.train], "val": pool[:, self.val], "test": test}
+        return {name: hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16] for name, some in splits.items()}
+
 
 def split(
     pool: Samples, test: Samples, classes: Sequence[str], *, val_share: float, seed: int, fit: str = "stretch"
@@ -95,6 +102,13 @@ def joined(
     return Data(pool, test, train, val, tuple(classes), duplicates, fit)
 
 
+def undivided(pool: Samples, test: Samples | None, classes: Sequence[str], fit: str = "stretch") -> Data:
+    """A data set of which no split is drawn, and one image will do: all of the pool are training images."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    test = Samples(pool.images[:0], nothing) if test is None else test
+    return joined(pool, test, torch.arange(len(pool)), nothing, classes, fit)
+
+
 def hold_out(samples: Samples, classes: Sequence[str], *, test_share: float) -> tuple[Samples, Samples]:
     """Cut the test images out of a data set that has no test split of its own: (pool, test), each in the given order.
 
@@ -106,11 +120,20 @@ def hold_out(samples: Samples, classes: Sequence[str], *, test_share: float) -> 
     return Samples(samples.images[pool], samples.labels[pool]), Samples(samples.images[test], samples.labels[test])
 
 
-def held_out(labels: torch.Tensor, classes: Sequence[str], *, test_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows that hold_out() gives to pool and to test, int64, each ascending."""
+def held_out(
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    *,
+    test_share: float,
+    parts: Sequence[str] = ("training", "validation", "test"),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows that hold_out() gives to pool and to test, int64, each ascending.
+
+    parts: what the images are to be enough for; validation may have images of its own.
+    """
     _check_share("test_share", test_share)
-    check_classes(labels, classes, parts=("training", "validation", "test"))
-    return _draw(labels, test_share, leave=2, seed=TEST_SEED)
+    check_classes(labels, classes, parts=parts)
+    return _draw(labels, test_share, leave=len(parts) - 1, seed=TEST_SEED)
 
 
 def _check_share(name: str, share: float) -> None:

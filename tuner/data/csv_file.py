@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tuner import InputError
-from tuner.data import Data, Samples, csv_images, csv_labels, hold_out, image_array, split
+from tuner.data import Data, Samples, csv_images, csv_labels, hold_out, image_array, split, undivided
 from tuner.data.csv_table import Layout, layout, read, shortened
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,11 @@ def load(
     channels: int | None = None,
     header: bool = True,
     image: str | int | None = None,
-    size: int = 224,
+    size: int | Sequence[int] = 224,
     fit: str = "crop",
     skip_broken: bool = False,
     cache_dir: str | Path = "~/.cache/tuner",
+    divide: bool = True,
     val_share: float = 0.125,
     test_share: float = 0.2,
     seed: int = 0,
@@ -46,6 +47,7 @@ def load(
     image: the column of image files, named as `label` is; absolute, or seen from the CSV file's folder. Without it the
         only column beside the label, if it holds no numbers. Then other columns are ignored, and the images become RGB
         squares: size, fit, skip_broken, cache_dir are as tuner.data.image_folder.load has them.
+    divide: False: nothing is drawn or held out, see tuner.data.undivided.
     val_share: the share of the images that are not test which `seed` draws for validation.
     Raises InputError, which names the file and the line (the header is line 1), where a file is not as said here.
     """
@@ -55,15 +57,19 @@ def load(
         if height or width or channels:
             raise InputError("data.height, width and channels are of pixel columns; files become squares of data.size")
         test_table = None if test_path is None else layout(test_path, label, header)
-        pool, held, names = csv_images.parts(table, test_table, column, classes, test_share)
-        (samples, _), (test, _) = image_array.load(
-            [pool, held], size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken
-        )
+        pool, held, names = csv_images.parts(table, test_table, column, classes, test_share if divide else None)
+        files = [part for part in (pool, held) if part is not None]
+        arrays = image_array.load(files, size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken)
+        samples, test = arrays[0][0], None if held is None else arrays[1][0]
+        if test is None or not divide:
+            return undivided(samples, test, names, fit)
         return split(samples, test, names, val_share=val_share, seed=seed, fit=fit)
     shape = _shape(table, height, width, channels)
     texts, images = _read(table, shape)
     names = csv_labels.found(table, texts) if classes is None else csv_labels.given(classes)
     samples = Samples(images, csv_labels.encode(table, texts, names, by_place=classes is not None))
+    if test_path is None and not divide:
+        return undivided(samples, None, names)
     if test_path is None:
         return split(*hold_out(samples, names, test_share=test_share), names, val_share=val_share, seed=seed)
 
@@ -75,7 +81,7 @@ def load(
         )
     texts, images = _read(test_table, shape)
     test = Samples(images, csv_labels.encode(test_table, texts, names, by_place=classes is not None))
-    return split(samples, test, names, val_share=val_share, seed=seed)
+    return split(samples, test, names, val_share=val_share, seed=seed) if divide else undivided(samples, test, names)
 
 
 def _read(table: Layout, shape: tuple[int, int, int]) -> tuple[list[str], torch.Tensor]:

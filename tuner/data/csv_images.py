@@ -38,14 +38,19 @@ def column_of(table: Layout, image: str | int | None) -> int | None:
 
 
 def parts(
-    table: Layout, test_table: Layout | None, column: int, classes: Sequence[str] | None, test_share: float
-) -> tuple[Files, Files, tuple[str, ...]]:
-    """The files to learn from, those to test on, and the class names. Raises InputError, which names the line."""
+    table: Layout, test_table: Layout | None, column: int, classes: Sequence[str] | None, test_share: float | None
+) -> tuple[Files, Files | None, tuple[str, ...]]:
+    """The files to learn from, those to test on, and the class names. Raises InputError, which names the line.
+
+    test_share: where there is no test_table; None: nothing is held out.
+    """
     texts, files = _read(table, column)
     names = csv_labels.found(table, texts) if classes is None else csv_labels.given(classes)
     by_place = classes is not None
     pool = Files(table.path.parent, files, csv_labels.encode(table, texts, names, by_place=by_place))
     if test_table is None:
+        if test_share is None:
+            return pool, None, names
         rows, test_rows = held_out(pool.labels, names, test_share=test_share)
         return pool.rows(rows), pool.rows(test_rows), names
     texts, files = _read(test_table, _same(table, test_table, column))
@@ -70,11 +75,8 @@ def _read(table: Layout, column: int) -> tuple[list[str], list[str]]:
         text, file = cells[table.label].strip(), cells[column].strip()
         if text.lower() in MISSING:
             raise InputError(f"line {line} of {table.name} has no label: fill it in or remove the line")
-        if not file or not (table.path.parent / file).exists():
-            raise InputError(
-                f"line {line} of {table.name}: there is no file {file or 'given'}, seen from {table.path.parent}: "
-                "correct it or remove the line"
-            )
+        if not file:
+            raise InputError(f"line {line} of {table.name} names no file: fill it in or remove the line")
         texts.append(text)
         files.append(file)
     if not texts:

@@ -174,6 +174,8 @@ def _fault(layout: Layout, line: int, cells: list[str]) -> str:
         hint = "; this line lies in 0 to 1 and looks scaled: multiply the pixels by 255"
     elif line == 1 and not layout.header:
         hint = "; if line 1 names the columns, set data.header=true"
+    elif fault == "is no number":
+        hint = "; if it names an image file, set data.image to that column"
     return (
         f"line {line} of {layout.name}, column {columns[place]!r}: {cells[place][:40]!r} {fault}; every column but the "
         f"label is a pixel, a whole number from 0 to 255{hint}"

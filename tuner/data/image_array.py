@@ -1,14 +1,14 @@
 """Image files, decoded once into an array in the cache, CACHE/images/KEY.safetensors, that is memory-mapped.
 
-KEY is a hash of all that decides its content: the files' names, sizes and times of change, the shape, the fit, the
-versions. It holds `images` uint8 [N, C, H, W], without the broken ones; `digests` uint8 [N, 8], int64 in bytes; and
-`broken`, JSON of [number of the file, reason] each. It is never checked as a whole: that would take long each time.
+KEY is a hash of all that decides its content: the folder, the files' names, sizes and times of change, the shape, the
+fit, the versions. It holds `images` uint8 [N, C, H, W], without the broken ones; `digests` uint8 [N, 8], int64 in
+bytes; and `broken`, JSON of [number of the file, reason] each. It is never checked as a whole: that would take long
+each time.
 """
 
 import hashlib
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,10 +28,11 @@ from tuner.data.image_file import BrokenImageError, check_fit, read
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same key would come to mean other pixels
+FORMAT = 2  # raise it when the same key would come to mean other pixels
 IMAGES = stored.Kind("the array of images", "the images", "decoding", "decoded", "choose smaller images")
 CHUNK = 2**22  # bytes that a thread decodes at a time, about: memory is this, times WINDOW, times the threads
 WINDOW = 3  # chunks a thread, under way or waiting to be written
+LEGIBLE = 200  # characters of a name: a wrong column of a table may hold anything
 Broken = list[tuple[int, str]]
 
 
@@ -49,21 +50,21 @@ class Files:
 
 
 def load(
-    parts: Sequence[Files], *, size: int, fit: str, cache_dir: str | Path, skip_broken: bool
+    parts: Sequence[Files], *, size: int | Sequence[int], fit: str, cache_dir: str | Path, skip_broken: bool
 ) -> list[tuple[Samples, torch.Tensor]]:
-    """Of each part the images, RGB squares memory-mapped from the cache, and the numbers of their files, int64 [N].
+    """Of each part the images, memory-mapped from the cache, and the numbers of their files, int64 [N].
 
     All are decoded, by a thread a processor core, and what is broken noted, before anything is said of it.
+    size: of RGB squares, in pixels; or [C, H, W] of an image.
     skip_broken: broken files are left out, with a warning.
     Raises InputError where files are broken and must not be, or the cache can't be written or has no room.
     """
     check_fit(fit)
-    if type(size) is not int or size < 1:
-        raise InputError(f"data.size={size} must be a whole number of pixels, at least 1")
-    arrays = [_array(part, (3, size, size), fit, Path(cache_dir).expanduser()) for part in parts]
+    shape = _shape(size)
+    arrays = [_array(part, shape, fit, Path(cache_dir).expanduser()) for part in parts]
     broken = [(part.names[i], why) for part, array in zip(parts, arrays, strict=True) for i, why in array[2]]
     if broken:
-        _tell([f"{name} ({why})" for name, why in broken], skip_broken)
+        _tell([f"{name[:LEGIBLE]} ({why})" for name, why in broken], skip_broken)
     loaded = []
     for part, (images, known, bad) in zip(parts, arrays, strict=True):
         whole = torch.ones(len(part.names), dtype=torch.bool)
@@ -72,6 +73,16 @@ def load(
         names = [name for name, fine in zip(part.names, whole.tolist(), strict=True) if fine]
         loaded.append((Samples(images, part.labels[rows], known, names), rows))
     return loaded
+
+
+def _shape(size: int | Sequence[int]) -> tuple[int, int, int]:
+    c, h, w = size if isinstance(size, Sequence) and len(size) == 3 else (3, size, size)
+    if not (c in (1, 3) and type(h) is type(w) is int and min(h, w) > 0):
+        raise InputError(
+            f"data.size={size} must be a whole number of pixels, at least 1, or [channels, height, width], of which "
+            "channels is 1 (gray) or 3 (RGB)"
+        )
+    return c, h, w
 
 
 def _tell(broken: Sequence[str], skip: bool) -> None:
@@ -94,6 +105,7 @@ def _array(
         "shape": " x ".join(map(str, shape)),
         "fit": fit,
         "pillow": PIL.__version__,
+        "root": str(files.root.resolve()),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     size = count * (shape[0] * shape[1] * shape[2] + 8)
@@ -101,7 +113,7 @@ def _array(
         cache_dir / "images" / f"{name}.safetensors",
         IMAGES,
         partial(_read, count=count, shape=shape),
-        lambda file: _write(file, files, shape, fit, {"key": json.dumps(key | {"root": str(files.root)})}),
+        lambda file: _write(file, files, shape, fit, {"key": json.dumps(key)}),
         what=f"{count:,} images of {files.root}",
         count=count,
         size=size,
@@ -109,12 +121,12 @@ def _array(
 
 
 def _fingerprint(files: Files) -> str:
-    """A hash of the files' names, sizes, times of change, and who may read them, in their order."""
+    """A hash of the files' names, sizes and times, in their order: of content, and of who may read them, too."""
     digest = hashlib.sha256()
     for name in files.names:
         try:
             status = (files.root / name).stat()
-            seen = (status.st_size, status.st_mtime_ns, status.st_mode)
+            seen = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         except OSError:
             seen = None  # such as a link to nowhere: broken, until there is something
         digest.update(f"{name}\0{seen}\0".encode("utf-8", "surrogateescape"))
@@ -162,9 +174,9 @@ def decode(
 ) -> Iterator[tuple[torch.Tensor, Broken]]:
     """The files in their order, some at a time: those that are whole as uint8 [n, C, H, W], and the broken ones.
 
-    threads: one a core that this process may use, where not given. Pillow decodes and resizes without Python's lock.
+    threads: as many as torch has, where not given. Pillow decodes and resizes without Python's lock.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or torch.get_num_threads()
     step = max(1, min(64, CHUNK // (shape[0] * shape[1] * shape[2])))
     count = len(files.names)
     under_way: deque[tuple[int, Future[tuple[torch.Tensor, Broken]]]] = deque()

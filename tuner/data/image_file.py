@@ -1,8 +1,11 @@
 """Image files of any size and mode, brought to one shape; and where they lie."""
 
+import errno
 import logging
 import math
 import os
+import stat
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -20,6 +23,7 @@ EXTENSIONS = {
     *(".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
+NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 GAP = 2.0  # a photo is brought near twice the size by cheaper means than the filter: Pillow's reducing_gap
 
 
@@ -42,7 +46,8 @@ def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
         stays black; stretch: both are. By bilinear interpolation with antialiasing; an image that has the shape already
         stays as it is.
     The camera's orientation is applied, what is transparent lies over white, and 16 bits a value are scaled to 8.
-    Raises BrokenImageError for what is no whole, still image of 8 or 16 bits a value.
+    Raises BrokenImageError for what is no whole, still image of 8 or 16 bits a value, and InputError where the machine
+    can't read a file now that may be whole.
     """
     channels, *size = shape
     try:
@@ -52,6 +57,8 @@ def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
     except MemoryError:
         raise
     except Exception as error:  # decoders of forty formats raise whatever a damaged file leads them to
+        if isinstance(error, OSError) and error.errno in NOT_OF_THE_FILE:
+            raise InputError(f"{path} cannot be read now ({error.strerror}): try again") from error
         raise BrokenImageError(path, _reason(path, error)) from error
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _eight_bits(path, image)
@@ -66,6 +73,15 @@ def check_fit(fit: str) -> None:
         raise InputError(f"data.fit={fit} must be one of {', '.join(FITS)}")
 
 
+def check_name(path: str | Path) -> None:
+    """Raises InputError for a name that is no text: no table could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        told = os.fsencode(path).decode(errors="backslashreplace")
+        raise InputError(f"the name {told} is not in UTF-8: rename that file or folder") from error
+
+
 def find(folder: Path) -> list[Path]:
     """The image files below a folder, at any depth, sorted: those with the ending of an image, and not hidden."""
     return [folder / name for name in names(folder)]
@@ -75,6 +91,7 @@ def names(folder: Path) -> list[str]:
     """The same, as paths from `folder` with slashes; a million of them take a tenth of the memory."""
     found, others = [], Counter[str]()
     for name in _files(str(folder), "", ()):
+        check_name(name)
         ending = PurePath(name).suffix.lower()
         if ending in EXTENSIONS:
             found.append(name)
@@ -87,30 +104,52 @@ def names(folder: Path) -> list[str]:
 
 
 def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """All files below, also through symbolic links, but not round in circles. above: the folders that it lies in."""
-    status = Path(folder).stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, here))
-            else:
-                yield prefix + entry.name
+    """All files below, also through symbolic links, but not round in circles. above: the folders that it lies in.
+
+    Raises InputError for a folder that can't be read.
+    """
+    try:
+        status = Path(folder).stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        with os.scandir(folder) as found:
+            entries = [(entry, _is_folder(entry)) for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    for entry, is_folder in entries:
+        if is_folder:
+            yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, here))
+        else:
+            yield prefix + entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False, too, for a link that leads round in a circle: reading it will tell."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def _decoded(path: Path, size: list[int]) -> Image.Image:
     """The image, turned; a JPEG may be smaller than it was saved, though not below GAP times what is needed."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BrokenImageError(path, "it is no regular file")  # a pipe would be waited for
     with Image.open(path) as image:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # phones' photos with a preview in them
             n = getattr(image, "n_frames", "several")
             raise BrokenImageError(path, f"it has {n} frames or pages: save the one that is meant")
         scale = GAP * max(size) / min(image.size)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        return ImageOps.exif_transpose(image)
+        image.load()
+        try:
+            return ImageOps.exif_transpose(image)
+        except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:  # in a PNG or a WebP
+            log.warning("%s is not turned: what it says of its orientation is damaged (%s)", path, error)
+            return image
 
 
 def _reason(path: Path, error: Exception) -> str:
