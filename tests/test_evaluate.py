@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 
+import tuner
 from tuner import evaluate
-from tuner.data import image_file
+from tuner.data import image_file, synthetic
 
 EXACT = "precision=fp32"  # in bfloat16 sums depend on the size of the batch
 
@@ -89,11 +90,64 @@ def test_classes_are_matched_by_name(trained, call):
     assert [(row["class"], row["support"]) for row in found["per_class"]] == [("class1", 6), ("class3", 6)]
 
 
+def image_files(root):
+    """Fifty images of the trained model's classes, of 40 x 20 pixels, a folder a class."""
+    data = synthetic.load(n=50, size=40, noise=30)
+    for number, (image, label) in enumerate(zip(data.pool.images, data.pool.labels, strict=True)):
+        folder = Path(root) / data.classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0, :20].numpy()).save(folder / f"{number}.png")
+    return sorted(Path(root).glob("*/*.png"))
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_files_are_seen_as_prediction_sees_them(trained, call, table):
+    files, model = image_files("images"), tuner.load(trained(EXACT))
+    Path("t.csv").write_text("\n".join(["image,label", *(f"{file},{file.parent.name}" for file in files)]))
+    arguments = ("data=csv", "data.path=t.csv") if table else ("data=image_folder", "data.root=images")
+    code, out, err = call("evaluate", trained(EXACT), *arguments, "--out", "scores", "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"] == len(files)
+    said = pd.read_csv("scores/predictions.csv").set_index("image")
+    confidence, which = model.predict(files).max(1)
+    for file, p, label in zip(files, confidence.tolist(), which.tolist(), strict=True):
+        row = said.loc[str(file if table else file.relative_to("images"))]
+        assert row.predicted == model.classes[label]
+        assert row.confidence == pytest.approx(p, abs=1e-4)
+
+
+def test_one_image_is_enough(trained, call):
+    keep, *others = image_files("images")
+    for file in others:
+        file.unlink()
+    for folder in Path("images").iterdir():
+        if folder != keep.parent:
+            folder.rmdir()
+    code, out, err = call("evaluate", trained(EXACT), "data=image_folder", "data.root=images", "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"] == 1
+
+
+def test_a_run_whose_data_has_grown_is_not_scored_on_what_it_has_learnt(command, call, tmp_path):
+    csv_file("grows.csv", ["a", "b"] * 30)
+    code, output = command("data=csv", "data.path=grows.csv", "model=tiny", "epochs=1", "hydra.run.dir=run")
+    assert code == 0, output
+    assert call("evaluate", "run")[0] == 0
+    with Path("grows.csv").open("a") as file:
+        file.write("\na," + ",".join(["7"] * 256))
+    code, _, err = call("evaluate", "run")
+    assert code == 1
+    assert "its test images are others now, and it may have learnt from some" in err
+    code, out, err = call("evaluate", "run", "--split", "all", "--json")
+    assert (code, json.loads(out)["images"]) == (0, 61)
+
+
 WRONG = [
     (("data=csv",), "data.path has no default; give it, as in data.path=VALUE"),
     (("data=csv", "data.path=nowhere.csv"), "there is no file nowhere.csv"),
     (("data=nothing",), "nothing"),
     (("data.colour=red",), "colour"),
+    (("data.test_views=2",), "data.test_views=2 is the model's own: leave it out"),
     (("optimizer.lr=1",), "optimizer.lr=1: a run is evaluated as it is; only data=NAME and data.KEY=VALUE"),
     (("data.n=[",), "data.n=["),
     (("data=synthetic", "data.classes=5"), "the data's class 'class4' is none of the run's: the data has class0, "),

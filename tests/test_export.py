@@ -123,11 +123,18 @@ def test_files_to_check_on(trained, call):
     assert "checked on 3 of the files given: " in out
 
 
-def test_where_the_data_is_gone_random_images_are_taken_which_is_said(trained, call, tmp_path):
+GONE = {
+    "its code": lambda text: text.replace("tuner.data.synthetic.load", "tuner.data.nowhere.load"),
+    "all of it": lambda text: text.replace("\ndata:\n", "\nwas_data:\n"),
+}
+
+
+@pytest.mark.parametrize("change", GONE.values(), ids=GONE)
+def test_where_the_data_is_gone_random_images_are_taken_which_is_said(trained, call, tmp_path, change):
     folder = tmp_path / "run"
     shutil.copytree(trained(), folder)
     config = folder / ".hydra" / "config.yaml"
-    config.write_text(config.read_text().replace("tuner.data.synthetic.load", "tuner.data.nowhere.load"))
+    config.write_text(change(config.read_text()))
     code, out, err = call("export", folder, "--format", "pt2")
     assert code == 0, err
     assert "test images can't be had" in err
@@ -161,6 +168,9 @@ def test_nan_is_a_difference(trained, monkeypatch):
 def test_what_cannot_be_done_is_one_line(trained, call, monkeypatch):
     code, _, err = call("export", trained(), "--format", "pt2", "--out", "nowhere/m.pt2")
     assert (code, "there is no folder" in err) == (1, True)
+    Path("folder").mkdir()
+    code, _, err = call("export", trained(), "--format", "pt2", "--out", "folder")
+    assert (code, "--out folder is a folder: name a file, as in --out folder/model.pt2" in err) == (1, True)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     code, _, err = call("export", trained(), "--format", "onnx", "--out", "m.onnx")
     assert (code, "--format onnx needs onnx, onnxscript, onnxruntime: pip install 'tuner[onnx]'" in err) == (1, True)

@@ -102,6 +102,18 @@ def test_what_saves_memory_changes_nothing_but_rounding(data, option, same):
     assert (ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)) is same
 
 
+def test_computing_activations_again_notes_no_statistics_twice(data):
+    def run(**options):
+        backbone = Backbone("resnet18", features="layer2", frozen="layer1", **BATCH_NORM)
+        x = backbone.frozen_part(F32)(data.pool.images)
+        return train(backbone, x, data, backbone.trained_part(), **options)
+
+    (ours, fitted), (theirs, other) = run(recompute=True), run()
+    assert ours == theirs  # validation is by the running mean and variance
+    for name, tensor in other.state.items():
+        assert torch.equal(fitted.state[name], tensor), name
+
+
 def test_in_bfloat16_gradients_are_summed_in_float32(data):
     backbone = Backbone("vgg16", features="block2", frozen="block1", **VGG)
     x = backbone.frozen_part(F32)(data.pool.images)
@@ -266,7 +278,14 @@ def test_a_warm_start_begins_where_the_other_run_ended(command):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["seed=1"], "may have learnt from images that now validate (its seed was 0); begin with a run of seed=1"),
+        (
+            ["seed=1"],
+            "now validate or test (its val images were others); begin with a run of the same data and seed=1",
+        ),
+        (["data.val_share=0.4"], "may have learnt from images that now validate or test (its val images were others)"),
+        (["data.test_share=0.5"], "may have learnt from images that now validate or test (its val and test images"),
+        (["data.noise=81"], "(its val and test images were others)"),
+        (["model.weights=null"], "was trained above other weights: give that run's model.weights"),
         (["model.head.width=32"], "does not fit: "),
         (["head_first=1"], "brings a trained head: leave head_first=1 at 0"),
         (["warm_start=nowhere"], "warm_start=nowhere is no folder of a finished run"),
@@ -303,6 +322,8 @@ def test_the_head_is_trained_first_on_cached_features(command):
         (["augment=light", "augment.flip=2", "model.frozen=null"], "augment.flip=2 must be a probability"),
         (["optimizer.backbone_lr_scale=0"], "optimizer.backbone_lr_scale=0 must be more than 0"),
         (["optimizer.backbone_lr_decay=2"], "optimizer.backbone_lr_decay=2 must be more than 0 and at most 1"),
+        (["head_first=3"], "head_first=3 is for blocks that are trained: set model.frozen below model.features"),
+        (["recompute=true"], "recompute=true is for blocks that are trained"),
         (["micro_batch=0"], "micro_batch=0 must be a whole number of at least 1, or null"),
         (["class_weights=some"], "class_weights=some must be balanced, or null"),
     ],
@@ -377,19 +398,48 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(tmp_path, monkeypatch
     assert not (folder / "checkpoint.pt").exists()
 
 
-def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path, monkeypatch):
+def interrupted(command, *arguments):
+    """A run that ends in its second epoch, in here/."""
     from tuner import train as train_room
 
-    def interrupted(*args):
+    def interrupt(*args):
         if args[-2] == 2:
             raise KeyboardInterrupt
         real(*args)
 
     real = train_room.on_epoch
-    monkeypatch.setattr(train_room, "on_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        command(*TINY, "epochs=3", "hydra.run.dir=here")
-    monkeypatch.setattr(train_room, "on_epoch", real)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_room, "on_epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            command(*arguments, "hydra.run.dir=here")
+
+
+def test_a_checkpoint_of_other_images_is_not_gone_on_from(command, tmp_path):
+    lines = ["label,a,b,c,d", *(f"{'xy'[i % 2]},{i},{2 * i},{3 * i},{i % 2 * 200}" for i in range(60))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    arguments = (*TINY[2:], "data=csv", "data.path=t.csv", "epochs=3")
+    interrupted(command, *arguments)
+    (tmp_path / "t.csv").write_text("\n".join([*lines, "x,9,9,9,9"]))
+    code, output = command(*arguments, "hydra.run.dir=here")
+    assert code == 1
+    assert "checkpoint.pt is of a run on other images, which have changed since: put them back, or delete" in output
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    code, output = command(*arguments, "hydra.run.dir=here")
+    assert code == 0, output
+
+
+def test_a_damaged_checkpoint_is_one_line(command, tmp_path):
+    interrupted(command, *TINY, "epochs=3")
+    checkpoint = tmp_path / "here" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
+    assert code == 1
+    assert "here/checkpoint.pt is damaged (" in output
+    assert "delete it to begin anew" in output
+
+
+def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path):
+    interrupted(command, *TINY, "epochs=3")
     assert (tmp_path / "here" / "checkpoint.pt").exists()
     code, output = command(*TINY, "epochs=4", "hydra.run.dir=here")
     assert code == 1

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import matplotlib.image
@@ -132,13 +133,15 @@ WRONG = [  # arguments after the run, what the one line says
     (("a.png", "--with", "three"), "an ensemble's runs must have the same classes: those of "),
     (("a.png", "--with", "three", "--maps", "m"), "--maps explains one run: leave --with out"),
     (("a.png", "--maps", "a.png/m"), "--maps a.png/m can't be a folder"),
+    ((os.fsdecode(b"caf\xe9.png"),), "the name caf\\xe9.png is not in UTF-8: rename that file or folder"),
     (("a.png", "--device", "tpu"), "device=tpu must be auto, cpu"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[ascii(" ".join(arguments)) for arguments, _ in WRONG])
 def test_what_cannot_be_done_is_one_line(trained, call, arguments, message):
     picture("a.png")
+    Path(os.fsdecode(b"caf\xe9.png")).write_bytes(Path("a.png").read_bytes())
     Path("empty").mkdir()
     Path("three").symlink_to(trained("data.classes=3"))
     code, out, err = call("predict", trained(), *arguments)
@@ -148,6 +151,13 @@ def test_what_cannot_be_done_is_one_line(trained, call, arguments, message):
 
 
 # Maps
+
+
+def test_maps_stay_in_their_folder(trained, call):
+    picture("x/a.png")
+    picture("y/b.png")
+    assert call("predict", trained(), "x/a.png", "x/../y/b.png", "--maps", "seen")[0] == 0
+    assert sorted(map(str, Path().rglob("*.png.png"))) == ["seen/x/a.png.png", "seen/y/b.png.png"]
 
 
 def spot(top, left):

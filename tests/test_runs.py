@@ -45,6 +45,17 @@ def found(*folders):
     return [str(folder) for folder in runs.find(*folders)]
 
 
+def test_one_process_at_a_time_writes_a_run(tmp_path):
+    first = runs.Run(tmp_path)
+    first.log_epoch(1, {})
+    with pytest.raises(InputError, match=r"another process is at work on the run in .*: wait for it, or end it"):
+        runs.Run(tmp_path)
+    assert len(first.metrics()) == 1
+    first.close()
+    runs.Run(tmp_path).close()
+    assert not (tmp_path / ".lock").exists()
+
+
 # Which folders are runs
 
 

@@ -54,14 +54,18 @@ def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[None], Abstra
 @contextmanager
 def _statistics_left_alone(block: nn.Module) -> Iterator[None]:
     """Batch normalisation goes by its batch, as in training, and does not note its statistics a second time."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    counts = [(count, count.clone()) for norm in norms if (count := norm.num_batches_tracked) is not None]
+    momentum = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0  # of what the batch adds
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, value in zip(norms, momentum, strict=True):
+            norm.momentum = value
+        for count, value_before in counts:
+            count.copy_(value_before)
 
 
 class Blocks(nn.Module):

@@ -98,11 +98,11 @@ def _of_run(folder: Path, cfg: DictConfig, made: Parts, plan: Plan) -> State:
             f"warm_start={folder} may have learnt from images that now validate or test ({why}); begin with a run of "
             f"the same data and seed={cfg.seed}"
         )
-    if (about["class_names"], about["weights"]) != (list(made.data.classes), made.backbone.weights.key):
-        raise InputError(
-            f"warm_start={folder} was trained for the classes {', '.join(about['class_names'])}, above the weights "
-            f"{about['weights']}; here they are {', '.join(made.data.classes)} and {made.backbone.weights.key}"
-        )
+    if about["class_names"] != list(made.data.classes):
+        names = (", ".join(names) for names in (about["class_names"], made.data.classes))
+        raise InputError("warm_start={} was trained for the classes {}; here they are {}".format(folder, *names))
+    if about["weights"] != made.backbone.weights.key:
+        raise InputError(f"warm_start={folder} was trained above other weights: give that run's model.weights")
     ours = Trainer(made).shapes(plan.head)
     wrong = [name for name, tensor in state.items() if ours.get(name) != tensor.shape]
     wrong += [name for name in ours if name.startswith("head.") and name not in state]

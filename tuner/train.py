@@ -157,9 +157,10 @@ def runnable(cfg: DictConfig) -> DictConfig:
 
 def resumable(cfg: DictConfig, made: Parts, plan: Plan, run: Run) -> Plan:
     """The plan of a single run, which goes on where it was killed when it is started again in its folder."""
-    decides = [str(key) for key in cfg if key not in ("study", "cache_dir")]
-    config: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, decides), resolve=True)
-    config["data"].pop("cache_dir", None)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    for group in (config, config["data"]):  # what decides nothing
+        for key in ("study", "cache_dir"):
+            group.pop(key, None)
     checkpoint = Checkpoint(run, config | {"split_hashes": made.data.hashes})
     resume = checkpoint.load()
     plan = plan if resume else begun(cfg, made, plan)
