@@ -90,7 +90,7 @@ def chosen(data: Data, split: str) -> list[tuple[str, Samples, torch.Tensor]]:
         "pool": ("training and validation", data.pool, torch.arange(len(data.pool))),
     }
     found = [everything[name] for name in (("pool", "test") if split == "all" else (split,))]
-    return [part for part in found if len(part[2])] or found[:1]
+    return [part for part in found if len(part[2])]
 
 
 def renumbered(data: Data, classes: Sequence[str]) -> torch.Tensor:
