@@ -243,6 +243,17 @@ def test_of_any_size_a_colour_stays(tmp_path, fit, ending, side):
     assert (got - torch.tensor([200, 100, 50])[:, None, None]).abs().max() <= 2
 
 
+@pytest.mark.parametrize("fit", image_file.FITS)
+@pytest.mark.parametrize("shape", [(1, 120, 120), (1, 60, 120), (1, 120, 60)])
+def test_a_large_jpeg_is_as_sharp_as_if_decoded_in_full(tmp_path, fit, shape):
+    stripes = (np.indices((960, 960)) // 20).sum(0) % 2 * 200  # squares of 2.5 pixels of 120
+    Image.fromarray(stripes.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as saved:
+        saved.save(tmp_path / "a.png")
+    jpg, png = (read(tmp_path / f"a.{ending}", shape, fit).float() for ending in ("jpg", "png"))
+    assert (jpg - png).abs().mean() < 1
+
+
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("fit", image_file.FITS)
 def test_an_image_of_one_row(tmp_path, fit, upright):
