@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -97,6 +98,25 @@ def own_log():
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def closed():
+    """A folder that all may enter, and a function that closes one in it to all, and so to us."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, user, shut = Path(name), os.geteuid(), []
+        folder.chmod(0o755)
+
+        def close(path):
+            path.chmod(0)
+            shut.append(path)
+            if user == 0:
+                os.seteuid(65534)  # nobody: to root all is open
+
+        yield folder, close
+        os.seteuid(user)
+        for path in shut:
+            path.chmod(0o755)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from tuner.data.image_file import BrokenImageError, check_fit, read
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the same key would come to mean other pixels
+FORMAT = 3  # raise it when the same key would come to mean other pixels
 IMAGES = stored.Kind("the array of images", "the images", "decoding", "decoded", "choose smaller images")
 CHUNK = 2**22  # bytes that a thread decodes at a time, about: memory is this, times WINDOW, times the threads
 WINDOW = 3  # chunks a thread, under way or waiting to be written
@@ -77,7 +77,7 @@ def load(
 
 def _shape(size: int | Sequence[int]) -> tuple[int, int, int]:
     c, h, w = size if isinstance(size, Sequence) and len(size) == 3 else (3, size, size)
-    if not (c in (1, 3) and type(h) is type(w) is int and min(h, w) > 0):
+    if not (type(c) is type(h) is type(w) is int and c in (1, 3) and min(h, w) > 0):
         raise InputError(
             f"data.size={size} must be a whole number of pixels, at least 1, or [channels, height, width], of which "
             "channels is 1 (gray) or 3 (RGB)"

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from tuner import InputError
 
@@ -24,6 +24,11 @@ EXTENSIONS = {
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
 NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+TURNS = {  # the camera's orientation -> what undoes it
+    **{2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM},
+    **{5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE},
+    8: Image.Transpose.ROTATE_90,
+}
 GAP = 2.0  # a photo is brought near twice the size by cheaper means than the filter: Pillow's reducing_gap
 
 
@@ -145,11 +150,12 @@ def _decoded(path: Path, size: list[int]) -> Image.Image:
         scale = GAP * max(size) / min(image.size)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image.load()
-        try:
-            return ImageOps.exif_transpose(image)
+        try:  # not by ImageOps.exif_transpose, which writes all entries anew and fails where any is odd
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:  # in a PNG or a WebP
             log.warning("%s is not turned: what it says of its orientation is damaged (%s)", path, error)
             return image
+        return image if turn is None else image.transpose(turn)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -161,10 +167,12 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
-    """Of 16 bits a value, also where they came as 32."""
+    """Of 16 bits a value, also where they came as 32; over white where they are transparent."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise BrokenImageError(path, f"its values go from {values.min()} to {values.max()}: save it with 8 or 16 bits")
+    if "transparency" in image.info:  # a gray, of which no alpha channel has been made
+        values[values == image.info["transparency"]] = 65535
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 

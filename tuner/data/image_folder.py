@@ -75,16 +75,21 @@ def load(
 
 def _splits(root: Path) -> dict[str, Path]:
     """The folders of the splits, or nothing where the folders in root are the classes themselves."""
-    if not root.is_dir():
-        what = "is a file" if root.exists() else f"does not exist (seen from {Path.cwd()})"
+    try:
+        exists, is_folder = root.exists(), root.is_dir()
+    except OSError as error:  # such as a folder above it that others may not enter
+        raise InputError(f"data.root={root} cannot be read: {error.strerror}") from error
+    if not is_folder:
+        what = "is a file" if exists else f"does not exist (seen from {Path.cwd()})"
         raise InputError(f"data.root={root} {what}: name a folder with a folder of images for each class")
     folders = _folders(root)
     train = next((path for path in folders if PARTS.get(path.name.lower()) == "train"), None)
     if train is None or not _folders(train):
         if len(folders) > 1 and all(path.name.lower() in PARTS for path in folders):
+            lacks = "none is train/, which" if train is None else f"{train.name}/ has no folders: it"
             raise InputError(
                 f"{root} has the folders {', '.join(path.name for path in folders)}, by their names splits and no "
-                "classes, and train/ has no folders: it needs one for each class"
+                f"classes, and {lacks} needs one for each class"
             )
         return {}
     splits: dict[str, Path] = {}
@@ -101,7 +106,10 @@ def _splits(root: Path) -> dict[str, Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
     for path in found:
         check_name(path)
     return found

@@ -1,0 +1,427 @@
+"""A folder a class, with or without folders of splits: which image goes where, its label, and what is refused."""
+
+import logging
+import os
+import re
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tuner import InputError
+from tuner.data import Data, digests, image_folder
+from tuner.data.image_file import EXTENSIONS, read
+
+
+def draw(path, seed=None):
+    """Noise, of its own for each name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = zlib.crc32(os.fsencode(path)) if seed is None else seed
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)).save(path)
+
+
+def make(root, folders):
+    """So many images in each folder."""
+    for folder, count in folders.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            draw(root / folder / f"{i}.png")
+    return root
+
+
+def load(root, **options) -> Data:
+    return image_folder.load(root, **{"size": 4, "cache_dir": root.parent / "cache"} | options)
+
+
+def names(data) -> dict[str, set[str]]:
+    """Of the images of each split."""
+    rows = {"train": data.train.tolist(), "val": data.val.tolist()}
+    found = {split: {data.pool.names[row] for row in rows[split]} for split in rows}
+    assert sum(map(len, found.values())) == len(data.pool)
+    return found | {"test": set(data.test.names or ())}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        (["dog", "cat", "Owl"], ("Owl", "cat", "dog")),
+        (["10", "9", "2"], ("2", "9", "10")),
+        (["007", "10", "8"], ("007", "8", "10")),
+        (["10", "9", "2b"], ("10", "2b", "9")),
+        (["été", "a b", "c.png"], ("a b", "c.png", "été")),
+    ],
+)
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_folder_is_a_class(root, folders, classes, fit):
+    make(root, dict.fromkeys(folders, 4))
+    make(root, {f"{folders[0]}/deep/deeper": 2, ".hidden": 2})
+    data = load(root, fit=fit)
+    assert data.classes == classes
+    assert data.fit == fit
+    assert set.union(*names(data).values()) == {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.png")
+        if path.is_file() and ".hidden" not in path.parts
+    }
+    for samples in (data.pool, data.test):
+        assert list(samples.names) == sorted(samples.names)
+        for name, image, label in zip(samples.names, samples.images, samples.labels, strict=True):
+            assert classes[label] == name.split("/")[0]
+            assert torch.equal(image, read(root / name, (3, 4, 4), fit))
+
+
+@pytest.mark.parametrize("train", ["train", "training", "Train", "TRAINING"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "VAL"])
+@pytest.mark.parametrize("test", ["test", "testing", "Test"])
+def test_folders_of_splits_in_all_spellings(root, caplog, train, val, test):
+    make(root, {f"{train}/a": 3, f"{train}/b": 1, f"{val}/a": 1, f"{val}/b": 2, f"{test}/b": 1})
+    with caplog.at_level(logging.INFO):
+        data = load(root)
+    assert data.classes == ("a", "b")
+    assert names(data) == {
+        "train": {f"{train}/a/0.png", f"{train}/a/1.png", f"{train}/a/2.png", f"{train}/b/0.png"},
+        "val": {f"{val}/a/0.png", f"{val}/b/0.png", f"{val}/b/1.png"},
+        "test": {f"{test}/b/0.png"},
+    }
+    for samples in (data.pool, data.test):
+        assert [data.classes[label] for label in samples.labels] == [name.split("/")[1] for name in samples.names]
+    splits = ", ".join(f"{name} ({part})" for name, part in sorted([(train, "train"), (val, "val"), (test, "test")]))
+    assert f"{root} has folders of splits: {splits}" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [  # of a class's 20 images in train/ a fifth is for test and, of what is left, an eighth for validation
+        ([], {"train": 28, "val": 4, "test": 8}),
+        (["train"], {"train": 28, "val": 4, "test": 8}),
+        (["train", "test"], {"train": 36, "val": 4, "test": 10}),
+        (["train", "val"], {"train": 32, "val": 10, "test": 8}),
+        (["train", "val", "test"], {"train": 40, "val": 10, "test": 10}),
+    ],
+)
+def test_what_has_no_folder_is_drawn_from_train(root, given, sizes):
+    for part in given or [""]:
+        for name in ("a", "b"):
+            make(root, {f"{part}/{name}".removeprefix("/"): 20 if part in ("", "train") else 5})
+    runs = [load(root, seed=seed) for seed in (0, 0, 1)]
+    found = [names(run) for run in runs]
+    for run, splits in zip(runs, found, strict=True):
+        assert {part: len(some) for part, some in splits.items()} == sizes
+        for labels in (run.pool.labels[run.train], run.pool.labels[run.val], run.test.labels):
+            assert labels.sum() * 2 == len(labels)  # as many of each class
+        assert not splits["test"] & (splits["train"] | splits["val"])
+        for part in splits:
+            assert part not in given or {name.split("/")[0] for name in splits[part]} == {part}
+    assert found[0] == found[1]
+    assert found[0]["test"] == found[2]["test"]
+    assert (found[0]["val"] == found[2]["val"]) == ("val" in given)
+
+
+def test_shares(root):
+    data = load(make(root, {"a": 20, "b": 40}), test_share=0.5, val_share=0.2)
+    assert torch.bincount(data.test.labels).tolist() == [10, 20]
+    assert torch.bincount(data.pool.labels[data.val]).tolist() == [2, 4]
+
+
+def message(root, **options):
+    with pytest.raises(InputError) as error:
+        load(root, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value).replace(str(root), "ROOT")
+
+
+FLAT = {"train": 2, "test": 2}
+SPLIT = {"train/a": 4, "train/b": 4}
+ENOUGH = "add images of it or leave the class out"
+PARTS = "train, training, test, testing, val, valid, validation"
+MESSAGES = {
+    "images and no folders": (
+        {".": 3},
+        "ROOT has 3 images and no folders: it needs a folder for each class, with that class's images",
+    ),
+    "nothing": ({".": 0}, "ROOT has no folders: it needs a folder for each class, with that class's images"),
+    "one class": ({"a": 4}, "ROOT has one class only, 'a': give images of at least two, a folder each"),
+    "one class in train/": (
+        {"train/a": 4, "test/a": 2},
+        "ROOT/train has one class only, 'a': give images of at least two, a folder each",
+    ),
+    "classes without images": (
+        {"a": 0, "b": 0},
+        f"there is no image below ROOT: known by their names are {', '.join(sorted(EXTENSIONS))}",
+    ),
+    "test/ without images": (
+        SPLIT | {"test/a": 0},
+        f"there is no image below ROOT/test: known by their names are {', '.join(sorted(EXTENSIONS))}",
+    ),
+    "an image beside the classes": (
+        {"a": 4, "b": 4, ".": 1},
+        "0.png lies directly in ROOT: move each image into the folder of its class",
+    ),
+    "an image in test/": (
+        SPLIT | {"test": 1},
+        "0.png lies directly in ROOT/test: move each image into the folder of its class",
+    ),
+    "a class in test/ only": (
+        SPLIT | {"test/c": 1},
+        "ROOT/test/c is the folder of no class; the classes are 'a', 'b': rename it, or give that class "
+        "images to train on",
+    ),
+    "a class in val/ only": (
+        SPLIT | {"val/A": 1},
+        "ROOT/val/A is the folder of no class; the classes are 'a', 'b': rename it, or give that class "
+        "images to train on",
+    ),
+    "a folder that is no split": (
+        SPLIT | {"extra/a": 1},
+        f"ROOT has train/ with folders of classes, and beside it extra/, which is none of {PARTS}: move it",
+    ),
+    "two folders for a split": (
+        {"train/a": 4, "train/b": 4, "val/a": 1, "validation/b": 1},
+        "ROOT has train/ with folders of classes, and beside it validation/, which is val, as val is: move it",
+    ),
+    "two folders to train on": (
+        {"Train/a": 4, "train/b": 4},
+        "ROOT has Train/ with folders of classes, and beside it train/, which is train, as Train is: move it",
+    ),
+    "splits without classes": (
+        FLAT,
+        "ROOT has the folders test, train, by their names splits and no classes, and train/ has no folders: "
+        "it needs one for each class",
+    ),
+    "nothing to train on": (
+        {"val/a": 2, "test/a": 2},
+        "ROOT has the folders test, val, by their names splits and no classes, and none is train/, "
+        "which needs one for each class",
+    ),
+    "two images of a class": (
+        {"a": 2, "b": 9},
+        f"class 'a' has 2 images; at least 3 are needed, one each for training, validation and test: {ENOUGH}",
+    ),
+    "no image of a class": (
+        {"a": 9, "b": 0},
+        f"class 'b' has 0 images; at least 3 are needed, one each for training, validation and test: {ENOUGH}",
+    ),
+    "one image of a class, test/": (
+        {"train/a": 1, "train/b": 9, "test/a": 1},
+        f"class 'a' has 1 image; at least 2 are needed, one each for training and validation: {ENOUGH}",
+    ),
+    "one image of a class, val/": (
+        {"train/a": 1, "train/b": 9, "val/a": 1},
+        f"class 'a' has 1 image; at least 2 are needed, one each for training and test: {ENOUGH}",
+    ),
+    "no image of a class, val/ and test/": (
+        {"train/a": 0, "train/b": 9, "val/a": 1, "test/a": 1},
+        "class 'a' has no image in ROOT/train that is whole: add some or remove its folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+def test_what_cannot_be_used_is_said(root, what):
+    folders, says = MESSAGES[what]
+    assert message(make(root, folders)) == says
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        {"a": 3, "b": 3},
+        {"train/a": 2, "train/b": 2, "test/b": 1},
+        {"train/a": 2, "train/b": 2, "val/b": 1},
+        {"train/a": 1, "train/b": 1, "val/b": 1, "test/a": 1},
+    ],
+)
+def test_one_image_of_each_class_for_what_is_drawn_will_do(root, folders):
+    data = load(make(root, folders))
+    assert data.pool.labels[data.train].unique().tolist() == [0, 1]
+    assert len(data.val) > 0 < len(data.test)
+
+
+def test_root_is_a_folder(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    says = "name a folder with a folder of images for each class"
+    assert message(root) == f"data.root=ROOT does not exist (seen from {root.parent}): {says}"
+    root.touch()
+    assert message(root) == f"data.root=ROOT is a file: {says}"
+
+
+@pytest.mark.parametrize(
+    ("shut", "says"),
+    [
+        ("", "the folder {0}/root cannot be read: Permission denied"),
+        ("..", "data.root={0}/root cannot be read: Permission denied"),
+        ("train", "the folder {0}/root/train cannot be read: Permission denied"),
+        ("train/a", "the folder {0}/root/train/a cannot be read: Permission denied"),
+        ("test", "the folder {0}/root/test cannot be read: Permission denied"),
+    ],
+)
+def test_folders_that_cannot_be_read(closed, shut, says):
+    folder, close = closed
+    folder /= "above"
+    make(folder / "root", SPLIT | {"test/a": 1})
+    close((folder / "root" / shut).resolve())
+    with pytest.raises(InputError, match=f"^{re.escape(says.format(folder))}$"):
+        load(folder / "root")
+
+
+def test_names_in_another_coding_are_refused(root):
+    make(root, {"a": 3, "caf\udce9": 3})
+    with pytest.raises(InputError, match=r"caf\\xe9 is not in UTF-8: rename that file or folder$"):
+        load(root)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val", "Training"])
+def test_a_class_may_be_called_like_a_split(root, name):
+    data = load(make(root, {"car": 4, name: 4, "zebra": 4}))
+    assert data.classes == tuple(sorted(["car", name, "zebra"]))
+    assert len(data.pool) + len(data.test) == 12
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "pool", "test"),
+    [
+        ({"a": 1}, ("a",), 1, 0),
+        ({"a": 4}, ("a",), 4, 0),
+        ({"a": 1, "b": 1}, ("a", "b"), 2, 0),
+        ({"a": 1, "b": 0}, ("a", "b"), 1, 0),
+        ({"train/a": 1, "test/a": 2}, ("a",), 1, 2),
+        ({"train/a": 1, "train/b": 2, "val/b": 3}, ("a", "b"), 6, 0),
+        ({"train/a": 1, "train/b": 2, "val/b": 3, "test/a": 1}, ("a", "b"), 6, 1),
+    ],
+)
+def test_nothing_is_divided_where_it_need_not_be(root, folders, classes, pool, test):
+    data = load(make(root, folders), divide=False)
+    assert data.classes == classes
+    assert (len(data.pool), len(data.train), len(data.val), len(data.test)) == (pool, pool, 0, test)
+    assert data.train.tolist() == list(range(pool))
+    assert data.test.images.shape == (test, 3, 4, 4)
+    assert data.fit == "crop"
+    splits = [name.split("/")[0] for name in [*data.pool.names, *(data.test.names or ())]]
+    assert splits.count("test") == test
+
+
+def test_copies_of_test_images_are_counted_and_logged(root, caplog):
+    make(root, {"train/a": 3, "train/b": 3, "val/a": 1, "test/a": 4})
+    for copy, of in {"test/a/0": "train/a/1", "test/a/1": "train/a/1", "test/a/3": "val/a/0"}.items():
+        (root / f"{copy}.png").write_bytes((root / f"{of}.png").read_bytes())
+    says = "3 of 4 test images have an exact copy in training or validation"
+    for divide in (True, False):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert load(root, divide=divide).test_duplicates == 3
+        assert says in caplog.messages
+
+
+def test_no_copies_no_message(root, caplog):
+    with caplog.at_level(logging.INFO):
+        assert load(make(root, {"a": 5, "b": 5})).test_duplicates == 0
+    assert "copy" not in caplog.text
+
+
+def spoil(root, *names):
+    for name in names:
+        (root / f"{name}.png").write_text("no image")
+
+
+def test_broken_files_are_refused_or_left_out(root):
+    make(root, {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2, "test/a": 2, "test/b": 2})
+    bad = ("train/a/1", "val/a/0", "test/b/1")
+    spoil(root, *bad)
+    says = message(root)
+    assert says.startswith("3 files cannot be used as images: repair or remove them, or leave them out with data.skip")
+    assert all(f"{name}.png (" in says for name in bad)
+    data = load(root, skip_broken=True)
+    found = names(data)
+    assert {part: len(some) for part, some in found.items()} == {"train": 7, "val": 3, "test": 3}
+    for part, some in found.items():
+        assert {name.split("/")[0] for name in some} == {part}
+    for samples in (data.pool, data.test):
+        for name, image, label, digest in zip(
+            samples.names, samples.images, samples.labels, samples.digests, strict=True
+        ):
+            image_of_file = read(root / name, (3, 4, 4), "crop")
+            assert torch.equal(image, image_of_file)
+            assert digest == digests(image_of_file[None])[0]
+            assert data.classes[label] == name.split("/")[1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "bad", "says"),
+    [
+        (
+            {"train/a": 1, "train/b": 2, "val/a": 1, "test/a": 1},
+            ["train/a/0"],
+            "class 'a' has no image in ROOT/train that is whole: add some or remove its folder",
+        ),
+        (
+            {"train/a": 1, "train/b": 2, "val/a": 1, "test/a": 1},
+            ["val/a/0"],
+            "no image in ROOT/val is whole: add some",
+        ),
+        (
+            {"train/a": 2, "train/b": 2, "test/a": 1},
+            ["test/a/0"],
+            "no image to test on is whole in ROOT/test: add some",
+        ),
+        (
+            {"train/a": 2, "train/b": 2, "test/a": 1},
+            ["train/b/0", "train/b/1"],
+            f"class 'b' has 0 images; at least 2 are needed, one each for training and validation: {ENOUGH}",
+        ),
+        (
+            {"a": 3, "b": 3},
+            ["a/0", "a/1", "a/2", "b/0", "b/1", "b/2"],
+            "no image to test on is whole in ROOT: add some",
+        ),
+    ],
+)
+def test_where_nothing_whole_is_left(root, folders, bad, says):
+    spoil(make(root, folders), *bad)
+    assert message(root, skip_broken=True) == says
+
+
+def move(root, name, to):
+    (root / f"{name}.png").rename(root / f"{to}.png")
+
+
+HASHES = {
+    "nothing": (lambda root: None, {}, set()),
+    "a name": (lambda root: move(root, "train/a/0", "train/a/00"), {}, set()),
+    "the name of a folder": (lambda root: (root / "train").rename(root / "training"), {}, set()),
+    "an image to train on": (lambda root: draw(root / "train/b/1.png", seed=1), {}, {"train"}),
+    "an image for validation": (lambda root: draw(root / "val/a/0.png", seed=1), {}, {"val"}),
+    "an image to test on": (lambda root: draw(root / "test/b/1.png", seed=1), {}, {"test"}),
+    "the label of an image to train on": (lambda root: move(root, "train/a/3", "train/b/!"), {}, {"train"}),
+    "the label of an image for validation": (lambda root: move(root, "val/a/1", "val/b/!"), {}, {"val"}),
+    "the label of an image to test on": (lambda root: move(root, "test/a/1", "test/b/!"), {}, {"test"}),
+    "an image more": (lambda root: draw(root / "val/a/9.png"), {}, {"val"}),
+    "an image less": (lambda root: (root / "train/a/2.png").unlink(), {}, {"train"}),
+    "the order": (lambda root: move(root, "test/a/0", "test/a/5"), {}, {"test"}),
+    "the seed": (lambda root: None, {"seed": 1}, set()),
+    "the size": (lambda root: None, {"size": 5}, {"train", "val", "test"}),
+}
+
+
+@pytest.mark.parametrize("what", HASHES)
+def test_hashes_tell_which_split_has_changed(root, what):
+    change, options, changed = HASHES[what]
+    make(root, {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2, "test/a": 2, "test/b": 2})
+    before = load(root).hashes
+    change(root)
+    after = load(root, **options).hashes
+    assert {split for split in before if before[split] != after[split]} == changed
+    assert sorted(before) == ["test", "train", "val"]
+    assert len(set(before.values())) == 3
+
+
+def test_another_seed_has_other_hashes_where_it_draws(root):
+    make(root, {"a": 12, "b": 12})
+    one, other = load(root, seed=0).hashes, load(root, seed=1).hashes
+    assert {split for split in one if one[split] != other[split]} == {"train", "val"}
