@@ -16,6 +16,8 @@ from omegaconf import OmegaConf, open_dict, read_write
 from tuner.sweep import MARK
 from tuner.sweep.reaper import marked
 
+RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # without which Ray ends
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -124,5 +126,6 @@ def end_jobs() -> None:
     """End this sweep's worker processes now, with what they do; Ray's own, which tell it of that, stay."""
     for process in marked(os.environ[MARK]):
         with suppress(psutil.Error):
-            if "/ray/" not in " ".join(process.cmdline()):
+            line = " ".join(process.cmdline())
+            if "/ray/" not in line and not line.startswith(RAYS_AGENTS):
                 process.kill()
