@@ -95,7 +95,7 @@ def test_what_it_says_of_a_search(look, mine):
     assert [int(line.split()[0]) for line in table] == list(mine.complete.sort_values("value", ascending=False).number)
     assert sum("(default)" in line for line in table) == 1
     assert "exact McNemar test" in printed or "the default config (trial 0) is the best" in printed
-    assert "retrained on train + validation and tested, 1 seeds: " in printed
+    assert "retrained on train + validation and tested, 1 seed: " in printed
     assert "run it again: python -m tuner.study multirun/mine --best | xargs python -m tuner.train" in printed
     assert look("mine", "--top", "1").count("multirun/mine/") == 1
     assert look("mine", "--top", "0").count("multirun/mine/") == 5
