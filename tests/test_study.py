@@ -96,7 +96,7 @@ def test_what_it_says_of_a_search(look, mine):
     assert sum("(default)" in line for line in table) == 1
     assert "exact McNemar test" in printed or "the default config (trial 0) is the best" in printed
     assert "retrained on train + validation and tested, 1 seed: " in printed
-    assert "run it again: python -m tuner.study multirun/mine --best | xargs python -m tuner.train" in printed
+    assert "run it again: python -m tuner.study multirun/mine --best | xargs -r python -m tuner.train" in printed
     assert look("mine", "--top", "1").count("multirun/mine/") == 1
     assert look("mine", "--top", "0").count("multirun/mine/") == 5
 
@@ -300,7 +300,7 @@ def test_overrides_with_quotes_and_spaces_come_back_whole(look, toy):
     for trial in made.trials:
         written = yaml.safe_load(Path(f"multirun/toy/{trial.number}/.hydra/overrides.yaml").read_text())
         s = inspection.load()
-        assert s.overrides(trial) == written
+        assert s.overrides(trial) == ["--config-name", "toy", *written]
     printed = look("--best")
     through_xargs = subprocess.run(["xargs", "printf", "%s\\n"], input=printed, capture_output=True, text=True)
     assert through_xargs.stdout.splitlines() == shlex.split(printed)
@@ -309,6 +309,21 @@ def test_overrides_with_quotes_and_spaces_come_back_whole(look, toy):
     done = toy.run(*shlex.split(printed), *again)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(Path("multirun/toy-2/0/.hydra/config.yaml").read_text())["y"] == y
+
+
+def test_the_best_of_a_search_with_configs_of_ones_own(look, toy):
+    own = toy.folder / "my conf" / "group"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("name: mine\n")
+    options = ("--config-dir", str(own.parent), "group=mine")
+    toy.run(*options, "hydra.output_subdir=.hydra", "hydra.sweeper.n_trials=2")
+    words = shlex.split(look("--best"))
+    assert words[:2] == list(options[:2])
+    assert "group=mine" in words
+    again = ("hydra.sweeper.study_name=again", "hydra.sweeper.n_trials=1", "hydra.output_subdir=.hydra")
+    done = toy.run(*words, *again)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(Path("multirun/toy-2/0/.hydra/config.yaml").read_text())["group"] == {"name": "mine"}
 
 
 def quoted(text):

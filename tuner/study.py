@@ -102,7 +102,7 @@ def show(s: Inspection, top: int, console: Console) -> None:
             print(f"  - {line}")
     if s.best is not None and "fixed" in s.study.user_attrs:  # a sweep's
         which = [str(s.folder)] if s.folder else [s.study.study_name, "--storage", str(storage.shown(s.spec))]
-        print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs python -m tuner.train")
+        print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs -r python -m tuner.train")
 
 
 def headline(s: Inspection) -> str:
