@@ -350,7 +350,7 @@ def test_of_several_objectives_everything_has_their_names(look, tmp_path):
 def test_a_glance_at_a_narrow_terminal_breaks_lines_and_not_words():
     names = [f"optimizer.setting{k}" for k in range(6)]
     made = optuna.create_study()
-    tell(made, 3, lambda trial, k: [trial.suggest_float(name, 0, 1) for name in names][0], lambda k, x: x)
+    tell(made, 3, lambda trial, k: [trial.suggest_float(name, 0, 1) for name in names].pop(), lambda k, x: x)
     console = Console(width=50, file=io.StringIO())
     console.print(study.glance(inspection.Inspection(made, "memory", None), 10, console.width))
     assert all(name in console.file.getvalue() for name in names)
