@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -238,19 +237,20 @@ def _on_noise(s: Inspection) -> list[str]:
 
 def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
     """Of the best and its equals the smallest, or where no result tells that the fastest; None: that is the best."""
-    among = pd.concat([s.complete[s.complete.number == s.best.number], equals]) if s.best else equals
-    results = [result_of(folder) if folder else {} for folder in among.folder]
-    sizes = [(result.get("gmacs", math.nan), result.get("trained_parameters", math.nan)) for result in results]
-    if all(map(math.isfinite, chain(*sizes))):
-        place = min(range(len(sizes)), key=lambda k: sizes[k])
-        gmacs, trained = sizes[place]
-        what = f"{gmacs:.3g} billion multiply-adds an image, {trained / 1e6:.3g} million trained parameters"
-        return f"the smallest (trial {among.number.iloc[place]}: {what})" if place else None
+    best = s.complete[s.complete.number == s.best.number] if s.best else equals[:0]
+    among = pd.concat([best, equals], ignore_index=True)
+    results = pd.DataFrame([result_of(folder) if folder else {} for folder in among.folder])
+    sizes = results.reindex(columns=["gmacs", "trained_parameters"]).apply(pd.to_numeric, errors="coerce")
+    if sizes.notna().all(axis=None):
+        least = among[["number"]].join(sizes).sort_values(list(sizes), kind="stable").iloc[0]
+        what = f"{least.gmacs:.3g} billion multiply-adds an image, {least.trained_parameters / 1e6:.3g} million trained"
+        smallest = f"the smallest (trial {least.number:.0f}: {what} parameters)"
+        return smallest if least.number != among.number[0] else None
     if _at_once(s):  # their seconds are those of all that ran beside them
         return None
     fastest = among.sort_values("seconds", kind="stable").iloc[0]
     chosen = f"the fastest (trial {fastest.number}, {fastest.seconds:.3g} s)"
-    return chosen if fastest.number != among.number.iloc[0] else None
+    return chosen if fastest.number != among.number[0] else None
 
 
 def _at_once(s: Inspection) -> bool:
