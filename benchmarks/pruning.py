@@ -103,7 +103,7 @@ def searched(launcher: str, pruner: str, seed: int, n_trials: int) -> tuple[str,
     arguments = ["data=synthetic", "data.noise=200", "data.n=2000", "model=tiny", f"epochs={epochs}", f"seed={seed}"]
     arguments += [f"hydra/launcher={launcher}", f"hydra/sweeper/pruner={pruner}", "hydra.sweeper.n_jobs=2"]
     arguments += [f"hydra.sweeper.n_trials={n_trials}", "final.seeds=0", "study=s"]
-    search = "optuna" if pruner == "median" else "random"  # the former has the median pruner's options
+    search = "optuna" if pruner == "median" else "random"  # as the figures in README.md were taken
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tuner.train", "-m", f"hparams_search={search}", *arguments]
         subprocess.run(command, cwd=folder, check=True, capture_output=True)

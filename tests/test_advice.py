@@ -12,7 +12,8 @@ from tuner.inspection import Inspection
 from tuner.sweep import account
 
 UNIT, LR = FloatDistribution(0, 1), FloatDistribution(1e-5, 1e-1, log=True)
-COMPLETE, FAIL, PRUNED, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING
+COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
+RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 
 
 def trial(value, state=COMPLETE, /, *, system=None, user=None, **params):
@@ -34,7 +35,7 @@ def study(trials, direction="maximize", name="mine", folder=None):
 
 
 FLATTERED = "; p flatters the best, which was chosen on these images"
-NO_MORE = "differ from the best by no more than chance explains (McNemar's test, p >= 0.05, 100 validation images)"
+NO_MORE = "no more than chance explains (McNemar's test, p >= 0.05, 100 validation images)"
 
 
 def said(lines, words):
@@ -55,6 +56,18 @@ def said(lines, words):
             [trial(None, FAIL, user={"error": error}) for error in ("E: no memory", "E: nan", "E: nan")],
             "3 of 3 trials failed, most often with: E: nan",
         ),
+        (
+            [trial(None, FAIL, user={"error": error}) for error in ("E: nan", "E: no memory")],
+            "2 of 2 trials failed, such as: E: nan",
+        ),
+        (  # killed, and tried again: once with success, twice not
+            [trial(None, FAIL, user={"error": "killed"}), *[trial(1.0, system={account.HISTORY: [0]})] * 9],
+            None,
+        ),
+        (
+            [trial(None, FAIL, system={account.HISTORY: list(range(k))} if k else {}) for k in range(3)],
+            "1 of 1 trials failed",
+        ),
         ([trial(1.0)] + [trial(None, FAIL, system={account.EXCUSED: True})] * 3, None),  # Ctrl-C
         ([trial(1.0)] + [trial(None, FAIL, system={account.SURPLUS: True})] * 3, None),
         ([trial(None, RUNNING)] * 3, None),
@@ -63,6 +76,53 @@ def said(lines, words):
 def test_failures(trials, expected):
     lines = advice(study(trials))
     assert lines[0] == expected if expected else not said(lines, "failed")
+
+
+# Sweeps that ended, and those that nothing can be learned from
+
+
+@pytest.mark.parametrize(
+    ("trials", "owner", "expected"),
+    [
+        (
+            [trial(1.0), trial(None, RUNNING), trial(None, RUNNING)],
+            None,
+            "2 running trials, and no sweep is at work: go on by the same command with study=mine",
+        ),
+        ([trial(None, RUNNING), trial(None, WAITING)], None, "1 running and 1 waiting trials, and no sweep is at work"),
+        ([trial(1.0), trial(None, WAITING)], None, "1 waiting trial, and no sweep"),
+        ([trial(1.0), trial(None, FAIL)], None, None),
+        ([trial(1.0), trial(None, RUNNING)], "elsewhere:1:abc", None),
+    ],
+)
+def test_what_a_killed_sweep_left(tmp_path, trials, owner, expected):
+    (tmp_path / account.LOCKS).mkdir()
+    if owner:
+        (tmp_path / account.LOCKS / f"{owner}.alive").touch()
+    lines = advice(study(trials, folder=tmp_path))
+    assert said(lines, expected) if expected else not said(lines, "at work")
+    assert not said(advice(study(trials)), "at work")  # of a study without a folder no sweep is known
+
+
+STRICT = "trials were pruned and none is complete: the pruner is too strict"
+EQUAL = "complete trials have the same value, 0.5: nothing that is searched changes it"
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"),
+    [
+        ([trial(0.1, PRUNED)] * 5, f"5 of 5 {STRICT}"),
+        ([trial(0.1, PRUNED)] * 4 + [trial(None, FAIL)], f"4 of 5 {STRICT}"),
+        ([trial(0.1, PRUNED), trial(None, RUNNING)], None),
+        ([trial(0.1, PRUNED), trial(0.5)], None),
+        ([trial(0.5)] * 3, f"all 3 {EQUAL}"),
+        ([trial(0.5)] * 2, None),
+        ([trial(0.5)] * 9 + [trial(0.6)], None),
+    ],
+)
+def test_trials_that_say_nothing(trials, expected):
+    lines = advice(study(trials))
+    assert said(lines, expected) if expected else not (said(lines, "too strict") or said(lines, "the same value"))
 
 
 # Ends of what was searched
@@ -84,6 +144,12 @@ def along(best_at, distribution, count=20, name="x"):
     return found
 
 
+def replaced(found, others):
+    """A trial with more parameters, which have nothing to do with its value."""
+    more = {f"p{k}": (hash((k, found.value)) % 97 / 97, UNIT) for k in range(others)}
+    return trial(found.value, x=(found.params["x"], UNIT), **more)
+
+
 NUMBERS = CategoricalDistribution([64, 128, 256, 512])
 
 
@@ -96,6 +162,8 @@ NUMBERS = CategoricalDistribution([64, 128, 256, 512])
         (along(0.5, UNIT), None),
         (along(0.85, UNIT), None),
         (along(1.0, UNIT, count=9), None),  # too few
+        ([replaced(t, others=5) for t in along(1.0, UNIT)], None),  # for six parameters
+        ([replaced(t, others=5) for t in along(1.0, UNIT, count=24)], "x: the best 3 trials lie at the top"),
         (along(1.0, LR), "top of the range, 0.1"),
         (along(0.02, LR), "bottom of the range, 1e-05"),
         (along(0.5, LR), None),  # 0.001, near the bottom if it were no log range
@@ -145,6 +213,10 @@ def rising(count, best, name="mine", **more):
         (rising(20, 4), "none of the last 15 trials was better: more of this search are unlikely to help"),
         (rising(40, 19), "none of the last 20 trials was better"),
         (rising(40, 21), None),
+        (
+            study([trial(None, FAIL)] * 2 + [trial(0.1 * k, system={account.HISTORY: [k % 2]}) for k in range(20)]),
+            "with study=mine hydra.sweeper.n_trials=40",  # not of those that were tried again
+        ),
         (study([trial(0.5)] + [trial(0.1, PRUNED)] * 15), "none of the last 15 trials was better"),
         (study([trial(0.5)] + [trial(None, FAIL)] * 15), None),
     ],
@@ -161,12 +233,29 @@ def test_a_parameter_that_hardly_matters_is_named_where_there_are_trials_enough(
     def of(count):
         return study([trial(k % 5, a=(k % 5 / 5, UNIT), b=(k * 7 % 20 / 20, UNIT)) for k in range(count)])
 
-    assert said(advice(of(40)), "b: hardly matters within its range; fix it")
+    assert said(advice(of(40)), "b: hardly matters within its range; fix it, and the search")
     assert not said(advice(of(9)), "hardly matters")
     both = study([trial(k % 5 + k * 3 % 7, a=(k % 5 / 5, UNIT), b=(k * 3 % 7 / 7, UNIT)) for k in range(40)])
     assert not said(advice(both), "hardly matters")
     equal = study([trial(1.0, a=(k / 40, UNIT)) for k in range(40)])
     assert not said(advice(equal), "hardly matters")
+
+
+@pytest.mark.parametrize(
+    ("shares", "count", "expected"),
+    [
+        ([1 / 30] * 30, 300, None),  # alike
+        ([0.64] + [0.04] * 9, 300, None),  # near to 0.1, which each had then
+        ([0.97, 0.01, 0.01, 0.01], 60, "p1, p2, p3: hardly matter within their ranges; fix them, and the search has"),
+        ([0.97, 0.01, 0.01, 0.01], 15, None),  # fewer than four trials for each
+    ],
+)
+def test_of_many_parameters_each_may_matter_little(shares, count, expected):
+    names = [f"p{k}" for k in range(len(shares))]
+    s = study([trial(k, **dict.fromkeys(names, (0.5, UNIT))) for k in range(count)])
+    s.__dict__["importances"] = {"fANOVA": dict(zip(names, shares, strict=True))}
+    lines = advice(s)
+    assert said(lines, expected) if expected else not said(lines, "hardly")
 
 
 def test_of_several_objectives_little_is_said():
@@ -230,26 +319,38 @@ def accuracies(tmp_path, *found, default=0, **options):
             ],
         ),
         ((0.7, 0.9), {"wrong": None}, ["the best (trial 1) is better than the default config (trial 0) by 0.2"]),
+        (
+            (0.9, 0.9),
+            {"wrong": None, "default": 1},
+            ["the best (trial 0) is as good as the default config (trial 1), and no better"],
+        ),
     ],
 )
 def test_against_the_default(tmp_path, found, options, expected):
     lines = certainty(accuracies(tmp_path, *found, **options))
-    assert [line for line in lines if "standard error" not in line and "of the next" not in line] == expected
+    assert [line for line in lines if "standard error" not in line and "McNemar's" not in line] == expected
 
 
 @pytest.mark.parametrize(
     ("found", "options", "expected"),
     [
-        ((0.7, 0.9), {}, [f"of the next 1 complete trials 0 {NO_MORE}"]),
-        ((0.89, 0.7, 0.9, 0.84), {}, [f"of the next 3 complete trials 1 {NO_MORE}"]),  # 6 images against none: p = 0.03
-        ((0.89, 0.7, 0.9, 0.85), {}, [f"of the next 3 complete trials 2 {NO_MORE}"]),  # 5 against none: p = 0.06
+        ((0.7, 0.9), {}, [f"the next trial differs from the best by {NO_MORE.replace('no ', '')}"]),
+        ((0.88, 0.9), {}, [f"the next trial differs from the best by {NO_MORE}"]),
+        # 6 images against none: p = 0.03, 5 against none: p = 0.06
+        ((0.89, 0.7, 0.9, 0.84), {}, [f"of the next 3 complete trials 1 differs from the best by {NO_MORE}"]),
+        ((0.89, 0.7, 0.9, 0.85), {}, [f"of the next 3 complete trials 2 differ from the best by {NO_MORE}"]),
         (
             (0.89, 0.7, 0.9),
             {"wrong": None},
             [
-                "1 of the other 2 complete trials are within one standard error of the best (0.03, of 100 validation "
+                "1 of the other 2 complete trials is within one standard error of the best (0.03, of 100 validation "
                 "images)"
             ],
+        ),
+        (
+            (0.7, 0.9),
+            {"wrong": None},
+            ["the other complete trial is not within one standard error of the best (0.03, of 100 validation images)"],
         ),
         ((0.89, 0.7, 0.9), {"n_val": 0}, []),
         ((0.89, 0.7, 0.9), {"val_accuracy": 0.5}, []),  # it is no accuracy
@@ -258,20 +359,45 @@ def test_against_the_default(tmp_path, found, options, expected):
 )
 def test_against_the_others(tmp_path, found, options, expected):
     lines = certainty(accuracies(tmp_path, *found, default=None, **options))
-    assert [line for line in lines if "standard error" in line or "of the next" in line] == expected
+    assert [line for line in lines if "standard error" in line or "McNemar's" in line] == expected
 
 
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ((0.9, 0.89, 0.9, 0.5), "2 trials can't be told from the best: take the cheapest (trial 2, 8 s)"),
+        ((0.9, 0.89, 0.9, 0.5), "2 trials can't be told from the best: take the fastest (trial 2, 8 s), or judge"),
         ((0.9, 0.89, 0.5, 0.5), None),
         ((0.9, 0.89, 0.9, *[0.5] * 10), None),
     ],
 )
 def test_noise(tmp_path, found, expected):
     lines = advice(accuracies(tmp_path, *found))
-    assert said(lines, expected) if expected else not said(lines, "cheapest")
+    assert said(lines, expected) if expected else not said(lines, "can't be told")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        # gmacs, trained parameters of the best, its two equals and a worse one
+        ([(1, 3e6), (1, 2e6), (1, 1.1e6), (1, 1)], "smallest (trial 2: 1 billion multiply-adds an image, 1.1 million "),
+        ([(1, 3e6), (0.5, 4e6), (1, 1e6), (1, 1)], "smallest (trial 1: 0.5 billion multiply-adds an image, 4 million "),
+        ([(1, 1e6), (1, 2e6), (1, 1e6), (1, 1)], None),  # none is smaller
+    ],
+)
+def test_of_equals_the_smallest_is_named(tmp_path, sizes, expected):
+    s = accuracies(tmp_path, 0.9, 0.89, 0.9, 0.5)
+    for number, (gmacs, trained) in enumerate(sizes):
+        path = tmp_path / str(number) / "result.json"
+        more = {"gmacs": gmacs, "trained_parameters": trained}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    lines = advice(s)
+    assert said(lines, f"take the {expected}" if expected else "from the best: judge them with more validation images")
+
+
+def test_seconds_of_trials_that_ran_at_once_are_not_compared(tmp_path):
+    s = accuracies(tmp_path, 0.9, 0.89, 0.9, 0.5)
+    s.trials["end"] = s.trials.end.max()  # as of a stack
+    assert said(advice(s), "2 trials can't be told from the best: judge them with more validation images")
 
 
 @pytest.mark.parametrize(
@@ -288,3 +414,10 @@ def test_the_retrained_best(tmp_path, result, expected):
     run(tmp_path / "best", None, **result, **tested)
     line = "retrained on train + validation and tested, 3 seeds: 0.9100, standard deviation 0.0020"
     assert (line in certainty(s)) == expected
+
+
+def test_one_seed_has_no_standard_deviation(tmp_path):
+    s = accuracies(tmp_path, 0.7, 0.9)
+    tested = {"test_accuracy": 0.91, "test_accuracy_std": 0.0, "seeds": [0]}
+    run(tmp_path / "best", None, status="complete", trial=1, **tested)
+    assert certainty(s)[-1] == "retrained on train + validation and tested, 1 seed: 0.9100"

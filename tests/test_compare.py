@@ -13,7 +13,7 @@ import pytest
 from test_paired import of, scored
 from test_runs import EPOCHS, HEADER, RESULT, make
 
-from tuner import InputError, compare, runs
+from tuner import InputError, compare, plots, runs
 
 TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
 FLOATS = [1 / 3, 0.1 + 0.2, 5e-324, 1e22, 0.9999999999999999, 1e-05, 123456.789012345]
@@ -108,6 +108,48 @@ def test_one_run_and_none(compared):
 def test_what_differs(values, differ):
     many([{} if value == "absent" else {"key": value} for value in values])
     assert compare.differing(runs.load()) == ["key"] * differ
+
+
+def test_a_run_without_a_config_does_not_differ():
+    many([{"key": 1}, {"key": 1}])
+    make("outputs/imported", None, RESULT)
+    assert compare.differing(runs.load()) == []
+    make("outputs/2", {"key": 2}, RESULT)
+    assert compare.differing(runs.load()) == ["key"]
+
+
+def follow(*seeds):
+    """The configs of runs with these seeds; of a pair the second is data.seed, which otherwise follows seed."""
+    both = [seed if isinstance(seed, tuple) else (seed, "${seed}") for seed in seeds]
+    model = {"features": "block4", "frozen": "${.features}"}
+    return [{"seed": seed, "data": {"seed": of_data}, "model": model} for seed, of_data in both]
+
+
+def test_references_are_compared_by_what_they_stand_for(compared):
+    many(follow(0, 1, (2, 0)))
+    assert numbers(compared("--csv", "--where", "data.seed=0", "--sort", "folder")) == [0, 2]
+    assert numbers(compared("--csv", "--where", "model.frozen=block4")) == [0, 1, 2]
+    assert [row["data.seed"] for row in json.loads(compared("--json", "--sort", "seed"))] == [0, 1, 0]
+    by_data = json.loads(compared("--group-by", "data.seed", "--json"))
+    assert {row["data.seed"]: row["runs"] for row in by_data} == {0: 2, 1: 1}
+
+
+def test_a_key_that_follows_another_is_no_difference_of_its_own(compared):
+    many(follow(0, 1))
+    assert compare.differing(runs.load(resolve=False)) == ["seed"]
+    [row] = json.loads(compared("--over", "seed", "--json"))
+    assert row["runs"] == 2
+    assert json.loads(compared("outputs/0", "outputs/1", "--json"))["config"] == [{"key": "seed", "a": 0, "b": 1}]
+    many(follow(0, 1, (2, 5)))
+    assert sorted(row["runs"] for row in json.loads(compared("--over", "seed", "--json"))) == [1, 2]
+
+
+def test_two_runs_of_which_one_says_what_the_other_refers_to(compared):
+    [same, _] = follow(0, 0)
+    make("outputs/0", same, RESULT)
+    make("outputs/1", same | {"model": {"features": "block4", "frozen": "block2"}, "data": {"seed": 0}}, RESULT)
+    both = json.loads(compared("outputs/0", "outputs/1", "--json"))
+    assert both["config"] == [{"key": "model.frozen", "a": "block4", "b": "block2"}]
 
 
 def test_of_many_runs_the_terminal_shows_thirty_and_files_get_all(compared):
@@ -460,6 +502,31 @@ def test_pictures(compared):
         compared("--plots", "--out", "a b/" + "".join(options), *options)
         made = sorted(path.name for path in Path("a b/" + "".join(options)).iterdir())
         assert made == (["bars.png"] if options else ["bars.png", "curves.png"])
+
+
+@pytest.mark.parametrize(
+    ("folders", "given", "labels"),
+    [
+        (["outputs/x/1", "multirun/a/0"], (), ["outputs/x/1", "multirun/a/0"]),  # not below the name of this folder
+        (["outputs/x/1", "outputs/x/2"], (), ["x/1", "x/2"]),
+        (["outputs/1", "outputs/2"], (), ["outputs/1", "outputs/2"]),
+        (["a", "b"], ("a", "b"), ["a", "b"]),
+    ],
+)
+def test_labels_of_pictures(folders, given, labels):
+    for folder in folders:
+        make(folder, {}, RESULT)
+    assert compare._labels(runs.load(*given)) == labels
+
+
+def test_bars_of_groups_say_how_many_runs_they_are(compared, monkeypatch):
+    many([{"lr": lr, "seed": seed} for lr in (0.1, 0.2) for seed in range(3)][:5])
+    drawn, bars = [], plots.bars
+    monkeypatch.setattr(plots, "bars", lambda table: drawn.append(table) or bars(table))
+    compared("--over", "seed", "--plots")
+    compared("--plots")
+    assert sorted(drawn[0]["count"]) == [2, 3]
+    assert "count" not in drawn[1]
 
 
 @pytest.mark.parametrize(("out", "says"), [("file", "File exists"), ("file/below", "Not a directory")])

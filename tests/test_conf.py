@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from tuner.backbones import Backbone
 from tuner.heads import Head, widths
 from tuner.settings import build, check
+from tuner.sweep import sampling
+from tuner.sweep.plugin import PRUNERS
 from tuner.train import CONF
 
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml") if path.parent != CONF)
@@ -20,9 +22,10 @@ MANDATORY = {  # what an option leaves to the user
 
 
 def composed(file):
-    group, option = file.parts
+    sweeper = ["hydra/sweeper=optuna"] if file.parts[0] == "hydra" else []
+    overrides = [*sweeper, f"{file.parent}={file.name}", *MANDATORY.get(str(file), [])]
     with initialize_config_dir(str(CONF)):
-        return compose("train", [f"{group}={option}", *MANDATORY.get(str(file), [])], return_hydra_config=True)
+        return compose("train", overrides, return_hydra_config=True)
 
 
 @pytest.mark.parametrize("file", FILES, ids=map(str, FILES))
@@ -37,6 +40,22 @@ def test_it_composes(file):
     assert build("optimizer", task)([torch.nn.Parameter(torch.zeros(1))])
     assert 0 < build("scheduler", task)(0.0) <= 1
     assert build("augment", task).mixes == (file.name in ("mix", "finetune_all"))
+
+
+SEARCHES = [file.name for file in FILES if file.parent.name == "hparams_search" and file.name[0] != "_"]
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_search_goes_with_every_pruner(search, pruner):
+    bound = ["hydra.sweeper.pruner.lower=0.5"] if pruner == "threshold" else []
+    with initialize_config_dir(str(CONF)):
+        overrides = [f"hparams_search={search}", f"hydra/sweeper/pruner={pruner}", *bound]
+        config = compose("train", overrides, return_hydra_config=True).hydra.sweeper.pruner
+    made = sampling.made(config, sampling.PRUNERS)
+    assert f"optuna.pruners.{type(made).__name__}" == PRUNERS[pruner]._target_
+    if pruner in ("median", "percentile"):
+        assert (made._n_startup_trials, made._n_warmup_steps) == (5, 8)
 
 
 @pytest.mark.parametrize("file", FILES, ids=map(str, FILES))

@@ -1,5 +1,6 @@
 """Tables on the terminal, and pages in a real browser."""
 
+import io
 import re
 import signal
 import sys
@@ -11,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
+from rich.text import Text
 from test_runs import EPOCHS, HEADER, RESULT, make
 
 from tuner import compare, present
@@ -53,7 +56,13 @@ def test_a_command_leaves_the_signals_of_the_process_as_they_were(call):
         (25.0, "epochs", "25"),
         (25.04, "seconds", "25.0"),
         (1e20, "", "1e+20"),
-        (123456.7, "", "1.235e+05"),
+        (123456.7, "", "123457"),
+        (100000.5, "value", "100000"),
+        (100100.5, "value", "100100"),
+        (1234.56, "", "1234.56"),
+        (12345678.9, "", "1.23457e+07"),
+        (123.456, "", "123.5"),
+        (0.52, "fANOVA, validation accuracy", "0.52"),
         (float("inf"), "", "inf"),
         (float("inf"), "val_loss", "inf"),
         (float("nan"), "val_loss", "-"),
@@ -128,6 +137,19 @@ def test_a_narrow_terminal_loses_nothing(capfd, monkeypatch, columns, width, fol
         assert "".join(column) == "folder" + wide(0).folder[0] * 2
     else:
         assert words.count(wide(0).folder[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "width", "folded"), [(2, 120, False), (2, 60, False), (2, 30, True), (15, 80, True)]
+)
+def test_in_a_place_of_so_many_characters_nothing_stands_on_end(columns, width, folded):
+    shown = present.within(wide(columns), width)
+    assert isinstance(shown, Text) == folded
+    console = Console(width=width, file=io.StringIO())
+    console.print(shown)
+    printed = console.file.getvalue().splitlines()
+    assert max(map(len, printed)) <= width
+    assert "".join("".join(printed).split()).count("0.125") == columns
 
 
 def test_markup_in_a_value_is_text(capfd):
@@ -285,6 +307,14 @@ def test_a_page_of_two_runs(page, opened):
     assert sorted(first.all_inner_texts()) == ["</script>", "a"]
     assert tab.locator("h2").all_inner_texts()[:3] == ["Runs", "Config, where they differ", "Results"]
     assert "more than chance can't be told" in tab.inner_text("pre")
+
+
+def test_folders_are_sorted_by_their_numbers(page, opened):
+    for number in (10, 9, 1, 100):
+        make(f"multirun/s/{number}", {}, RESULT)
+    tab = opened(page())
+    tab.click("th button >> text=folder")
+    assert column(tab, 0) == [f"multirun/s/{number}" for number in (1, 9, 10, 100)]
 
 
 def test_an_unfinished_write_leaves_the_page_as_it_was(page, monkeypatch):

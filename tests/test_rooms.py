@@ -50,7 +50,7 @@ MAY_IMPORT = {  # room -> the other rooms that it may import
     "checkpoint": {"files", "runs"},
     "resume": {"runs"},
     "paired": set(),
-    "inspection": {"plots", "sweep"},
+    "inspection": {"plots", "resume", "sweep"},
     "advice": {"inspection", "paired", "plots", "sweep"},
     "present": {"files"},
     "model": {"data", "features", "parts", "settings"},

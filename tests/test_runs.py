@@ -231,6 +231,47 @@ def test_results_with_more_or_less_in_them(result, expected):
         assert row[key] == value or (value is None and pd.isna(row[key])), key
 
 
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        ({"seed": 3, "data": {"seed": "${seed}"}}, "data.seed", 3),
+        ({"model": {"features": "block4", "frozen": "${.features}"}}, "model.frozen", "block4"),
+        ({"a": {"b": {"x": "${..y}"}, "y": 2}}, "a.b.x", 2),
+        ({"a": "${b.c}", "b": {"c": "${.d}", "d": None}}, "a", None),
+        ({"epochs": 25, "t": "${epochs}"}, "t", 25),  # the config's, not those that were trained
+        ({"lr": 0.5, "device": "${lr}"}, "config.device", 0.5),
+        ({"a": "${b}", "b": "${a}"}, "a", "${a}"),  # a circle
+        ({"a": "${gone}"}, "a", "${gone}"),
+        ({"a": "${b}", "b": {"c": 1}}, "a", "${b}"),  # a group
+        ({"a": "${oc.env:HOME}", "b": "${a}"}, "b", "${oc.env:HOME}"),
+        ({"study": "${now:%Y}"}, "study", "${now:%Y}"),
+        ({"a": "x/${b}", "b": 1}, "a", "x/${b}"),
+    ],
+)
+def test_references_have_the_value_that_they_stand_for(config, key, value):
+    make("outputs/1", config, RESULT)
+    make("outputs/2", {"other": 1}, RESULT)
+    found, missing = runs.load()[key]
+    assert found == value or (value is None and pd.isna(found))
+    assert pd.isna(missing)
+    assert "${" in runs.load(resolve=False)[key][0]
+
+
+def test_references_that_only_some_runs_have():
+    for number, seed in enumerate(("${seed}", 7, "${seed}", "${other}")):
+        make(f"outputs/{number}", {"seed": number, "other": "x", "data": {"seed": seed}}, RESULT)
+    assert list(runs.load()["data.seed"]) == [0, 7, 2, "x"]
+
+
+@pytest.mark.parametrize("metrics", [HEADER + EPOCHS, HEADER, None])
+def test_a_run_that_was_interrupted_is_read_as_far_as_it_came(metrics):
+    make("outputs/1", {}, {"status": "failed", "error": "KeyboardInterrupt: "}, metrics)
+    row = runs.load().iloc[0]
+    assert (row.status, row.error) == ("failed", "KeyboardInterrupt: ")
+    assert row.epochs == (2 if metrics and "\n2," in metrics else 0)
+    assert row.val_accuracy == 0.65 if row.epochs else pd.isna(row.val_accuracy)
+
+
 WHOLE = json.dumps(RESULT)
 
 

@@ -101,11 +101,15 @@ def test_a_best_that_is_missing_or_unfinished_is_made_again(command):
 
 
 def test_a_new_best_takes_the_place_of_the_old_one_which_is_kept(command):
-    command(*SEARCH, "hydra.sweeper.n_trials=1")
+    one = ("hydra.sweeper.n_trials=1", "final.seeds=1")
+    _, output = command(*SEARCH, *one)
     assert result(MINE / "best")["trial"] == 0
+    accuracy = f"test accuracy {result(MINE / 'best')['test_accuracy']:.4f}"
+    assert f"{accuracy}, of 1 seed: " in (MINE / "best/train.log").read_text()
+    assert f"on train + validation, 1 seed: {accuracy}\n" in output
     folder = MINE / "best" / "result.json"
     folder.write_text(json.dumps(result(MINE / "best") | {"trial": 99}))  # as if it had been another
-    command(*SEARCH, "hydra.sweeper.n_trials=1")
+    command(*SEARCH, *one)
     assert result(MINE / "best")["trial"] == 0
     [old] = MINE.glob("best-until-*")
     assert (old / "model.safetensors").exists()

@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import optuna
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
 from tuner import InputError, inspection, study
 from tuner.sweep import storage
@@ -95,8 +97,8 @@ def test_what_it_says_of_a_search(look, mine):
     assert [int(line.split()[0]) for line in table] == list(mine.complete.sort_values("value", ascending=False).number)
     assert sum("(default)" in line for line in table) == 1
     assert "exact McNemar test" in printed or "the default config (trial 0) is the best" in printed
-    assert "retrained on train + validation and tested, 1 seeds: " in printed
-    assert "run it again: python -m tuner.study multirun/mine --best | xargs python -m tuner.train" in printed
+    assert "retrained on train + validation and tested, 1 seed: " in printed
+    assert "run it again: python -m tuner.study multirun/mine --best | xargs -r python -m tuner.train" in printed
     assert look("mine", "--top", "1").count("multirun/mine/") == 1
     assert look("mine", "--top", "0").count("multirun/mine/") == 5
 
@@ -300,7 +302,7 @@ def test_overrides_with_quotes_and_spaces_come_back_whole(look, toy):
     for trial in made.trials:
         written = yaml.safe_load(Path(f"multirun/toy/{trial.number}/.hydra/overrides.yaml").read_text())
         s = inspection.load()
-        assert s.overrides(trial) == written
+        assert s.overrides(trial) == ["--config-name", "toy", *written]
     printed = look("--best")
     through_xargs = subprocess.run(["xargs", "printf", "%s\\n"], input=printed, capture_output=True, text=True)
     assert through_xargs.stdout.splitlines() == shlex.split(printed)
@@ -311,8 +313,47 @@ def test_overrides_with_quotes_and_spaces_come_back_whole(look, toy):
     assert yaml.safe_load(Path("multirun/toy-2/0/.hydra/config.yaml").read_text())["y"] == y
 
 
+def test_the_best_of_a_search_with_configs_of_ones_own(look, toy):
+    own = toy.folder / "my conf" / "group"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("name: mine\n")
+    options = ("--config-dir", str(own.parent), "group=mine")
+    toy.run(*options, "hydra.output_subdir=.hydra", "hydra.sweeper.n_trials=2")
+    words = shlex.split(look("--best"))
+    assert words[:2] == list(options[:2])
+    assert "group=mine" in words
+    again = ("hydra.sweeper.study_name=again", "hydra.sweeper.n_trials=1", "hydra.output_subdir=.hydra")
+    done = toy.run(*words, *again)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(Path("multirun/toy-2/0/.hydra/config.yaml").read_text())["group"] == {"name": "mine"}
+
+
 def quoted(text):
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def test_of_several_objectives_everything_has_their_names(look, tmp_path):
+    url = f"sqlite:///{tmp_path}/plain.db"
+    made = optuna.create_study(study_name="two", storage=storage.connect(url), directions=["maximize", "minimize"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made.set_metric_names(["validation accuracy", "cost"])
+    tell(made, 12, x, lambda k, x: [x, x**2])
+    at_rest(url)
+    printed = look("two", "--storage", url, "--html", "--out", tmp_path / "out")
+    assert re.search(r"^x +1 +1$", printed, re.MULTILINE)  # its shares, which are no accuracies
+    heads = re.findall("<th .*?</th>", (tmp_path / "out/study.html").read_text())
+    assert sum("validation accuracy" in head for head in heads) == 3
+    assert not [head for head in heads if "value_" in head]
+
+
+def test_a_glance_at_a_narrow_terminal_breaks_lines_and_not_words():
+    names = [f"optimizer.setting{k}" for k in range(6)]
+    made = optuna.create_study()
+    tell(made, 3, lambda trial, k: [trial.suggest_float(name, 0, 1) for name in names].pop(), lambda k, x: x)
+    console = Console(width=50, file=io.StringIO())
+    console.print(study.glance(inspection.Inspection(made, "memory", None), 10, console.width))
+    assert all(name in console.file.getvalue() for name in names)
 
 
 # Beside a sweep that runs
@@ -478,11 +519,11 @@ def test_the_page_works_without_a_network(look, mine, opened, tmp_path):
     assert page.locator(".js-plotly-plot").count() == page.locator(".js-plotly-plot > .plot-container").count() > 4
     table = page.locator("table").last
     assert column(table, "trial") == ["0", "1", "2", "3", "4"]
-    button = table.locator("th button", has_text="value").first
+    button = table.locator("th button", has_text="validation accuracy").first
     button.click()
-    assert column(table, "value") == [str(value) for value in sorted(mine.trials.value)]
+    assert column(table, "validation accuracy") == [str(value) for value in sorted(mine.trials.value)]
     button.click()
-    assert column(table, "value") == [str(value) for value in sorted(mine.trials.value, reverse=True)]
+    assert column(table, "validation accuracy") == [str(value) for value in sorted(mine.trials.value, reverse=True)]
     folder = table.locator("tbody a").first.get_attribute("href")
     assert folder in ("0", "1", "2", "3", "4")
     table.locator("tbody a").first.click()

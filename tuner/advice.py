@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial
 from tuner import paired
 from tuner.inspection import Inspection, result_of
 from tuner.plots import Parameter
-from tuner.sweep import account
+from tuner.sweep import account, report
 
-ENOUGH = 10  # complete trials, before something is said of a parameter
+ENOUGH, EACH = 10, 4  # complete trials, in all and for each parameter, before something is said of one
 P = 0.05  # from which on chance is said to explain a difference
 MOST = 100  # trials that are compared with the best
 
@@ -24,10 +24,7 @@ def certainty(s: Inspection) -> list[str]:
         return []
     lines = [*_against_default(s, s.best), *_against_others(s)]
     if tested := s.tested:
-        test, spread, seeds = tested["test_accuracy"], tested["test_accuracy_std"], len(tested["seeds"])
-        lines.append(
-            f"retrained on train + validation and tested, {seeds} seeds: {test:.4f}, standard deviation {spread:.4f}"
-        )
+        lines.append(f"retrained on train + validation and tested, {report.over_seeds(tested, '')}")
     return lines
 
 
@@ -38,7 +35,8 @@ def _against_default(s: Inspection, best: FrozenTrial) -> list[str]:
     if default.number == best.number:
         return [f"the default config (trial {best.number}) is the best"]
     gain = abs(best.values[0] - default.values[0])
-    text = f"the best (trial {best.number}) is better than the default config (trial {default.number}) by {gain:.4g}"
+    how, by = ("better than", f" by {gain:.4g}") if gain else ("as good as", ", and no better")
+    text = f"the best (trial {best.number}) is {how} the default config (trial {default.number}){by}"
     both = _on_the_same_images(s, default.number, best.number)
     if both is None:
         return [text]
@@ -61,11 +59,17 @@ def _against_others(s: Inspection) -> list[str]:
         return []
     others, images = len(s.complete) - 1, f"{n_val:,} validation images"
     if (equals := _equals(s)) is not None:
-        what = f"differ from the best by no more than chance explains (McNemar's test, p >= {P}, {images})"
-        return [f"of the next {min(others, MOST)} complete trials {len(equals)} {what}"]
-    near = (s.complete.value - s.best.values[0]).abs() <= error
+        alike, test = len(equals), f"(McNemar's test, p >= {P}, {images})"
+        if others == 1:
+            return [f"the next trial differs from the best by {'no ' * alike}more than chance explains {test}"]
+        verb = "differs" if alike == 1 else "differ"
+        what = f"{verb} from the best by no more than chance explains {test}"
+        return [f"of the next {min(others, MOST)} complete trials {alike} {what}"]
+    near = int(((s.complete.value - s.best.values[0]).abs() <= error).sum()) - 1
     what = f"within one standard error of the best ({error:.2g}, of {images})"
-    return [f"{near.sum() - 1} of the other {others} complete trials are {what}"]
+    if others == 1:
+        return [f"the other complete trial is {'' if near else 'not '}{what}"]
+    return [f"{near} of the other {others} complete trials {'is' if near == 1 else 'are'} {what}"]
 
 
 def _standard_error(s: Inspection) -> tuple[float, int]:
@@ -93,23 +97,64 @@ def advice(s: Inspection) -> list[str]:
     """What should be tried next, the most pressing first."""
     if not s.frozen:
         return ["no trial has begun"]
-    return [*_on_failures(s), *_on_edges(s), *_on_more_trials(s), *_on_what_matters(s), *_on_noise(s)]
+    told = [*_on_a_sweep_that_ended(s), *_on_failures(s), *_on_pruning(s), *_on_equal_values(s), *_on_edges(s)]
+    return [*told, *_on_more_trials(s), *_on_what_matters(s), *_on_noise(s)]
+
+
+def _on_a_sweep_that_ended(s: Inspection) -> list[str]:
+    """What a sweep that was killed or interrupted left."""
+    if s.folder is None or account.is_swept(s.folder):
+        return []
+    left = {state.lower(): s.states[state] for state in ("RUNNING", "WAITING") if s.states[state]}
+    if not left:
+        return []
+    which = " and ".join(f"{count} {state}" for state, count in left.items())
+    trials = f"trial{'s' * (sum(left.values()) != 1)}"
+    return [f"{which} {trials}, and no sweep is at work: go on by the same command with {_named(s)}"]
+
+
+def _named(s: Inspection) -> str:
+    return shlex.quote(f"study={s.study.study_name}")
+
+
+def _counted(s: Inspection) -> pd.DataFrame:
+    """Of `trials` those that say something of the search: no interrupted ones, and none that was tried again."""
+    counting = [t.number for t in account.counting(s.frozen) if account.EXCUSED not in t.system_attrs]
+    return s.trials[s.trials.number.isin(counting)]
 
 
 def _on_failures(s: Inspection) -> list[str]:
-    excused = [bool(trial.system_attrs.keys() & {account.EXCUSED, account.SURPLUS}) for trial in s.frozen]
-    failed = s.trials[(s.trials.state == "FAIL") & ~pd.Series(excused)]  # not those that were interrupted
-    if len(failed) < max(1, 0.1 * len(s.trials)):
+    counted = _counted(s)
+    failed = counted[counted.state == "FAIL"]
+    if len(failed) < max(1, 0.1 * len(counted)):
         return []
-    why = failed.error.dropna().mode()
-    reason = f", most often with: {why[0]}" if len(why) else ""
-    return [f"{len(failed)} of {len(s.trials)} trials failed{reason}"]
+    errors = failed.error.value_counts(sort=False)
+    how = "most often with" if errors.max() > 1 else "such as"
+    reason = f", {how}: {errors.idxmax()}" if len(errors) else ""
+    return [f"{len(failed)} of {len(counted)} trials failed{reason}"]
+
+
+def _on_pruning(s: Inspection) -> list[str]:
+    pruned = s.states["PRUNED"]
+    if s.states["COMPLETE"] or s.states["RUNNING"] or not pruned:
+        return []
+    which = f"{pruned} of {len(_counted(s))} trials were pruned and none is complete"
+    return [f"{which}: the pruner is too strict; give it other hydra.sweeper.pruner.KEYs, or hydra/sweeper/pruner=none"]
+
+
+def _on_equal_values(s: Inspection) -> list[str]:
+    values = s.complete[s.values].drop_duplicates()
+    if len(s.complete) < 3 or len(values) > 1:
+        return []
+    same = " and ".join(f"{value:.6g}" for value in values.iloc[0])
+    why = "nothing that is searched changes it; widen the ranges, or see in a trial's train.log whether it learns"
+    return [f"all {len(s.complete)} complete trials have the same value, {same}: {why}"]
 
 
 def _on_edges(s: Inspection) -> list[str]:
     """Where the best trials lie at the end of what was searched."""
-    top = _top(s)
-    ends = {p.name: _end(p, top[p.name]) for p in s.parameters if p.name in top and _share(s, p.name) >= 0.1}
+    top, least = _top(s), _fair(s, 0.1)
+    ends = {p.name: _end(p, top[p.name]) for p in s.parameters if p.name in top and _share(s, p.name) >= least}
     return [
         f"{name}: the best {len(top)} trials lie at the {end}; search beyond, where that is possible"
         for name, end in ends.items()
@@ -119,7 +164,7 @@ def _on_edges(s: Inspection) -> list[str]:
 
 def _top(s: Inspection) -> pd.DataFrame:
     """The best tenth of complete trials, at least three; none where there are too few to speak of."""
-    if len(s.goals) > 1 or len(s.complete) < ENOUGH:
+    if len(s.goals) > 1 or len(s.complete) < max(ENOUGH, EACH * len(s.parameters)):
         return pd.DataFrame()
     order = s.complete.sort_values("value", ascending=s.goals == ["minimize"], kind="stable")
     return order.head(max(3, len(order) // 10))
@@ -149,6 +194,11 @@ def _share(s: Inspection, name: str) -> float:
     return max((shares[name] for shares in s.importances.values() if name in shares), default=1.0)
 
 
+def _fair(s: Inspection, share: float) -> float:
+    """Of the importance `share`; where more than five parameters share that, as much less as each has."""
+    return min(share, 5 * share / max(1, len(s.parameters)))
+
+
 def _on_more_trials(s: Inspection) -> list[str]:
     """Whether the search was still finding better trials when it ended."""
     finished = s.trials[s.trials.state.isin(("COMPLETE", "PRUNED"))]
@@ -157,7 +207,7 @@ def _on_more_trials(s: Inspection) -> list[str]:
         return []
     since = int((finished.number > s.best.number).sum())
     if since < len(finished) / 4:
-        more = f"{shlex.quote(f'study={s.study.study_name}')} hydra.sweeper.n_trials={2 * len(s.trials)}"
+        more = f"{_named(s)} hydra.sweeper.n_trials={2 * len(account.counting(s.frozen))}"
         return [f"the best came {since} trials before the end: more may help, by the same command with {more}"]
     if since >= max(15, len(finished) / 2):
         return [f"none of the last {since} trials was better: more of this search are unlikely to help"]
@@ -165,19 +215,45 @@ def _on_more_trials(s: Inspection) -> list[str]:
 
 
 def _on_what_matters(s: Inspection) -> list[str]:
-    little = [p.name for p in s.parameters if _share(s, p.name) < 0.05] if len(_top(s)) else []
+    least = _fair(s, 0.05)
+    little = [p.name for p in s.parameters if _share(s, p.name) < least] if len(_top(s)) else []
     if not little:
         return []
-    return [f"{', '.join(little)}: hardly matters within its range; fix it, and the search has less to try"]
+    verb, its, it = ("matters", "its range", "it") if len(little) == 1 else ("matter", "their ranges", "them")
+    return [f"{', '.join(little)}: hardly {verb} within {its}; fix {it}, and the search has less to try"]
 
 
 def _on_noise(s: Inspection) -> list[str]:
     equals = _equals(s)
     if equals is None or len(equals) < max(2, len(s.complete) / 4):
         return []
-    fastest = equals.sort_values("seconds", kind="stable").iloc[0]
-    cheapest = f"trial {fastest.number}, {fastest.seconds:.3g} s"
+    cheaper = _cheapest(s, equals)
+    take = f"take {cheaper}, or judge" if cheaper else "judge"
     return [
-        f"{len(equals)} trials can't be told from the best: take the cheapest ({cheapest}), or judge them with more "
-        "validation images (data.val_share) or several seeds"
+        f"{len(equals)} trials can't be told from the best: {take} them with more validation images (data.val_share) "
+        "or several seeds"
     ]
+
+
+def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
+    """Of the best and its equals the smallest, or where no result tells that the fastest; None: that is the best."""
+    best = s.complete[s.complete.number == s.best.number] if s.best else equals[:0]
+    among = pd.concat([best, equals], ignore_index=True)
+    results = pd.DataFrame([result_of(folder) if folder else {} for folder in among.folder])
+    sizes = results.reindex(columns=["gmacs", "trained_parameters"]).apply(pd.to_numeric, errors="coerce")
+    if sizes.notna().all(axis=None):
+        least = among[["number"]].join(sizes).sort_values(list(sizes), kind="stable").iloc[0]
+        what = f"{least.gmacs:.3g} billion multiply-adds an image, {least.trained_parameters / 1e6:.3g} million trained"
+        smallest = f"the smallest (trial {least.number:.0f}: {what} parameters)"
+        return smallest if least.number != among.number[0] else None
+    if _at_once(s):  # their seconds are those of all that ran beside them
+        return None
+    fastest = among.sort_values("seconds", kind="stable").iloc[0]
+    chosen = f"the fastest (trial {fastest.number}, {fastest.seconds:.3g} s)"
+    return chosen if fastest.number != among.number[0] else None
+
+
+def _at_once(s: Inspection) -> bool:
+    """Whether any trials ran at once, such as in a stack."""
+    times = s.trials[["start", "end"]].dropna().sort_values("start")
+    return bool((times.start.iloc[1:].to_numpy() < times.end.cummax().iloc[:-1].to_numpy()).any())

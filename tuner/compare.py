@@ -32,10 +32,19 @@ HIGHEST_FIRST = ("val_accuracy", "test_accuracy", "train_accuracy", "started")
 
 
 def differing(frame: pd.DataFrame) -> list[str]:
-    """The keys of the config in which the runs of a table differ, but for those that say nothing of the model."""
+    """The keys of the config in which the runs of a table differ, but for those that say nothing of the model.
+
+    Of a table with references one that all runs have, such as data.seed: ${seed}, is no difference of its own.
+    """
     keys = [str(key) for key in frame if key not in ("folder", "started", *runs.RESULTS, *NOT_OF_THE_MODEL)]
     keys = [key for key in keys if not f"{key}.".startswith("logger.")]
-    return [key for key in keys if frame[key].nunique() + frame[key].isna().any() > 1]  # null is as good as missing
+    written = frame.loc[frame.started.notna()]  # without a config there is nothing that could differ
+    said = runs.resolved(written)
+    return [key for key in keys if _several(written[key]) and _several(said[key])]
+
+
+def _several(values: pd.Series) -> bool:
+    return bool(values.nunique() + values.isna().any() > 1)  # null is as good as missing
 
 
 def where(frame: pd.DataFrame, condition: str) -> pd.DataFrame:
@@ -116,12 +125,12 @@ def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return table.sort_values(measured[:1], ascending=False, kind="stable", ignore_index=True) if measured else table
 
 
-def columns(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
+def columns(frame: pd.DataFrame, wanted: Sequence[str] | None, differ: Sequence[str]) -> list[str]:
     """What is shown of each run: what was asked for, or how it went and in what it differs from the others."""
     if wanted:
         return list(dict.fromkeys(["folder", *(known(frame, key) for key in wanted)]))
     results = ["status", "val_accuracy", *(["test_accuracy"] if frame.test_accuracy.notna().any() else [])]
-    return ["folder", *results, "epochs", "seconds", *differing(frame)]
+    return ["folder", *results, "epochs", "seconds", *differ]
 
 
 # Two runs
@@ -133,17 +142,21 @@ def pair(a: Path, b: Path) -> dict[str, Any]:
     Keys: `a`, `b`, the folders; `config`, `results` and `classes`, tables with columns a and b; `split`, `images` and
     `p_value` of McNemar's test on the images that both have predictions for, None where there are none.
     """
-    frame = pd.concat([runs.load(a).head(1), runs.load(b).head(1)], ignore_index=True)
-    if len(frame) < 2:
+    written = pd.concat([runs.load(folder, resolve=False).head(1) for folder in (a, b)], ignore_index=True)
+    if len(written) < 2:
         raise InputError(f"{a} and {b} must both be run folders that can be read")
-    config = _side_by_side(
-        frame, [str(key) for key in frame if key not in ("folder", "started", "study", *runs.RESULTS)]
-    )
+    frame = runs.resolved(written)
+    keys = [str(key) for key in frame if key not in ("folder", "started", "study", *runs.RESULTS)]
+    config = _side_by_side(frame, [key for key in keys if _differ(written[key]) and _differ(frame[key])])
     results = _side_by_side(frame, [key for key in runs.RESULTS if key != "trial" and frame[key].notna().any()])
     results["difference"] = [_difference(x, y) for x, y in zip(results.a, results.b, strict=True)]
-    same = config.where(config.notna(), None).map(str)  # null is as good as missing
-    made = {"a": str(a), "b": str(b), "config": config[same.a != same.b], "results": results}
+    made = {"a": str(a), "b": str(b), "config": config, "results": results}
     return made | paired.on_the_same_images(a, b)
+
+
+def _differ(two: pd.Series) -> bool:
+    a, b = (str(None if pd.isna(value) else value) for value in two)  # null is as good as missing
+    return a != b
 
 
 def _side_by_side(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -169,7 +182,8 @@ def main() -> None:
 
 
 def show_runs(args: argparse.Namespace) -> None:
-    frame = runs.load(*args.folders)
+    written = runs.load(*args.folders, resolve=False)
+    frame = runs.resolved(written)
     if frame.empty:
         raise InputError("no run was found; python -m tuner.train makes one in outputs/, and -m searches in multirun/")
     summary = _summary(frame)
@@ -177,9 +191,11 @@ def show_runs(args: argparse.Namespace) -> None:
         frame = where(frame, condition)
     if args.where:
         summary += f"; {len(frame):,} with {' and '.join(args.where)}"
+    written = written.loc[frame.index]
     if args.group_by or args.over:
         over = [known(frame, key) for key in args.over or []]
-        table = grouped(frame, args.group_by or [key for key in differing(frame) if key not in over])
+        rest = [key for key in differing(written) if key not in over]  # a key that follows one of `over` is one value
+        table = grouped(frame, args.group_by) if args.group_by else grouped(written, rest)
         chosen = [known(table, str(key)) for key in args.columns or table]
         if args.sort:
             table = ordered(table, args.sort, args.reverse)
@@ -187,7 +203,7 @@ def show_runs(args: argparse.Namespace) -> None:
             table = table[::-1]
     else:
         table = ordered(frame, args.sort or "val_accuracy", args.reverse)
-        chosen = columns(table, args.columns)
+        chosen = columns(table, args.columns, differing(written))
     if args.plots or args.html:
         write(args, table.head(args.top or len(table)), chosen, summary)
     if args.csv or args.json:
@@ -239,9 +255,10 @@ def show_pair(args: argparse.Namespace) -> None:
         "classes": f"Accuracy by class, on the same {both['images']:,} {both['split']} images",
     }
     if args.plots or args.html:
-        frame = runs.load(*args.folders)
+        written = runs.load(*args.folders, resolve=False)
+        frame = runs.resolved(written)
         more = [(titles[name], present.html_table(table, args.out)) for name, table in tables.items()]
-        write(args, frame, columns(frame, None), paired.verdict(both), more)
+        write(args, frame, columns(frame, None, differing(written)), paired.verdict(both), more)
     if args.json:
         present.print_json(both | {name: present.records(table) for name, table in tables.items()})
         return
@@ -273,8 +290,10 @@ def write(
             best = str(accuracy.idxmax()) if accuracy.notna().any() else None
             plots.save(plots.curves(curves, best), args.out / "curves.png")
         measured = [f"{split}_accuracy{what}" for split in ("val", "test") for what in ("", "_std")]
-        bars = table.set_axis(names)[[key for key in measured if key in table]]
-        plots.save(plots.bars(bars.dropna(how="all")), args.out / "bars.png")
+        bars = table.set_axis(names)[[key for key in measured if key in table]].dropna(how="all")
+        if "folder" not in table:
+            bars["count"] = table.runs.set_axis(names)
+        plots.save(plots.bars(bars), args.out / "bars.png")
         log.info("pictures: %s", args.out)
     if args.html:
         path = args.out / "compare.html"
@@ -289,7 +308,8 @@ def _labels(table: pd.DataFrame) -> list[str]:
     """What a row is called in a picture: what its group has in common, or the end of its folder's path."""
     if "folder" in table:
         folders = [Path(folder).absolute() for folder in table.folder]
-        above = Path(os.path.commonpath([folder.parent for folder in folders])).parent
+        common = Path(os.path.commonpath([folder.parent for folder in folders]))
+        above = common if common == Path.cwd() else common.parent
         return [str(folder.relative_to(above)) for folder in folders]
     keys = [str(key) for key in table][: list(table).index("runs")]
     rows = table[keys].itertuples(index=False)

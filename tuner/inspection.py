@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner import InputError
 from tuner.plots import Parameter
+from tuner.resume import config_options
 from tuner.sweep import report, storage
 from tuner.sweep.join import names
 from tuner.sweep.space import Space
@@ -205,7 +206,10 @@ class Inspection:
             lines = [str(line) for line in yaml.safe_load(written.read_text())]
         else:
             lines = [*Space().overrides(trial.params), *self.study.user_attrs.get("fixed", {}).values()]
-        return [line for line in lines if line.split("=")[0] not in ("study", "hparams_search", "final.seeds")]
+        kept = [line for line in lines if line.split("=")[0] not in ("study", "hparams_search", "final.seeds")]
+        hydra = written and written.with_name("hydra.yaml")
+        options = config_options(yaml.safe_load(hydra.read_text())["hydra"]) if hydra and hydra.exists() else []
+        return [*options, *kept]
 
 
 def result_of(folder: str | Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tables for people and for programs: on the terminal, as CSV and JSON, and on a page that needs no other file."""
 
 import html
+import io
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ from tuner.files import replacing
 
 CLOSED = 128 + 13  # the exit code of a command whose reader has gone, as a shell gives it of SIGPIPE
 LEGIBLE = 10  # characters in which a longer text can be folded
+WHOLE = 100_000  # characters, in which any row is one line
 TO_FOUR_PLACES = ("accuracy", "loss", "probability", "precision", "f1")  # what a column's name says of its numbers
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 1200px; padding: 0 1rem }
@@ -40,7 +42,8 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
   const sign = th.ariaSort === "ascending" ? -1 : 1
   const value = row => row.cells[th.cellIndex].dataset.value
   const kind = value => value === "" ? 2 : isNaN(value) ? 1 : 0  // numbers, text, and what is missing: always last
-  const order = (a, b) => kind(a) - kind(b) || sign * (isNaN(a) ? a.localeCompare(b) : a - b)
+  const text = new Intl.Collator(undefined, {numeric: true})  // s/9, s/10
+  const order = (a, b) => kind(a) - kind(b) || sign * (isNaN(a) ? text.compare(a, b) : a - b)
   body.append(...[...body.rows].sort((a, b) => order(value(a), value(b))))
   for (const other of th.parentNode.cells) other.removeAttribute("aria-sort")
   th.ariaSort = sign > 0 ? "ascending" : "descending"
@@ -64,15 +67,16 @@ def command(main: Callable[[], None]) -> None:
 
 
 def shown(value: Any, column: str = "") -> str:
-    """As people read it, - for none: accuracies and losses to four places, seconds to one, else four digits."""
+    """As people read it, - for none: accuracies and losses to four places, seconds to one, else four digits or six."""
     if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
-        if column.endswith(TO_FOUR_PLACES) or column.removesuffix("_std").endswith(TO_FOUR_PLACES):
+        if column.removesuffix("_std").endswith(TO_FOUR_PLACES) and "," not in column:  # of fANOVA, accuracy: a share
             return f"{value:.4f}"
         if column == "seconds":
             return f"{value:.1f}"
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+        digits = ".6g" if abs(value) >= 1000 else ".4g"
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else format(value, digits)
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     return " ".join(str(value).split())
@@ -93,12 +97,26 @@ def terminal(frame: pd.DataFrame, title: str = "") -> None:
     Where the output is no terminal, or so narrow that words would stand on end, each row is one line, however long.
     """
     console = Console()
-    longest = [max(len(str(name)), *(len(shown(x, str(name))) for x in column), 0) for name, column in frame.items()]
-    if not console.is_terminal or sum(min(length, LEGIBLE) + 2 for length in longest) > console.width:
-        console = Console(width=100_000)
+    if not console.is_terminal or _too_wide(frame, console.width):
+        console = Console(width=WHOLE)
     if title:
         console.print(Text(title, "bold"))
     console.print(table(frame))
+
+
+def within(frame: pd.DataFrame, width: int) -> Table | Text:
+    """A table for a place of so many characters: as `terminal` prints it there, with long lines broken."""
+    if not _too_wide(frame, width):
+        return table(frame)
+    console = Console(width=WHOLE, file=io.StringIO(), record=True)
+    console.print(table(frame))
+    return Text("\n".join(line.rstrip() for line in console.export_text().splitlines()))
+
+
+def _too_wide(frame: pd.DataFrame, width: int) -> bool:
+    """Whether words would stand on end."""
+    longest = [max(len(str(name)), *(len(shown(x, str(name))) for x in column), 0) for name, column in frame.items()]
+    return sum(min(length, LEGIBLE) + 2 for length in longest) > width
 
 
 def table(frame: pd.DataFrame) -> Table:

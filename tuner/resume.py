@@ -4,7 +4,9 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,18 +26,23 @@ def command(folder: Path) -> tuple[list[str], Path]:
         )
     try:
         hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())["hydra"]
-        overrides, job, runtime = hydra["overrides"], hydra["job"], hydra["runtime"]
+        overrides, runtime = hydra["overrides"], hydra["runtime"]
         given = [
             o for o in (*overrides["hydra"], *overrides["task"]) if not o.startswith(("hydra.run.dir=", "hydra.mode="))
         ]
-        folders = [s["path"] for s in runtime["config_sources"] if s["provider"] == "command-line"]
-        name, cwd = job["config_name"], Path(runtime["cwd"])
+        options, cwd = config_options(hydra), Path(runtime["cwd"])
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{folder}/.hydra/hydra.yaml does not say how the run was started ({error})") from error
-    options = [text for path in folders for text in ("--config-dir", path)]
-    options += [] if name == "train" else ["--config-name", name]
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [sys.executable, "-m", "tuner.train", *options, *given, f"hydra.run.dir='{quoted}'"], cwd
+
+
+def config_options(hydra: Mapping[str, Any]) -> list[str]:
+    """What Hydra was told beside overrides, from a run's .hydra/hydra.yaml: --config-dir and --config-name."""
+    folders = [s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "command-line"]
+    name = hydra["job"]["config_name"]
+    options = [text for path in folders for text in ("--config-dir", path)]
+    return options + ([] if name in ("train", None) else ["--config-name", name])
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ RESULTS = (  # of a run in a table; the keys of its config stand beside them
 )
 NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "error"))
 VERSIONS = ("torch", "torchvision", "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna")
+REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
 log = logging.getLogger("tuner.runs")
 Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -207,12 +209,14 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def load(*folders: str | Path) -> pd.DataFrame:
+def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
     """A row for each run in or below the given folders, or outputs/ and multirun/ where none is given.
 
     Columns: `folder`; RESULTS, of which `status` is complete, pruned, failed or unfinished (it is going on, or was
-    killed: epochs, val_accuracy and val_loss are then the last of metrics.csv); `started`; and the config's keys, such
-    as optimizer.lr; one that is among RESULTS is `config.KEY`. A damaged folder is logged and left out.
+    killed); `started`; and the config's keys, such as optimizer.lr; one that is among RESULTS is `config.KEY`. Of what
+    failed or is unfinished epochs, val_accuracy and val_loss are the last of metrics.csv. A damaged folder is logged
+    and left out.
+    resolve: whether a key that refers to another one, as data.seed: ${seed} does, has that one's value.
     Raises InputError where a given folder is missing.
     """
     rows = []
@@ -222,13 +226,16 @@ def load(*folders: str | Path) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             log.warning("skipped %s: %s", folder, " ".join(str(error).split()))
     frame = pd.DataFrame(rows, columns=None if rows else ["folder", *RESULTS, "started"])
-    return frame.astype(dict.fromkeys(NUMBERS, float))
+    frame = frame.astype(dict.fromkeys(NUMBERS, float))
+    return resolved(frame) if resolve else frame
 
 
 def _row(folder: Path) -> dict[str, Any]:
     config, started = read_config(folder)
     finished = (folder / "result.json").exists()
-    result = read_result(folder) if finished else {"status": "unfinished"} | _last_epoch(folder / "metrics.csv")
+    result = read_result(folder) if finished else {"status": "unfinished"}
+    if result["status"] in ("unfinished", "failed"):  # neither says how far it came
+        result = _last_epoch(folder / "metrics.csv") | result
     with _named("result.json"):
         for name in RESULTS:
             if not isinstance(result.get(name), (int | float if name in NUMBERS else str) | None):
@@ -249,6 +256,32 @@ def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
         if not isinstance(config, dict):
             raise ValueError("it is not that of a run: it has no keys")
         return dict(flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
+
+
+def resolved(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of runs with what references stand for: ${a.b}, and ${.b} and ${..b}, which begin beside and above.
+
+    Resolvers, such as ${oc.env:HOME}, stay as they are: what they gave then is not known.
+    """
+    return frame.assign(**{str(key): _followed(frame, str(key)) for key in frame if _references(frame[key])})
+
+
+def _references(column: pd.Series) -> dict[str, tuple[str, str]]:
+    """The references in a column, and of each its dots and the rest."""
+    texts = [text for text in column.unique() if isinstance(text, str)] if column.dtype.kind == "O" else []
+    return {text: (match[1], match[2]) for text in texts if (match := REFERENCE.fullmatch(text))}
+
+
+def _followed(frame: pd.DataFrame, key: str, before: tuple[str, ...] = ()) -> pd.Series:
+    column = frame[key]
+    for text, (dots, name) in _references(column).items():
+        above = key.removeprefix("config.").split(".")[: -len(dots)] if dots else []
+        target = ".".join([*above, name])
+        target = f"config.{target}" if f"config.{target}" in frame else target
+        if target in frame and target not in (*before, key):  # which only references in a circle are
+            value = _followed(frame, target, (*before, key)).astype(object)
+            column = column.astype(object).mask(column == text, value).infer_objects()
+    return column
 
 
 def flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:

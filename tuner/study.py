@@ -102,7 +102,7 @@ def show(s: Inspection, top: int, console: Console) -> None:
             print(f"  - {line}")
     if s.best is not None and "fixed" in s.study.user_attrs:  # a sweep's
         which = [str(s.folder)] if s.folder else [s.study.study_name, "--storage", str(storage.shown(s.spec))]
-        print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs python -m tuner.train")
+        print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs -r python -m tuner.train")
 
 
 def headline(s: Inspection) -> str:
@@ -205,7 +205,8 @@ def write_page(s: Inspection, path: Path) -> None:
     sections += [(title, present.html_table(table, path.parent)) for title, table in tables(s, 10).items()]
     sections += [(title, present.html_text("\n".join(lines))) for title, lines in texts(s).items()]
     sections += [(title, present.html_figure(figure)) for title, figure in interactive(s)]
-    everything = s.trials.drop(columns="baseline").dropna(axis=1, how="all").rename(columns={"number": "trial"})
+    named = {"number": "trial"} | dict(zip(s.values, s.objectives, strict=True))
+    everything = s.trials.drop(columns="baseline").dropna(axis=1, how="all").rename(columns=named)
     everything["folder"] = [folder and present.near(folder) for folder in s.trials.folder]
     sections.append(("All trials", present.html_table(everything, path.parent)))
     present.page(path, f"Study {s.study.study_name}", sections)
@@ -251,7 +252,7 @@ def watch(args: argparse.Namespace) -> None:
             s = inspection.load(which, args.storage)
             which = s.folder or s.study.study_name  # also where a newer one begins
             if console.is_terminal:
-                live.update(glance(s, args.top), refresh=True)
+                live.update(glance(s, args.top, console.width), refresh=True)
             elif (line := headline(s)) != last:
                 print(line, flush=True)
                 last = line
@@ -260,8 +261,9 @@ def watch(args: argparse.Namespace) -> None:
             time.sleep(WATCHED_EVERY)
 
 
-def glance(s: Inspection, top: int) -> Group:
-    return Group(Text(headline(s), "bold"), *(present.table(table) for table in best_trials(s, top).values()))
+def glance(s: Inspection, top: int, width: int) -> Group:
+    tables = best_trials(s, top).values()
+    return Group(Text(headline(s), "bold"), *(present.within(table, width) for table in tables))
 
 
 def dashboard(args: argparse.Namespace) -> None:

@@ -142,7 +142,8 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
         saved_epoch=fitted.epoch,
         reported_split="test",
     )
-    log.info("test accuracy %.4f, standard deviation %.4f, of %d seeds: %s", mean, spread, len(seeds), run.folder)
+    of = f", standard deviation {spread:.4f}, of {len(seeds)} seeds" if len(seeds) > 1 else ", of 1 seed"
+    log.info("test accuracy %.4f%s: %s", mean, of, run.folder)
     return mean
 
 

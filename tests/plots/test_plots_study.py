@@ -70,6 +70,12 @@ MIXED.loc[MIXED["state"].isin(["RUNNING", "WAITING"]), "end"] = pd.NaT
 MIXED.loc[MIXED["state"] == "WAITING", ["start", "value"]] = [pd.NaT, NAN]
 LINE = np.linspace(0, 0.7, 25)
 
+EVEN = np.arange(25) % 2 == 0
+KINDS = [Parameter("kind", choices=("a", "b")), Parameter("momentum.a", 0, 1), Parameter("decay.b", 0, 1)]
+CONDITIONAL = typical(
+    **{"kind": np.where(EVEN, "b", "a"), "momentum.a": np.where(EVEN, NAN, LINE), "decay.b": np.where(EVEN, LINE, NAN)}
+)
+
 STUDIES = {
     "typical": (typical(), THREE),
     "no trial": (typical(0), THREE),
@@ -93,6 +99,9 @@ STUDIES = {
     "outside": (typical(lr=np.linspace(-1, 9, 25)), [Parameter("lr", 0.001, 0.002, log=True), DROPOUT]),
     "many choices": (typical(c=np.arange(25) % 24), [Parameter("c", choices=tuple(range(40))), LR]),
     "no parameter": (typical(), []),
+    "conditional": (CONDITIONAL, KINDS),
+    "a best without any": (CONDITIONAL.assign(**{p.name: CONDITIONAL[p.name].where(~EVEN) for p in KINDS}), KINDS),
+    "large": (study(1e5 + LINE), THREE),
 }
 
 
@@ -162,6 +171,14 @@ def test_wild_values_do_not_flatten_the_others():
         (
             {"fANOVA": {"a": 0.9, "b": 0.1}, "MDI": {"a": 0.2, "b": 0.8}},
             "The methods disagree on what matters most: a (fANOVA), b (MDI)", ["a", "b"],
+        ),
+        (
+            {"fANOVA, accuracy": {"a": 0.9, "b": 0.1}, "fANOVA, cost": {"a": 0.2, "b": 0.8}},
+            "What matters most: a for accuracy, b for cost", ["a", "b"],
+        ),
+        (
+            {"fANOVA, accuracy": {"a": 0.9, "b": 0.1}, "fANOVA, cost": {"a": 0.8, "b": 0.2}},
+            "a matters most (accuracy 0.90, cost 0.80)", ["a", "b"],
         ),
         ({"fANOVA": {"a": NAN, "b": 1.0}}, "b matters most (fANOVA 1.00)", ["b"]),
         ({"fANOVA": {"a": NAN}, "PED-ANOVA": {}}, "Too few trials to tell which parameters matter", []),
@@ -245,9 +262,27 @@ def test_the_local_mean_follows_the_values():
     assert mean[100] == pytest.approx(1, abs=0.02)
 
 
+def test_the_title_leaves_out_what_the_best_does_not_have():
+    assert title(plots.slices(CONDITIONAL, KINDS, *ACCURACY)) == "Trial 14 is best, 0.910: kind b, b 0.408"
+    none = CONDITIONAL.assign(**{parameter.name: NAN for parameter in KINDS})
+    assert title(plots.slices(none, KINDS, *ACCURACY)) == "Best validation accuracy 0.910, trial 14"
+    choice = [Parameter("choice", choices=(None, 1, 2))]  # None is NaN in a column of numbers
+    assert title(plots.slices(study([0.1, 0.2], choice=[1, NAN]), choice, *ACCURACY)).endswith("0.200: choice None")
+
+
+def test_contours_leaves_out_pairs_that_no_trial_has():
+    figure = plots.contours(CONDITIONAL, KINDS, *ACCURACY)
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes[:-1]] == [
+        *(("kind", "momentum.a"), ("kind", "decay.b")),
+    ]
+    assert "Left out: pairs that no trial has both of." in note(figure)
+    assert title(plots.contours(CONDITIONAL, KINDS[1:], *ACCURACY)) == "No trial has two of the parameters"
+
+
 @pytest.mark.parametrize(("n", "areas"), [(9, 0), (25, 3)])
 def test_contours_fills_areas_only_with_enough_trials(n, areas):
     figure = plots.contours(typical(n), THREE, *ACCURACY)
+    assert ("Areas" in note(figure)) == bool(areas)
     panels = figure.axes[:3]
     assert sum(len(axes.collections) - 1 for axes in panels) == areas
     assert all(len(axes.collections[-1].get_offsets()) == n for axes in panels)
@@ -306,6 +341,12 @@ def test_intermediate_values_of_no_result(curves, expected, tmp_path):
 )
 def test_edf(trials, goal, expected):
     assert title(plots.edf(trials, goal, "accuracy")) == expected
+
+
+def test_large_values_are_told_apart():
+    figure = plots.edf(study([100000.5, 100050, 100100], baseline=9), "minimize", "cost")
+    assert title(figure) == "Half of 3 trials reach cost 100050, the best 100000"
+    assert title(plots.history(study([1234.5], baseline=9), "minimize", "cost")) == "Best cost 1234.5, trial 0"
 
 
 @pytest.mark.parametrize(("goal", "shares"), [("maximize", [0.25, 0.5, 0.75, 1]), ("minimize", [1, 0.75, 0.5, 0.25])])

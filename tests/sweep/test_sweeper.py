@@ -369,6 +369,15 @@ def test_studies_are_kept_where_one_says(toy, storage, spec):
             "a grid runs its own points",
         ),
         (["hydra.sweeper.custom_search_space=nowhere.at_all"], "nowhere"),
+        (
+            ["hydra/sweeper/pruner=threshold"],
+            "hydra.sweeper.pruner: Either lower or upper must be specified; it has lower=null, upper=null, "
+            "n_warmup_steps=0, interval_steps=1; give another by hydra.sweeper.pruner.KEY=VALUE",
+        ),
+        (
+            ["hydra/sweeper/sampler=nsgaii", "hydra.sweeper.sampler.population_size=1"],
+            "hydra.sweeper.sampler: `population_size` must be greater than or equal to 2; it has ",
+        ),
     ],
 )
 def test_what_cannot_be_swept_is_one_line_and_an_exit_code(toy, options, message):

@@ -95,7 +95,9 @@ def write_ticks(axis: XAxis | YAxis, scale: Scale, points: float) -> None:
 
 
 def said(value: Any) -> str:
-    """A parameter's value in three digits, or all the digits of a whole number."""
+    """A parameter's value in three digits, or all the digits of a whole number; NaN is the choice None, in a column."""
+    if value != value:
+        return "None"
     if isinstance(value, float | np.floating) and not isinstance(value, bool):
         return f"{value:g}" if float(value).is_integer() else f"{value:.3g}"
     return style.short(str(value))

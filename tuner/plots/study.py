@@ -27,7 +27,7 @@ AXES, PAIRED, ENOUGH = 15, 4, 10  # parallel axes, parameters in pairs, trials f
 def importances(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     """Bars of the share, 0..1, that each parameter has in the differences between trials, the most important on top.
 
-    shares: evaluator, such as "fANOVA" -> parameter -> share.
+    shares: evaluator, such as "fANOVA", or "fANOVA, accuracy" of one of several objectives -> parameter -> share.
     """
     table = pd.DataFrame({name: pd.Series(dict(found), dtype=float) for name, found in shares.items()})
     table = table.where(np.isfinite(table)).dropna(how="all").dropna(axis=1, how="all")
@@ -35,7 +35,8 @@ def importances(shares: Mapping[str, Mapping[str, float]]) -> Figure:
         return style.figure("Too few trials to tell which parameters matter", height=1)
     table = table.iloc[np.argsort(-table.mean(axis=1).to_numpy(), kind="stable")]
     thick = 0.8 / len(table.columns)
-    note = "A share holds for the ranges that were searched. Those of one method add up to 1."
+    whose = "objective" if _objectives(table) else "method"
+    note = f"A share holds for the ranges that were searched. Those of one {whose} add up to 1."
     height = max(3.5, 0.25 * (len(table.columns) + 0.5) * len(table) + 2)
     figure = style.figure(_importance_title(table), height=height, note=note)
     axes = style.axes(figure)
@@ -125,25 +126,37 @@ def contours(trials: pd.DataFrame, parameters: Sequence[Parameter], goal: str, o
     done = complete(trials)
     if done.empty:
         return nothing(trials)
-    pairs = list(combinations(parameters[:PAIRED], 2))
+    scales = [(parameter.name, scale(parameter, done)) for parameter in parameters[:PAIRED]]
+    every = [(x, y, _both(x[1], y[1])) for x, y in combinations(scales, 2)]
+    pairs = [pair for pair in every if pair[2]]
     if not pairs:
-        return style.figure("Two parameters are needed for a pair", height=1)
+        why = "No trial has two of the parameters" if every else "Two parameters are needed for a pair"
+        return style.figure(why, height=1)
     bounds, special = style.focus(done["value"], goal), _special(done, goal)
-    notes = [_key(special), "Areas: the local mean, where trials are near."]
+    notes = [_key(special)]
+    if any(trials_of_both >= ENOUGH for *_, trials_of_both in pairs):
+        notes.append("Areas: the local mean, where trials are near.")
     if len(parameters) > PAIRED:
         notes.append(f"The first {PAIRED} of {len(parameters)} parameters.")
+    if len(pairs) < len(every):
+        notes.append("Left out: pairs that no trial has both of.")
     notes.append(off_scale(done, bounds, "drawn in the colour of the end"))
     figure, grid = style.panels(_best_title(done, parameters, goal, objective), len(pairs), " ".join(notes))
     value = done["value"].clip(*bounds).to_numpy()
     shades: dict[str, Any] = {"cmap": _shades(goal), "norm": _norm(*bounds)}
-    for (across, up), axes in zip(pairs, grid, strict=True):
-        _pair(axes, scale(across, done), scale(up, done), value, special, shades)
-        style.name(axes, wrapped(across.name, 30), wrapped(up.name, 30))
+    for ((across, x), (up, y), trials_of_both), axes in zip(pairs, grid, strict=True):
+        _pair(axes, x, y, value, special, shades, areas=trials_of_both >= ENOUGH)
+        style.name(axes, wrapped(across, 30), wrapped(up, 30))
     bar = figure.colorbar(ScalarMappable(**shades), ax=grid, aspect=30, shrink=0.9)
     bar.set_label(objective, fontsize=TEXT, color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=TEXT - 1, labelcolor=INK)
     return figure
+
+
+def _both(x: Scale, y: Scale) -> int:
+    """How many trials have both parameters."""
+    return int((np.isfinite(x.places) & np.isfinite(y.places)).sum())
 
 
 def _best_row(done: pd.DataFrame, goal: str) -> int:
@@ -153,9 +166,10 @@ def _best_row(done: pd.DataFrame, goal: str) -> int:
 def _best_title(done: pd.DataFrame, parameters: Sequence[Parameter], goal: str, objective: str) -> str:
     """What the best trial is, with its parameters, by the last part of their names, where they are few."""
     top = done.iloc[_best_row(done, goal)]
-    if not 0 < len(parameters) <= 4:
+    has = [p for p in parameters if p.name in done and (pd.notna(top[p.name]) or None in (p.choices or ()))]
+    names = [parameter.name for parameter in has]
+    if not 0 < len(names) <= 4:
         return f"Best {objective} {style.number(top['value'])}, trial {top['number']}"
-    names = [parameter.name for parameter in parameters if parameter.name in done]
     ends = [name.rsplit(".", 1)[-1] for name in names]
     ends = ends if len(set(ends)) == len(ends) else names
     values = [f"{style.short(end)} {said(top[name])}" for name, end in zip(names, ends, strict=True)]
@@ -208,9 +222,11 @@ def _local_mean(axes: Axes, along: Scale, value: np.ndarray) -> None:
     axes.plot(marks, mean, color=INK, markeredgewidth=2, linewidth=2, **look)
 
 
-def _pair(axes: Axes, x: Scale, y: Scale, value: np.ndarray, special: Any, shades: Mapping[str, Any]) -> None:
+def _pair(
+    axes: Axes, x: Scale, y: Scale, value: np.ndarray, special: Any, shades: Mapping[str, Any], areas: bool
+) -> None:
     """The plane of two parameters: the local mean, and each trial in its own colour."""
-    if (np.isfinite(x.places) & np.isfinite(y.places)).sum() >= ENOUGH:
+    if areas:
         _surface(axes, x, y, value, shades)
     across, up = x.scattered(0), y.scattered(1)
     small = len(value) > 200
@@ -235,14 +251,26 @@ def _surface(axes: Axes, x: Scale, y: Scale, value: np.ndarray, shades: Mapping[
 
 
 def _importance_title(table: pd.DataFrame) -> str:
-    """The most important parameter, if the methods agree, with its shares."""
-    first = {str(name): str(shares.idxmax()) for name, shares in table.items()}
+    """The most important parameter, if the methods agree, with its shares; or that of each objective."""
+    objectives = _objectives(table)
+    first = {str(name): str(shares.idxmax()) for name, shares in (objectives or table).items()}
     parameters = list(dict.fromkeys(first.values()))
     if len(parameters) == 1:
-        shares = ", ".join(f"{name} {table[name].max():.2f}" for name in first)
+        shares = ", ".join(f"{name} {shares.max():.2f}" for name, shares in (objectives or table).items())
         return f"{style.short(parameters[0])} matters most ({shares})"
+    if objectives:
+        each = (f"{style.short(parameter)} for {name}" for name, parameter in first.items())
+        return f"What matters most: {', '.join(each)}"
     said = (f"{style.short(parameter)} ({name})" for name, parameter in first.items())
     return f"The methods disagree on what matters most: {', '.join(said)}"
+
+
+def _objectives(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """The shares by objective, where all are one method's for several objectives: "fANOVA, accuracy"."""
+    parts = [str(name).partition(", ") for name in table]
+    if len(parts) < 2 or len({method for method, *_ in parts}) > 1:
+        return {}
+    return {objective: table[name] for (*_, objective), name in zip(parts, table, strict=True)}
 
 
 def _colours(count: int) -> list[str]:

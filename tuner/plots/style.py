@@ -103,8 +103,10 @@ def annotate(axes: Axes, text: str, place: Any, offset: Any, coordinates: Any = 
 
 
 def number(value: float) -> str:
-    """Three decimals where they tell enough, three digits elsewhere."""
-    return f"{value:.3f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.3g}"
+    """Three decimals where they tell enough, six digits of what is larger, three of what is smaller."""
+    if value == 0 or 0.1 <= abs(value) < 1000:
+        return f"{value:.3f}"
+    return f"{value:.6g}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def focus(values: Any, goal: str) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import math
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,13 +80,7 @@ class Account:
 
     def counting(self) -> list[FrozenTrial]:
         """The trials that use up the budget."""
-        trials = self.trials()
-        again = {trial.system_attrs[HISTORY][-1] for trial in trials if HISTORY in trial.system_attrs}
-        return [
-            trial
-            for trial in trials
-            if trial.state != TrialState.WAITING and trial.number not in again and SURPLUS not in trial.system_attrs
-        ]
+        return counting(self.trials())
 
     def room(self, counting: list[FrozenTrial] | None = None) -> bool:
         """Whether the budget has another trial."""
@@ -195,6 +189,16 @@ class Account:
 
     def _mark(self, trial_id: int, key: str, value: bool | str) -> None:
         self.study._storage.set_trial_system_attr(trial_id, key, value)
+
+
+def counting(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that use up a study's budget: not those that wait, or that were tried again."""
+    again = {trial.system_attrs[HISTORY][-1] for trial in trials if HISTORY in trial.system_attrs}
+    return [
+        trial
+        for trial in trials
+        if trial.state != TrialState.WAITING and trial.number not in again and SURPLUS not in trial.system_attrs
+    ]
 
 
 def is_swept(folder: Path) -> bool:

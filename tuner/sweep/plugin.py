@@ -15,17 +15,12 @@ from omegaconf import MISSING, DictConfig
 
 
 @dataclass
-class PrunerConf:
-    _target_: str = MISSING
-
-
-@dataclass
-class NopPruner(PrunerConf):
+class NopPruner:
     _target_: str = "optuna.pruners.NopPruner"
 
 
 @dataclass
-class MedianPruner(PrunerConf):
+class MedianPruner:
     _target_: str = "optuna.pruners.MedianPruner"
     n_startup_trials: int = 5
     n_warmup_steps: int = 0
@@ -40,7 +35,7 @@ class PercentilePruner(MedianPruner):
 
 
 @dataclass
-class SuccessiveHalvingPruner(PrunerConf):
+class SuccessiveHalvingPruner:
     _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
     min_resource: Any = "auto"
     reduction_factor: int = 4
@@ -49,7 +44,7 @@ class SuccessiveHalvingPruner(PrunerConf):
 
 
 @dataclass
-class HyperbandPruner(PrunerConf):
+class HyperbandPruner:
     _target_: str = "optuna.pruners.HyperbandPruner"
     min_resource: int = 1
     max_resource: Any = "auto"
@@ -58,14 +53,14 @@ class HyperbandPruner(PrunerConf):
 
 
 @dataclass
-class WilcoxonPruner(PrunerConf):
+class WilcoxonPruner:
     _target_: str = "optuna.pruners.WilcoxonPruner"
     p_threshold: float = 0.1
     n_startup_steps: int = 2
 
 
 @dataclass
-class ThresholdPruner(PrunerConf):
+class ThresholdPruner:
     _target_: str = "optuna.pruners.ThresholdPruner"
     lower: float | None = None
     upper: float | None = None
@@ -74,7 +69,7 @@ class ThresholdPruner(PrunerConf):
 
 
 @dataclass
-class PatientPruner(PrunerConf):
+class PatientPruner:
     """Prunes, where `wrapped_pruner` would (null: in any case), after `patience` steps without an improvement."""
 
     _target_: str = "optuna.pruners.PatientPruner"
@@ -101,7 +96,7 @@ class TunerSweeperConf(OptunaSweeperConf):
 
     _target_: str = "tuner.sweep.plugin.TunerSweeper"
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}, {"pruner": "none"}])
-    pruner: PrunerConf = MISSING
+    pruner: Any = MISSING  # also one from a YAML file, of which there is no dataclass
     # sqlite:///FILE, journal:///FILE, any database URL; null: in memory, which nobody can resume or look into
     storage: Any = "sqlite:///multirun/optuna.db"
     # jobs that run at once, where the launcher can

@@ -70,6 +70,13 @@ def final(folder: Path, number: int) -> dict[str, Any] | None:
     return result if result.get("status") == "complete" and result.get("trial") == number else None
 
 
+def over_seeds(tested: dict[str, Any], name: str) -> str:
+    """The accuracy of the retrained best; its standard deviation, where there are seeds to have one."""
+    seeds = len(tested["seeds"])
+    spread = f", standard deviation {tested['test_accuracy_std']:.4f}" if seeds > 1 else ""
+    return f"{seeds} seed{'s' * (seeds != 1)}: {name}{tested['test_accuracy']:.4f}{spread}"
+
+
 def any_complete(trials: list[FrozenTrial]) -> bool:
     return any(trial.state == TrialState.COMPLETE for trial in trials)
 
@@ -102,8 +109,7 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         lines.append("no trial was completed; why is in the error column of trials.csv, and in each trial's train.log")
     if tested := results.get("final"):
         best_folder = shlex.quote(str(folder / "best"))
-        test, std, seeds = tested["test_accuracy"], tested["test_accuracy_std"], len(tested["seeds"])
-        lines.append(f"on train + validation, {seeds} seeds: test accuracy {test:.4f}, standard deviation {std:.4f}")
+        lines.append(f"on train + validation, {over_seeds(tested, 'test accuracy ')}")
         lines.append(f"model, tables and plots: {best_folder}")
         lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder} --config-name config")
     lines.append(f"results: {folder / RESULTS}, every trial: {folder / 'trials.csv'}")

@@ -106,6 +106,12 @@ def made(config: DictConfig, trusted: tuple[str, ...], **options: Any) -> Any:
             return instantiate(config, **options, _execution_whitelist_=trusted)
     except InstantiationException as error:
         raise InputError(" ".join(str(error).split())) from error
+    except (TypeError, ValueError) as error:  # of Optuna
+        reason = " ".join(str(error).split()).rstrip(".")
+        keys = [str(key) for key in config if not str(key).startswith("_")]
+        given = ", ".join(f"{key}={'null' if config[key] is None else config[key]}" for key in keys)
+        where = config._get_full_key(None)
+        raise InputError(f"{where}: {reason}; it has {given}; give another by {where}.KEY=VALUE") from error
 
 
 def fits(value: Any, distribution: BaseDistribution) -> bool:
