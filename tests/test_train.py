@@ -300,7 +300,7 @@ def test_a_run_that_is_killed_is_not_taken_for_the_failed_one_before_it(tmp_path
     for name in ("result.json", "model.safetensors"):
         (tmp_path / name).write_text('{"status": "failed"}')
     Run(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", ".lock"}
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
