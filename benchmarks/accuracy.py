@@ -10,18 +10,13 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from omegaconf import DictConfig
 
-from tuner.backbones import Backbone
+import tuner
 from tuner.data import fashion_mnist
-from tuner.features import bank
-from tuner.fit import predict, score
-from tuner.heads import Classifier, Head, Stack, widths
 from tuner.runs import Run, read_result
-from tuner.settings import cache_dir, choose_device, choose_precision
+from tuner.settings import cache_dir
 from tuner.train import CONF, train
 
 
@@ -36,9 +31,12 @@ def main() -> None:
         with initialize_config_dir(str(CONF)):
             cfg = compose("train", [*args.overrides, f"seed={seed}", "plots=false"])
         with tempfile.TemporaryDirectory() as folder:
-            train(cfg, Run(Path(folder)), in_sweep=False)
-            result = read_result(Path(folder))
-            official = on_official_test(cfg, load_file(Path(folder) / "model.safetensors"), len(result["class_names"]))
+            run = Run(Path(folder))
+            run.save_config(cfg)
+            train(cfg, run, in_sweep=False)
+            run.close()
+            result = read_result(run.folder)
+            official = on_official_test(run.folder, cfg)
         rows.append(
             [result["val_accuracy"], result["test_accuracy"], official, result["saved_epoch"], result["seconds"]]
         )
@@ -51,20 +49,11 @@ def main() -> None:
         print(" std {:>11.4f} {:>7.4f} {:>14.4f}".format(*map(statistics.stdev, columns)))
 
 
-def on_official_test(cfg, state: dict[str, torch.Tensor], classes: int) -> float:
-    """Accuracy of a saved model on the 10,000 test images of Fashion-MNIST."""
-    device = choose_device(cfg.device)
-    dtype = choose_precision(cfg.precision, device)
-    options = OmegaConf.to_container(cfg.model, resolve=True)
-    head = options.pop("head")
-    backbone = Backbone(**options, seed=cfg.seed)
-    spec = Head(widths(head["width"], head["depth"]), head["dropout"], cfg.seed)
-    model = Classifier(None, Stack(backbone.feature_size, classes, [spec], device, dtype))
-    model.load_state(0, state)
+def on_official_test(run: Path, cfg: DictConfig) -> float:
+    """Accuracy of a run's model on the 10,000 test images of Fashion-MNIST."""
     test = fashion_mnist.load(cache_dir(cfg) / "fashion_mnist").test
-    x = bank(test.images, backbone, cache_dir=cache_dir(cfg), device=device, dtype=dtype).to(device)
-    log_p = predict(model, x, [torch.arange(len(x))], batch_size=cfg.batch_size)
-    return score(log_p, test.labels)["accuracy"][0]
+    said = tuner.load(run, device=cfg.device).predict(test.images).argmax(1)
+    return float((said == test.labels).double().mean())
 
 
 if __name__ == "__main__":
