@@ -56,6 +56,16 @@ def test_one_process_at_a_time_writes_a_run(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
+def test_where_a_file_system_has_no_locks_a_run_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
+    def acquire(self, **options):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(runs.FileLock, "acquire", acquire)
+    run = runs.Run(tmp_path)
+    assert "take care that one process alone works on it" in caplog.text
+    run.close()
+
+
 # Which folders are runs
 
 

@@ -60,6 +60,8 @@ class Run:
             self.lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(f"another process is at work on the run in {folder}: wait for it, or end it") from error
+        except (OSError, NotImplementedError) as error:  # some clusters' file systems have no locks
+            log.warning("no lock on %s (%s): take care that one process alone works on it", folder, error)
         if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
             self._unlock()
             raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
