@@ -65,10 +65,8 @@ class Run:
         if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
             self._unlock()
             raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
-        self.folder, self.prefix = (
-            folder,
-            f"{folder.name}: " if folder.name.isdecimal() else "",
-        )  # a sweep's are numbers
+        self.folder = folder
+        self.prefix = f"{folder.name}: " if folder.name.isdecimal() else ""  # a sweep's are numbers
         self.result: dict[str, Any] = {}
         self.tracker: Tracker | None = None  # is told what metrics.csv and result.json get
         self.start = time.perf_counter()
