@@ -52,7 +52,7 @@ class Checkpoint:
             raise InputError(f"{self.path} is damaged ({reason}): delete it to begin anew") from error
         before, now = dict(flat(json.loads(kept["config"]))), dict(flat(self.config))
         differ = [f"{key}={before.get(key)}" for key in {**before, **now} if before.get(key) != now.get(key)]
-        if any(line.startswith("split_hashes.") for line in differ):
+        if differ and all(line.startswith("split_hashes.") for line in differ):
             raise InputError(
                 f"{self.path} is of a run on other images, which have changed since: put them back, or delete that "
                 "file to begin anew"

@@ -72,7 +72,8 @@ def data_config(
 
 def check_unchanged(data: Data, split: str, folder: Path) -> None:
     """Raises InputError where a split of the run's own data has other images now: some may have been trained on."""
-    before = read_result(folder).get("split_hashes", {}).get(split)
+    noted = read_result(folder) if (folder / "result.json").exists() else {}
+    before = noted.get("split_hashes", {}).get(split)
     if before != data.hashes[split]:
         raise InputError(
             f"the run's data has changed since, or was not noted: its {split} images are others now, and it may have "
