@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -237,6 +238,13 @@ class Toy:
     def starts(self) -> list[int]:
         """The number of each job that was started."""
         return [int(line.split()[0]) for line in (self.folder / "ran.txt").read_text().splitlines()]
+
+    def wait_for(self, starts: int) -> None:
+        """Until so many jobs have started."""
+        deadline = time.monotonic() + 60
+        while not (self.folder / "ran.txt").exists() or len(self.starts()) < starts:
+            assert time.monotonic() < deadline, "no job starts"
+            time.sleep(0.02)
 
 
 @pytest.fixture

@@ -41,14 +41,6 @@ def assert_nothing_is_left(toy, seconds: float = 8) -> None:
     assert not left
 
 
-def wait_for(toy, starts: int) -> None:
-    """Until so many jobs have started."""
-    deadline = time.monotonic() + 60
-    while not (toy.folder / "ran.txt").exists() or len(toy.starts()) < starts:
-        assert time.monotonic() < deadline, "no job starts"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("launcher", EVERY)
 @pytest.mark.parametrize("storage", ["sqlite:///multirun/optuna.db", "journal:///multirun/optuna.journal"])
 def test_trials_are_run_pruned_and_failed(toy, launcher, storage):
@@ -132,7 +124,7 @@ def test_a_job_that_always_kills_its_process_is_given_up(toy):
 @pytest.mark.parametrize("launcher", EVERY)
 def test_kill_9_leaves_no_process_and_the_study_goes_on(toy, launcher):
     with toy.start(*options(launcher), "hydra.sweeper.n_trials=6", "seconds=1") as sweep:
-        wait_for(toy, 3)
+        toy.wait_for(3)
         sweep.kill()
     assert_nothing_is_left(toy)
     done = toy.command("hydra/launcher=basic", "hydra.sweeper.n_trials=6")
@@ -146,7 +138,7 @@ def test_kill_9_leaves_no_process_and_the_study_goes_on(toy, launcher):
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(toy, launcher, signal_):
     with toy.start(*options(launcher), "hydra.sweeper.n_trials=20", "seconds=2", start_new_session=True) as sweep:
-        wait_for(toy, 3)
+        toy.wait_for(3)
         if signal_ == signal.SIGINT:
             os.killpg(sweep.pid, signal_)  # as a terminal does
         else:

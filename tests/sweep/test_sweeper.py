@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import optuna
@@ -419,16 +421,49 @@ def test_several_sweeps_share_a_budget_and_a_folder(toy):
 
 
 def test_a_killed_sweep_goes_on_where_it_was(toy):
-    with toy.start("seconds=0.2", "hydra.sweeper.n_trials=10") as process:
-        time.sleep(2.5)
-        process.kill()
-    running = [trial.number for trial in toy.study().trials if trial.state == TrialState.RUNNING]
-    done = toy.run("seconds=0.05", "hydra.sweeper.n_trials=10")
+    with toy.start("seconds=0.5", "hydra.sweeper.n_trials=10") as process:
+        toy.wait_for(3)
+        process.kill()  # within the third job
+    lost = toy.study().trials[2]
+    assert lost.state == TrialState.RUNNING
+    done = toy.run("hydra.sweeper.n_trials=10")
     assert done.returncode == 0, done.stdout + done.stderr
     trials = toy.study().trials
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 10
-    for number in running:
-        assert "killed" in trials[number].user_attrs["error"]
-        assert any(
-            t.system_attrs.get("retry_history") == [number] and t.params == trials[number].params for t in trials
-        )
+    assert "killed" in trials[2].user_attrs["error"]
+    [again] = [trial for trial in trials if trial.system_attrs.get("retry_history") == [2]]
+    assert again.params == lost.params
+
+
+# python -c: the sweep is killed while it draws the second parameter of trial 2
+KILLED_DRAWING = """
+import os, signal, sys
+from optuna.trial import Trial
+import toy
+
+suggest = Trial._suggest
+def draw(trial, name, distribution):
+    if (trial.number, name) == (2, "z"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return suggest(trial, name, distribution)
+
+Trial._suggest = draw
+sys.argv[0] = "toy"
+toy.main()
+"""
+
+
+def test_a_sweep_that_is_killed_while_it_draws_keeps_what_was_drawn(toy):
+    options = ["hydra.sweeper.n_trials=6", "z=interval(0, 1)"]
+    command = [sys.executable, "-c", KILLED_DRAWING, "-m", *options]
+    killed = subprocess.run(command, cwd=toy.folder, env=toy.environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    lost = toy.study().trials[2]
+    assert list(lost.params) == ["x"]
+    done = toy.run(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = toy.study().trials
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 6
+    [again] = [trial for trial in trials if trial.system_attrs.get("retry_history") == [2]]
+    assert list(again.params) == ["x", "z"]
+    assert again.params["x"] == lost.params["x"]
