@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from tuner.backbones import Backbone
@@ -56,6 +57,16 @@ def test_every_search_goes_with_every_pruner(search, pruner):
     assert f"optuna.pruners.{type(made).__name__}" == PRUNERS[pruner]._target_
     if pruner in ("median", "percentile"):
         assert (made._n_startup_trials, made._n_warmup_steps) == (5, 8)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_search_goes_with_every_sampler(search):
+    with initialize_config_dir(str(CONF)):
+        samplers = GlobalHydra.instance().config_loader().get_group_options("hydra/sweeper/sampler")
+        assert {"tpe", "random", "grid", "gp", "cmaes", "tpe_multivariate"} <= set(samplers)
+        for sampler in set(samplers) - {"motpe"}:  # which Optuna has no longer
+            overrides = [f"hparams_search={search}", f"hydra/sweeper/sampler={sampler}"]
+            assert compose("train", overrides, return_hydra_config=True).hydra.sweeper.sampler.seed == 0
 
 
 @pytest.mark.parametrize("file", FILES, ids=map(str, FILES))

@@ -1,6 +1,7 @@
 """A model's scores on its own data are those of the run; other data is brought to its classes and its shape."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from sklearn import metrics as sk
 
 import tuner
-from tuner import evaluate
+from tuner import evaluate, weights
 from tuner.data import image_file, synthetic
 
 EXACT = "precision=fp32"  # in bfloat16 sums depend on the size of the batch
@@ -114,6 +115,25 @@ def test_files_are_seen_as_prediction_sees_them(trained, call, table):
         row = said.loc[str(file if table else file.relative_to("images"))]
         assert row.predicted == model.classes[label]
         assert row.confidence == pytest.approx(p, abs=1e-4)
+
+
+def test_relative_paths_of_a_run_are_seen_from_where_it_was_started(command, call, tmp_path, monkeypatch):
+    shutil.copy(weights.BUNDLED, "own.safetensors")
+    [first, *_] = image_files("images")
+    tiny = ("data=image_folder", "data.root=images", "model=tiny", "model.weights=own.safetensors", "epochs=1")
+    code, output = command(*tiny, "data.test_share=0.4", "hydra.run.dir=run")
+    assert code == 0, output
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    code, out, err = call("evaluate", "../run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["accuracy"] == pytest.approx(result(tmp_path / "run")["test_accuracy"], abs=0.05)
+    code, out, err = call("predict", "../run", Path("..") / first)
+    assert code == 0, err
+    code, out, err = call("evaluate", "../run", "data.root=images")  # what is given here is seen from here
+    assert code == 1
+    assert "images" in err
 
 
 def test_one_image_is_enough(trained, call):

@@ -20,6 +20,7 @@ from tuner.data import image_file
 from tuner.settings import choose_device, choose_precision
 
 ABOUT = ("class_names", "input_shape", "fit", "temperature", "weights")  # in the metadata of model.safetensors
+PATHS = ("model.weights", "data.root", "data.path", "data.test_path")  # keys of a config that may name a file
 State = dict[str, torch.Tensor]
 
 
@@ -191,7 +192,10 @@ def file_of(run: str | Path) -> Path:
 
 
 def config_of(folder: Path) -> DictConfig:
-    """A run's config, as it was composed. Raises InputError where there is none, or it is damaged."""
+    """A run's config, as it was composed; its files are found from any working folder, where they are still there.
+
+    Raises InputError where there is none, or it is damaged.
+    """
     found = [path for path in (folder / ".hydra" / "config.yaml", folder / "config.yaml") if path.is_file()]
     if not found:
         raise InputError(f"{folder} has no .hydra/config.yaml: keep a model in the folder of its run")
@@ -201,7 +205,22 @@ def config_of(folder: Path) -> DictConfig:
         raise InputError(f"{found[0]} can't be read ({' '.join(str(error).split())}): train it again") from error
     if not isinstance(cfg, DictConfig) or not {"model", "seed", "precision"} <= cfg.keys():
         raise InputError(f"{found[0]} is not the config of a run: it must have model, seed and precision")
+    _anchor(cfg, found[0].with_name("hydra.yaml"))
     return cfg
+
+
+def _anchor(cfg: DictConfig, hydra: Path) -> None:
+    """Make relative paths absolute that are there, seen from where the run was started."""
+    if not hydra.is_file():
+        return
+    try:
+        started = OmegaConf.select(OmegaConf.load(hydra), "hydra.runtime.cwd")
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{hydra} can't be read ({' '.join(str(error).split())}): train it again") from error
+    for key in PATHS:
+        value = OmegaConf.select(cfg, key)
+        if started and isinstance(value, str) and (path := Path(started, value)).exists():
+            OmegaConf.update(cfg, key, str(path))
 
 
 def read(path: Path) -> tuple[dict[str, Any], State]:
