@@ -96,6 +96,11 @@ def test_classes_are_ordered_from_where_a_is_better_to_where_b_is(tmp_path):
     assert list(both["classes"].difference) == [-1, 0, 1]
 
 
+def test_an_image_that_is_listed_twice_counts_once(tmp_path):
+    a, b = of("test", [("x", "x"), ("x", "x")]), of("test", [("x", "y"), ("x", "x")])
+    assert counts(pair(tmp_path, [*a, a[0]], [*b, b[0]])) == ("test", 2, 1, 1, 0, 0)
+
+
 RIGHT = [("x", "x")] * 6
 
 
@@ -146,7 +151,7 @@ def test_a_class_may_have_any_name(tmp_path, name):
     [
         pytest.param(b"", id="empty"),
         pytest.param(b"split,image\ntest,1\n", id="columns missing"),
-        pytest.param(b"split,image,label,predicted\ntest,1,x,x\ntest,1,x,x\n", id="an image twice"),
+        pytest.param(b"split,image,label,predicted\ntest,1,x,x\ntest,1,y,x\n", id="an image with two labels"),
         pytest.param(b"\x89PNG\xff\x00\n", id="binary"),
         pytest.param(b'split,image,label,predicted\ntest,1,"x', id="an open quote"),
     ],

@@ -60,8 +60,9 @@ def _common(a: Path, b: Path) -> pd.DataFrame | None:
         types: Any = {"split": str, "image": str, "label": str, "predicted": str}
         try:
             table = pd.read_csv(folder / "predictions.csv", usecols=list(types), dtype=types, keep_default_na=False)
+            table = table.drop_duplicates(["split", "image", "label"])  # a file that the data set lists twice
             if table.duplicated(["split", "image"]).any():
-                raise ValueError("an image is in it twice")
+                raise ValueError("an image is in it with two labels")
             tables.append(table)
         except (OSError, ValueError) as error:
             log.warning("left out %s: %s", folder / "predictions.csv", " ".join(str(error).split()))
