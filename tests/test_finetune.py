@@ -1,5 +1,6 @@
 """Blocks of the network that are trained below the head; what a run begins with; how it goes on after a kill."""
 
+import errno
 import json
 import os
 import signal
@@ -398,20 +399,33 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(tmp_path, monkeypatch
     assert not (folder / "checkpoint.pt").exists()
 
 
-def interrupted(command, *arguments):
+def interrupted(command, *arguments, by=KeyboardInterrupt):
     """A run that ends in its second epoch, in here/."""
     from tuner import train as train_room
 
     def interrupt(*args):
         if args[-2] == 2:
-            raise KeyboardInterrupt
+            raise by
         real(*args)
 
     real = train_room.on_epoch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_room, "on_epoch", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            command(*arguments, "hydra.run.dir=here")
+        try:
+            return command(*arguments, "hydra.run.dir=here")
+        except KeyboardInterrupt:
+            assert by is KeyboardInterrupt
+
+
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(command, tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    code, output = interrupted(command, *TINY, "epochs=3", by=full)
+    assert code == 1
+    assert f"a disk is full ({full}): make room, then go on with: python -m tuner.resume {tmp_path / 'here'}" in output
+    assert "Traceback" not in output
+    code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
+    assert code == 0, output
+    assert "going on after epoch 1" in output
 
 
 def test_a_checkpoint_of_other_images_is_not_gone_on_from(command, tmp_path):

@@ -1,10 +1,12 @@
-"""Files that are never half-written."""
+"""Files that are never half-written, and disks that are full."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+NO_SPACE = ("no space left", "disk is full", "quota exceeded")  # as the system, SQLite and others say it
 
 
 @contextmanager
@@ -19,3 +21,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def no_space(error: BaseException | None) -> str | None:
+    """What an error, or one that it came from, says of a full disk; None: it is about something else."""
+    while error is not None:
+        line = str(error).partition("\n")[0]
+        if any(sign in line.lower() for sign in NO_SPACE):
+            return line
+        error = error.__cause__ or error.__context__
+    return None

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from tuner import InputError, calibration
 from tuner.checkpoint import Checkpoint
 from tuner.data import Data
+from tuner.files import no_space
 from tuner.fit import DivergedError
 from tuner.parts import Parts, parts
 from tuner.plan import Metrics, OnEpoch, Plan
 from tuner.recipe import begun, hidden, judge, plan
-from tuner.runs import Run
+from tuner.runs import CHECKPOINT, Run
 from tuner.scoring import Scored, measures, report
 from tuner.settings import CONF, TRUSTED, build, called, check, describe, wanted
 from tuner.sweep import plugin, trial
@@ -286,6 +287,13 @@ def main(cfg: DictConfig) -> float | tuple[float, float]:
         log.error("%s", error)
         log.debug("where it came from, for hydra.verbose=true", exc_info=error)
         sys.exit(1)  # the line above says it all: no traceback
+    except Exception as error:
+        reason = no_space(error)
+        if in_sweep or reason is None:
+            raise
+        again = f"go on with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
+        log.error("a disk is full (%s): make room, then %s", reason, again)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.types import Quote, QuotedString
 from optuna.trial import TrialState
+from sqlalchemy import Engine, event
 
 
 def results(toy, folder="toy"):
@@ -433,6 +434,42 @@ def test_a_killed_sweep_goes_on_where_it_was(toy):
     assert "killed" in trials[2].user_attrs["error"]
     [again] = [trial for trial in trials if trial.system_attrs.get("retry_history") == [2]]
     assert again.params == lost.params
+
+
+def test_a_job_on_a_full_disk_ends_the_sweep_and_no_trial_has_failed(toy):
+    options = ("hydra.sweeper.n_trials=6", "hydra.sweeper.baseline=false")
+    full = toy.run(*options, "does=2-full")
+    assert full.returncode == 1
+    assert "a disk is full ([Errno 28] No space left on device): make room, then go on with: " in full.stdout
+    assert "Traceback" not in full.stderr
+    lost = toy.study().trials[2]
+    assert lost.user_attrs["error"] == "the sweep was interrupted; it is tried again"
+    done = toy.run(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(toy)["trials"] == {"complete": 6, "fail": 1}
+    [again] = [trial for trial in toy.study().trials if trial.system_attrs.get("retry_history") == [2]]
+    assert again.params == lost.params
+
+
+def test_a_full_disk_below_the_study_ends_the_sweep_in_one_line(toy):
+    """SQLite's own limit of a file's size has the error of a full disk."""
+
+    def limit(connection, _):
+        connection.execute("PRAGMA max_page_count=60")
+
+    event.listen(Engine, "connect", limit)
+    try:
+        full = toy.run("hydra.sweeper.n_trials=200", "steps=20")
+    finally:
+        event.remove(Engine, "connect", limit)
+    assert full.returncode == 1
+    assert "a disk is full ((sqlite3.OperationalError) database or disk is full): make room, then" in full.stdout
+    assert "Traceback" not in full.stderr
+    complete = toy.states().count("COMPLETE")
+    assert 0 < complete < 200
+    done = toy.command(f"hydra.sweeper.n_trials={complete + 2}", "steps=20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert toy.states().count("COMPLETE") == complete + 2
 
 
 # python -c: the sweep is killed while it draws the second parameter of trial 2

@@ -32,6 +32,8 @@ def objective(cfg):
         case "wait":  # until later trials have started
             while len(Path(cfg.ran).read_text().splitlines()) < 6:
                 time.sleep(0.05)
+        case "full":
+            Path("/dev/full").write_text("as on a full disk")
         case "exit":
             sys.exit(3)
         case "kill":

@@ -30,6 +30,7 @@ from optuna.samplers import GridSampler
 from optuna.trial import Trial, TrialState
 
 from tuner import InputError
+from tuner.files import no_space
 from tuner.sweep import launchers, report, sampling, space, storage
 from tuner.sweep.account import LOCKS, Account, allowed_failures
 from tuner.sweep.compose import Composer
@@ -78,7 +79,8 @@ class AsyncSweeper(OptunaSweeperImpl):
     def sweep(self, arguments: list[str]) -> None:
         """Work off the study's budget, then retrain its best configuration.
 
-        Exits with 130 where it was interrupted, with 1 where too many trials failed or none was completed.
+        Exits with 130 where it was interrupted, with 1 where too many trials failed, none was completed, or a disk is
+        full, which is no trial's failure.
         """
         try:
             self._sweep(arguments)
@@ -87,6 +89,13 @@ class AsyncSweeper(OptunaSweeperImpl):
             sys.exit(1)
         except KeyboardInterrupt:  # before or after the trials
             sys.exit(130)
+        except Exception as error:
+            reason = no_space(error)
+            if reason is None:
+                raise
+            again = report.resume_command(self.config, self.study_name) if self.study_name else "the same command"
+            log.error("a disk is full (%s): make room, then go on with: %s", reason, again)
+            sys.exit(1)
 
     def _check(self) -> None:
         for key, least, most in (
@@ -138,6 +147,7 @@ class AsyncSweeper(OptunaSweeperImpl):
         self.pruner = sampling.made(self.pruner_config, sampling.PRUNERS)
         wanted = Path(self.config.hydra.sweep.dir).absolute()
         self.study, self.folder = join(self.study_name, self.spec, self._get_directions(), wanted)
+        self.study_name = self.study.study_name
         self.study.pruner = self.pruner
         locks = self.folder / LOCKS
         locks.mkdir(exist_ok=True)
@@ -273,6 +283,8 @@ class AsyncSweeper(OptunaSweeperImpl):
             for number, _ in jobs:
                 self.account.tell(number, Outcome.failed(error))
         except Exception as error:
+            if no_space(error):
+                raise
             if not self.launched and not any("host" in self.account.trial(number).user_attrs for number, _ in jobs):
                 raise InputError(f"the launcher cannot start jobs: {type(error).__name__}: {error}") from error
             reason = " ".join(f"its process ended: {type(error).__name__}: {error}".split())
@@ -284,8 +296,14 @@ class AsyncSweeper(OptunaSweeperImpl):
             raise
         else:
             self.launched = True
+            full = None
             for (number, _), job in zip(jobs, returns, strict=True):
-                self.account.tell(number, self._outcome(job))
+                if job.status is JobStatus.FAILED and no_space(job._return_value):
+                    full = job._return_value
+                else:
+                    self.account.tell(number, self._outcome(job))
+            if full:
+                raise full
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> Sequence[JobReturn]:
         """A call for each run of numbers that follow each other; other sweeps may have those between."""

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
+from tuner.files import no_space
 from tuner.sweep import storage
 from tuner.sweep.report import read_result
 
@@ -145,11 +146,11 @@ class Job:
             outcome = Outcome.failed(error)
             raise error from stop  # or a worker process would end with it
         except Exception as error:
-            outcome = Outcome.failed(error)
+            outcome = None if no_space(error) else Outcome.failed(error)
             raise  # Hydra logs it, in the job's folder
         finally:
             _running.reset(token)
-            if outcome:  # otherwise it was interrupted
+            if outcome:  # otherwise it was interrupted, or the disk is full: it is to run again
                 _finish(trial, outcome, Path(hydra.runtime.output_dir), time.perf_counter() - start)
         return returned
 

@@ -1,0 +1,27 @@
+"""What a full disk is known by, in whichever library it shows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tuner.files import no_space
+
+FULL = "[Errno 28] No space left on device"
+
+
+def test_a_full_disk():
+    with pytest.raises(OSError, match="No space") as caught:
+        Path("/dev/full").write_text("more")
+    assert no_space(caught.value) == FULL
+
+
+def test_a_full_disk_behind_another_error():
+    with pytest.raises((OSError, RuntimeError)) as caught, Path("/dev/full").open("wb", buffering=0) as file:
+        torch.save({"weight": torch.zeros(100_000)}, file)  # which may speak of an unexpected position
+    assert no_space(caught.value) == FULL
+
+
+@pytest.mark.parametrize("error", [None, ValueError("full of errors"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_another_error(error):
+    assert no_space(error) is None
