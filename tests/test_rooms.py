@@ -36,6 +36,7 @@ MAY_IMPORT = {  # room -> the other rooms that it may import
         "calibration",
         "checkpoint",
         "data",
+        "files",
         "fit",
         "parts",
         "plan",

@@ -20,7 +20,7 @@ from tuner.data import image_file
 from tuner.settings import choose_device, choose_precision
 
 ABOUT = ("class_names", "input_shape", "fit", "temperature", "weights")  # in the metadata of model.safetensors
-PATHS = ("model.weights", "data.root", "data.path", "data.test_path")  # keys of a config that may name a file
+PATHS = (("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"))  # that may be relative
 State = dict[str, torch.Tensor]
 
 
@@ -217,10 +217,11 @@ def _anchor(cfg: DictConfig, hydra: Path) -> None:
         started = OmegaConf.select(OmegaConf.load(hydra), "hydra.runtime.cwd")
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{hydra} can't be read ({' '.join(str(error).split())}): train it again") from error
-    for key in PATHS:
-        value = OmegaConf.select(cfg, key)
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    for group, key in PATHS:
+        value = written.get(group, {}).get(key)
         if started and isinstance(value, str) and (path := Path(started, value)).exists():
-            OmegaConf.update(cfg, key, str(path))
+            cfg[group][key] = str(path)
 
 
 def read(path: Path) -> tuple[dict[str, Any], State]:
