@@ -57,6 +57,11 @@ def numbers(output):
 # The table
 
 
+def test_options_stand_anywhere(compared):
+    many([{}] * 3, val_accuracy=[0.1, 0.2, 0.3])
+    assert numbers(compared("outputs/0", "--csv", "outputs/2", "outputs/1")) == [2, 1, 0]
+
+
 def test_runs_from_the_best_with_what_differs(compared):
     config = {"optimizer": {"lr": 1e-3}, "study": "${now:%Y}", "cache_dir": "/a", "same": 7, "device": "cpu"}
     other = {"optimizer": {"lr": 1e-4}, "study": "x", "cache_dir": "/b", "same": 7, "logger": {"uri": "u"}, "epochs": 3}

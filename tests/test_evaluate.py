@@ -117,6 +117,31 @@ def test_files_are_seen_as_prediction_sees_them(trained, call, table):
         assert row.confidence == pytest.approx(p, abs=1e-4)
 
 
+def test_options_stand_anywhere(trained, call):
+    some = csv_file("some.csv", ["class3", "class1"] * 20)
+    code, out, err = call("evaluate", trained(EXACT), "--split", "test", "data=csv", "--json", some)
+    assert code == 0, err
+    assert json.loads(out)["split"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [((), False), (("data.noise=30",), True), (("data=synthetic",), False), (("data=synthetic", "data.n=90"), False)],
+)
+def test_the_runs_own_data_made_in_another_way_may_not_be_new_to_it(trained, call, options, warns):
+    code, _, err = call("evaluate", trained(EXACT), *options)
+    assert code == 0, err
+    assert ("the model may have learnt from some of these images" in err) == warns
+
+
+def test_a_data_set_that_there_is_not(trained, call):
+    code, _, err = call("evaluate", trained(EXACT), "data=nowhere")
+    assert code == 1
+    assert err.endswith(
+        "data=nowhere is no data set; there are csv, fashion_mnist, fmnist_small, image_folder, synthetic\n"
+    )
+
+
 def test_relative_paths_of_a_run_are_seen_from_where_it_was_started(command, call, tmp_path, monkeypatch):
     shutil.copy(weights.BUNDLED, "own.safetensors")
     [first, *_] = image_files("images")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tuner import recipe
+from tuner import InputError, recipe, resume
 from tuner.backbones import Backbone
 from tuner.blocks import Blocks, Pool
 from tuner.data import synthetic
@@ -289,7 +289,7 @@ def test_a_warm_start_begins_where_the_other_run_ended(command):
         (["model.weights=null"], "was trained above other weights: give that run's model.weights"),
         (["model.head.width=32"], "does not fit: "),
         (["head_first=1"], "brings a trained head: leave head_first=1 at 0"),
-        (["warm_start=nowhere"], "warm_start=nowhere is no folder of a finished run"),
+        (["warm_start=nowhere"], "warm_start=nowhere is no folder of a finished run: it has no model.safetensors"),
     ],
     ids=lambda x: str(x)[:20],
 )
@@ -321,7 +321,7 @@ def test_the_head_is_trained_first_on_cached_features(command):
         (["data.test_views=2"], "data.test_views=2 adds mirror images: set augment.flip"),
         (["data.test_views=3"], "data.test_views=3 must be 1, or 2"),
         (["augment=light", "augment.flip=2", "model.frozen=null"], "augment.flip=2 must be a probability"),
-        (["optimizer.backbone_lr_scale=0"], "optimizer.backbone_lr_scale=0 must be more than 0"),
+        (["optimizer.backbone_lr_scale=0"], "optimizer.backbone_lr_scale=0 must be a number of more than 0"),
         (["optimizer.backbone_lr_decay=2"], "optimizer.backbone_lr_decay=2 must be more than 0 and at most 1"),
         (["head_first=3"], "head_first=3 is for blocks that are trained: set model.frozen below model.features"),
         (["recompute=true"], "recompute=true is for blocks that are trained"),
@@ -465,6 +465,8 @@ def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path):
 
 
 def test_resume_says_why_it_can_not(tmp_path):
+    with pytest.raises(InputError, match="there is no folder"):
+        resume.command(tmp_path / "nowhere")
     words = [sys.executable, "-m", "tuner.resume", str(tmp_path)]
     done = subprocess.run(words, text=True, capture_output=True, check=False)
     assert done.returncode == 1

@@ -180,6 +180,14 @@ def test_devices_and_precisions_are_checked(trained, options):
         tuner.load(trained(), **options)
 
 
+def test_an_array_is_as_good_as_a_tensor(trained):
+    model = tuner.load(trained())
+    images = torch.randint(0, 256, (3, *model.input_shape), dtype=torch.uint8)
+    assert torch.equal(model.predict(images.numpy()), model.predict(images))
+    with pytest.raises(InputError, match="a tensor, or paths of files, not ndarray"):
+        model.predict(images.double().numpy())
+
+
 def test_the_data_set_is_not_needed(trained, monkeypatch):
     folder = trained()
     monkeypatch.setattr(synthetic, "load", lambda **_: pytest.fail("the data was asked for"))

@@ -43,7 +43,7 @@ def test_a_search_ends_with_its_best_configuration_retrained_and_tested(command)
     files = {path.name for path in (MINE / "best").iterdir()}
     models = {"model.safetensors", "model-1.safetensors", "model-2.safetensors"}
     assert files == models | {
-        *("config.yaml", "metrics.csv", "result.json", "per_class.csv", "confusion_matrix.csv", "predictions.csv"),
+        *("conf", "metrics.csv", "result.json", "per_class.csv", "confusion_matrix.csv", "predictions.csv"),
         *("train.log", ".hydra", "plots"),
     }
     assert {path.stem for path in (MINE / "best/plots").iterdir()} >= {"accuracy", "loss", "confusion_matrix"}
@@ -54,7 +54,7 @@ def test_a_search_ends_with_its_best_configuration_retrained_and_tested(command)
     assert not any((a == b).all() for a, b in pairwise(weights))
 
     # its config is a run of its own, with the very value of the trial
-    code, output = command("--config-dir", str(MINE / "best"), "--config-name", "config")
+    code, output = command("--config-dir", str(MINE / "best/conf"), "--config-name", "config", "plots=false")
     assert code == 0, output
     [folder] = [path.parent for path in Path("outputs").rglob("result.json")]
     assert result(folder)["val_accuracy"] == best.value

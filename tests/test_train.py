@@ -217,10 +217,10 @@ WRONG = [  # arguments, what the one line says
     (("epochs=2.5",), "epochs=2.5 must be a whole number of at least 1"),
     (("batch_size=0",), "batch_size=0 must be a whole number of at least 1"),
     (("seed=-1",), "seed=-1 must be a whole number of at least 0"),
-    (("optimizer.lr=-1",), "optimizer.lr=-1 must be more than 0"),
-    (("optimizer.lr=fast",), "optimizer.lr=fast must be more than 0"),
-    (("optimizer.lr=nan",), "optimizer.lr=nan must be more than 0"),
-    (("optimizer.weight_decay=-1",), "optimizer.weight_decay=-1 must be at least 0"),
+    (("optimizer.lr=-1",), "optimizer.lr=-1 must be a number of more than 0"),
+    (("optimizer.lr=fast",), "optimizer.lr=fast must be a number of more than 0"),
+    (("optimizer.lr=nan",), "optimizer.lr=nan must be a number of more than 0"),
+    (("optimizer.weight_decay=-1",), "optimizer.weight_decay=-1 must be a number of at least 0"),
     (("label_smoothing=1",), "label_smoothing=1 must be at least 0 and less than 1"),
     (("grad_clip=0",), "grad_clip=0 must be more than 0, or null"),
     (("patience=0",), "patience=0 must be a whole number of at least 1, or null"),
@@ -356,3 +356,9 @@ def test_the_wheel_holds_all_that_is_needed(tmp_path):
     done = python(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test accuracy" in done.stdout
+
+
+def test_a_search_without_m_says_that_it_is_one_run(command):
+    code, output = command(*TINY, "hparams_search=optuna", "epochs=1")
+    assert code == 0, output
+    assert "hparams_search=optuna searches with -m alone: this is one run" in output

@@ -80,7 +80,7 @@ def known(frame: pd.DataFrame, key: str) -> str:
     """The key, if the table has it. Raises InputError, with the nearest ones, where it has not."""
     if key not in frame:
         names = [str(name) for name in frame]
-        near = [name for name in names if name.endswith(f".{key}")] or get_close_matches(key, names, n=3, cutoff=0.4)
+        near = [name for name in names if name.endswith(f".{key}")] or get_close_matches(key, names, n=3)
         near = near or [name for name in names if name != "folder"]
         raise InputError(f"no run has {key}; there is {', '.join(near)}")
     return key
@@ -171,7 +171,7 @@ def _difference(a: Any, b: Any) -> float | None:
 
 
 def main() -> None:
-    args = _arguments().parse_args()
+    args = _arguments().parse_intermixed_args()  # options stand anywhere
     if args.top is not None and args.top < 0:
         raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
     asked = (args.where, args.columns, args.group_by, args.over, args.sort, args.reverse, args.top is not None)

@@ -51,6 +51,7 @@ def data_config(
     made = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "data" or not options])
     try:
         if options:
+            _check_known(options[-1], folder)
             name = f"data/{options[-1]}"
             own = folder is not None and (folder / f"{name}.yaml").is_file()
             with hydra.initialize_config_dir(str(folder.absolute() if folder and own else CONF)):
@@ -68,6 +69,12 @@ def data_config(
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from error
     return made
+
+
+def _check_known(name: str, folder: Path | None) -> None:
+    known = {path.stem for above in (CONF, folder) if above for path in (above / "data").glob("*.yaml")}
+    if name not in known:
+        raise InputError(f"data={name} is no data set; there are {', '.join(sorted(known))}")
 
 
 def check_unchanged(data: Data, split: str, folder: Path) -> None:
@@ -155,6 +162,15 @@ def summary(parts: Sequence[Scored], classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _learnt(cfg: DictConfig, overrides: Sequence[str], split: str) -> str | None:
+    """Why images that don't look like it are not new to the model, or None."""
+    others = ("data=", "data.root=", "data.path=", "data.test_path=")
+    if overrides and not any(line.lstrip("+").startswith(others) for line in overrides):
+        return "the run's own data set, divided or made in another way"
+    retrained = OmegaConf.select(cfg, "final.epochs") is not None
+    return "a search's last run trains on validation, too" if retrained and split == "val" else None
+
+
 def write(parts: Sequence[Scored], classes: Sequence[str], folder: Path) -> None:
     """per_class.csv, confusion_matrix.csv, predictions.csv and pictures, of all parts together."""
     try:
@@ -169,7 +185,7 @@ def write(parts: Sequence[Scored], classes: Sequence[str], folder: Path) -> None
 
 
 def main() -> None:
-    args = _arguments().parse_args()
+    args = _arguments().parse_intermixed_args()  # options stand anywhere
     one = model.load(args.run, device=args.device, precision=args.precision)
     folder = model.file_of(args.run).parent
     split = args.split or ("all" if args.overrides else "test")
@@ -180,6 +196,8 @@ def main() -> None:
     data: Data = build("data", cfg)
     if not args.overrides and split != "all":
         check_unchanged(data, split, folder)
+    if learnt := _learnt(cfg, args.overrides, split):
+        log.warning("%s: the model may have learnt from some of these images", learnt)
     theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], one.input_shape))
     if theirs != ours:
         log.info("images are brought from %s to %s, as files would be: fit=%s", theirs, ours, one.fit)

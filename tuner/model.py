@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -17,10 +18,9 @@ from torch import nn
 
 from tuner import InputError, features, parts
 from tuner.data import image_file
-from tuner.settings import choose_device, choose_precision
+from tuner.settings import anchor, choose_device, choose_precision
 
 ABOUT = ("class_names", "input_shape", "fit", "temperature", "weights")  # in the metadata of model.safetensors
-PATHS = (("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"))  # that may be relative
 State = dict[str, torch.Tensor]
 
 
@@ -104,15 +104,18 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def predict(
-        self, images: torch.Tensor | str | Path | Sequence[str | Path], *, batch_size: int | None = None
+        self, images: torch.Tensor | np.ndarray | str | Path | Sequence[str | Path], *, batch_size: int | None = None
     ) -> torch.Tensor:
         """Probabilities float32 [N, classes], on the CPU.
 
-        images: uint8 [N, *input_shape] on any device, or the paths of image files, of any size and mode.
+        images: uint8 [N, *input_shape], a tensor on any device or an array; or the paths of image files, of any
+            size and mode.
         Raises InputError for another shape or type, image_file.BrokenImageError for a file that can't be read.
         """
         if isinstance(images, str | Path):
             images = [images]
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+            images = torch.from_numpy(images)
         if not isinstance(images, torch.Tensor | Sequence):
             raise InputError(f"the model takes a tensor, or paths of files, not {type(images).__name__}")
         if isinstance(images, torch.Tensor) and (images.dtype, images.shape[1:]) != (torch.uint8, self.input_shape):
@@ -196,7 +199,7 @@ def config_of(folder: Path) -> DictConfig:
 
     Raises InputError where there is none, or it is damaged.
     """
-    found = [path for path in (folder / ".hydra" / "config.yaml", folder / "config.yaml") if path.is_file()]
+    found = [path for path in (folder / ".hydra" / "config.yaml", folder / "conf" / "config.yaml") if path.is_file()]
     if not found:
         raise InputError(f"{folder} has no .hydra/config.yaml: keep a model in the folder of its run")
     try:
@@ -205,23 +208,20 @@ def config_of(folder: Path) -> DictConfig:
         raise InputError(f"{found[0]} can't be read ({' '.join(str(error).split())}): train it again") from error
     if not isinstance(cfg, DictConfig) or not {"model", "seed", "precision"} <= cfg.keys():
         raise InputError(f"{found[0]} is not the config of a run: it must have model, seed and precision")
-    _anchor(cfg, found[0].with_name("hydra.yaml"))
+    if started := _started(found[0].with_name("hydra.yaml")):
+        anchor(cfg, started)
     return cfg
 
 
-def _anchor(cfg: DictConfig, hydra: Path) -> None:
-    """Make relative paths absolute that are there, seen from where the run was started."""
+def _started(hydra: Path) -> Path | None:
+    """The folder that a run was started in, from its hydra.yaml; None where there is no such file."""
     if not hydra.is_file():
-        return
+        return None
     try:
-        started = OmegaConf.select(OmegaConf.load(hydra), "hydra.runtime.cwd")
+        cwd = OmegaConf.select(OmegaConf.load(hydra), "hydra.runtime.cwd")
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{hydra} can't be read ({' '.join(str(error).split())}): train it again") from error
-    written: Any = OmegaConf.to_container(cfg, resolve=False)
-    for group, key in PATHS:
-        value = written.get(group, {}).get(key)
-        if started and isinstance(value, str) and (path := Path(started, value)).exists():
-            cfg[group][key] = str(path)
+    return cwd and Path(cwd)
 
 
 def read(path: Path) -> tuple[dict[str, Any], State]:

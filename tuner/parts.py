@@ -115,7 +115,10 @@ def _check_views(augment: Augment, views: int, test_views: int, backbone: Backbo
             cached and augment.mixes,
             "augment.mixup and cutmix need model.frozen=null: features can't be mixed",
         ),
-        (cached and changes and views == 1, "augment would have no effect on cached features: set data.views above 1"),
+        (
+            cached and changes and views == 1,
+            "augment would have no effect on cached features: set data.views above 1, or model.frozen=null",
+        ),
         (
             views > 1 and not changes,
             f"data.views={views} would be equal: choose how they differ, as augment=light",

@@ -125,7 +125,7 @@ class Maps:
 
 
 def main() -> None:
-    args = _arguments().parse_args()
+    args = _arguments().parse_intermixed_args()  # options stand anywhere
     if args.maps and args.others:
         raise InputError("--maps explains one run: leave --with out")
     paths = files(args.inputs)

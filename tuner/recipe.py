@@ -85,6 +85,8 @@ def _of_run(folder: Path, cfg: DictConfig, made: Parts, plan: Plan) -> State:
 
     Raises InputError where it doesn't fit, or may have learnt from images that now validate or test.
     """
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"warm_start={folder} is no folder of a finished run: it has no model.safetensors")
     try:
         about, state = model.read(folder / "model.safetensors")
         result = read_result(folder)

@@ -19,6 +19,8 @@ def command(folder: Path) -> tuple[list[str], Path]:
 
     Raises InputError where there is nothing to go on from.
     """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
     if not (folder / CHECKPOINT).exists():
         raise InputError(
             f"{folder} has no {CHECKPOINT}: it is no run, is finished, was a sweep's, or was killed before its first "

@@ -120,8 +120,9 @@ class Run:
         write_table(self.folder / name, rows)
 
     def save_config(self, config: DictConfig) -> None:
-        """config.yaml, with interpolations as they are."""
-        with replacing(self.folder / "config.yaml") as file:
+        """conf/config.yaml, with interpolations as they are. Apart, as Hydra takes folders beside it for groups."""
+        (self.folder / "conf").mkdir(exist_ok=True)
+        with replacing(self.folder / "conf" / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(config).encode())
 
     def save_plot(self, name: str, figure: Figure) -> None:

@@ -22,6 +22,7 @@ CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder
 TRUSTED = ("tuner.*", "torch.optim.*", *filter(None, os.environ.get("TUNER_TRUST", "").split(",")))
 
 
+PATHS = (("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"))  # that may be relative
 OURS = {  # keys of a group that are not for what its _target_ makes
     "data": ("views", "test_views"),
     "optimizer": ("backbone_lr_scale", "backbone_lr_decay"),
@@ -50,10 +51,10 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("recompute", lambda v: v in (True, False), "true or false"),
     ("data.views", _whole(1), "a whole number of at least 1"),
     ("data.test_views", lambda v: v in (1, 2), "1, or 2 for the mirror image, too"),
-    ("optimizer.backbone_lr_scale", lambda v: _number(v) and v > 0, "more than 0"),
+    ("optimizer.backbone_lr_scale", lambda v: _number(v) and v > 0, "a number of more than 0"),
     ("optimizer.backbone_lr_decay", lambda v: _number(v) and 0 < v <= 1, "more than 0 and at most 1"),
-    ("optimizer.lr", lambda v: _number(v) and v > 0, "more than 0"),
-    ("optimizer.weight_decay", lambda v: v is None or (_number(v) and v >= 0), "at least 0"),
+    ("optimizer.lr", lambda v: _number(v) and v > 0, "a number of more than 0"),
+    ("optimizer.weight_decay", lambda v: v is None or (_number(v) and v >= 0), "a number of at least 0"),
     ("precision", lambda v: v in ("auto", "bf16", "fp32"), "auto, bf16 or fp32"),
     (
         "objective",
@@ -66,6 +67,15 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("test", lambda v: v in ("auto", True, False), "auto, true or false"),
     ("plots", lambda v: v in ("auto", True, False), "auto, true or false"),
 )
+
+
+def anchor(cfg: DictConfig, started: Path) -> None:
+    """Make relative paths absolute that are there, seen from where the run was started."""
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    for group, key in PATHS:
+        value = written.get(group, {}).get(key)
+        if isinstance(value, str) and (path := started / value).exists():
+            cfg[group][key] = str(path)
 
 
 def check(cfg: DictConfig) -> None:

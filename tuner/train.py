@@ -27,7 +27,7 @@ from tuner.plan import Metrics, OnEpoch, Plan
 from tuner.recipe import begun, hidden, judge, plan
 from tuner.runs import CHECKPOINT, Run
 from tuner.scoring import Scored, measures, report
-from tuner.settings import CONF, TRUSTED, build, called, check, describe, wanted
+from tuner.settings import CONF, TRUSTED, anchor, build, called, check, describe, wanted
 from tuner.sweep import plugin, trial
 from tuner.sweep.fused import together
 from tuner.trackers import Tracker, UnreachableError
@@ -97,7 +97,7 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     """A search's last run: `final.epochs` on train + validation, `final.seeds` times, each tested once.
 
     Returns the mean accuracy on test. model.safetensors, the tables and the plots are the first seed's; the other
-    seeds' weights are model-SEED.safetensors. config.yaml is the configuration as a run of its own.
+    seeds' weights are model-SEED.safetensors. conf/config.yaml is the configuration as a run of its own.
     """
     made = prepare(cfg, run, in_sweep)
     data = made.data
@@ -154,6 +154,7 @@ def runnable(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         config = OmegaConf.merge(cfg, root, {"final": {"epochs": None, "temperature": None}})
     assert isinstance(config, DictConfig)
+    anchor(config, Path.cwd())
     return config
 
 
@@ -267,6 +268,8 @@ def main(cfg: DictConfig) -> float | tuple[float, float]:
     hydra_cfg = HydraConfig.get()
     in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
     folder = Path(hydra_cfg.runtime.output_dir)
+    if not in_sweep and (search := hydra_cfg.runtime.choices.get("hparams_search")):
+        log.warning("hparams_search=%s searches with -m alone: this is one run", search)
     try:
         run = Run(folder)
         try:

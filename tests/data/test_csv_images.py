@@ -104,4 +104,4 @@ def test_broken_files_may_be_left_out(photos, caplog):
     path = table(photos, ["image,label", *rows(), "t.csv,odd"])
     data = load(path, photos, skip_broken=True)
     assert len(data.pool) + len(data.test) == 12
-    assert "1 file cannot be used as images and are left out" in caplog.text
+    assert "1 file cannot be used as an image, left out" in caplog.text

@@ -243,9 +243,9 @@ def test_broken_files_may_be_left_out(files, caplog, broken):
         assert torch.equal(samples.digests, digests(images))
         assert samples.names == [files.names[row] for row in whole]
         [warning] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-        n = f"{len(broken)} file{'s' * (len(broken) > 1)} cannot be used as images"
+        n = "1 file cannot be used as an image" if len(broken) == 1 else f"{len(broken)} files cannot be used as images"
         listed = "; ".join(f"{files.names[row]} ({TEXT})" for row in broken)
-        assert warning == f"{n} and are left out (data.skip_broken=true): {listed}"
+        assert warning == f"{n}, left out (data.skip_broken=true): {listed}"
 
 
 def test_a_repaired_file_is_seen(files):

@@ -370,7 +370,7 @@ def test_images_are_found_at_any_depth_and_sorted(tmp_path, caplog):
     assert found == ["a b/é/x.TIFF", "b.jpeg", "b/10.jpg", "b/2.png", "c.JPG", "e.txt/d.webp"]
     assert find(tmp_path) == [tmp_path / name for name in found]
     assert caplog.messages[:1] == [
-        f"5 files in {tmp_path} are left out, by their names no images (.txt: 3, .db: 1, no ending: 1)"
+        f"left out of {tmp_path}, by their names no images: 5 (.txt: 3, .db: 1, no ending: 1)"
     ]
 
 

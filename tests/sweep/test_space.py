@@ -276,4 +276,16 @@ def test_a_study_does_not_go_on_where_its_trials_do_not_fit(parse, before, now):
     with pytest.raises(InputError) as error:
         space.check_unchanged(stored, new, "mine")
     assert str(error.value).startswith("study mine was started with another search space")
-    assert str(error.value).endswith(f"another study=NAME. x: was {old}, is {new.get('x', 'not searched')}")
+    was, now = space.words(old), space.words(new["x"]) if "x" in new else "not searched"
+    assert was != now
+    assert str(error.value).endswith(f"another study=NAME. x: was {was}, is {now}")
+
+
+WRITTEN = ["choice(1, 2, 5)", "choice(a, '2', 'b,c', 2)", "interval(0, 1)", "tag(log, interval(0.0001, 0.01))"]
+WRITTEN += ["int(interval(1, 9))", "tag(log, int(interval(1, 64)))", "range(0, 8, step=2)", "range(0, 1.1, step=0.1)"]
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_a_distribution_is_said_as_it_is_written(parse, text):
+    [distribution] = parse(f"x={text}").distributions.values()
+    assert space.words(distribution) == text

@@ -98,7 +98,8 @@ def joined(
     """A data set of these splits, as Data has them; copies of test images are counted and reported."""
     duplicates = int(torch.isin(test.digests, pool.digests).sum())
     if duplicates:
-        log.info("%d of %d test images have an exact copy in training or validation", duplicates, len(test))
+        level = logging.WARNING if duplicates > len(test) / 100 else logging.INFO  # the bundled data has a few
+        log.log(level, "%d of %d test images have an exact copy in training or validation", duplicates, len(test))
     return Data(pool, test, train, val, tuple(classes), duplicates, fit)
 
 

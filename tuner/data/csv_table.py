@@ -105,6 +105,8 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
 
 
 def _existing(path: str | Path) -> Path:
+    if not str(path):
+        raise InputError("data.path is empty: set it to your CSV file")
     path = Path(path).expanduser()
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a CSV file in it")

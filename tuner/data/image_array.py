@@ -87,10 +87,11 @@ def _shape(size: int | Sequence[int]) -> tuple[int, int, int]:
 
 def _tell(broken: Sequence[str], skip: bool) -> None:
     listed = "; ".join(broken[:10]) + (f"; ... and {len(broken) - 10:,} more" if len(broken) > 10 else "")
-    files = f"{len(broken):,} {'file' if len(broken) == 1 else 'files'} cannot be used as images"
+    count = f"{len(broken):,}"
+    files = "1 file cannot be used as an image" if count == "1" else f"{count} files cannot be used as images"
     if not skip:
         raise InputError(f"{files}: repair or remove them, or leave them out with data.skip_broken=true: {listed}")
-    log.warning("%s and are left out (data.skip_broken=true): %s", files, listed)
+    log.warning("%s, left out (data.skip_broken=true): %s", files, listed)
 
 
 def _array(

@@ -104,7 +104,7 @@ def names(folder: Path) -> list[str]:
             others[ending or "no ending"] += 1
     if others:
         kinds = ", ".join(f"{ending}: {n:,}" for ending, n in others.most_common(5))
-        log.info("%s files in %s are left out, by their names no images (%s)", f"{others.total():,}", folder, kinds)
+        log.info("left out of %s, by their names no images: %s (%s)", folder, f"{others.total():,}", kinds)
     return sorted(found)
 
 

@@ -50,7 +50,7 @@ def loss(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
     rates = style.axes(figure, grid[1], sharex=axes)
     rates.plot(metrics["epoch"], metrics["lr"], color=INK, linewidth=2, marker="o", markersize=3)
     rates.set(xlabel="epoch", ylabel="lr", ylim=(0, 1.2 * metrics["lr"].max() or 1))
-    rates.yaxis.set_major_locator(MaxNLocator(2))
+    rates.set_yticks([0, metrics["lr"].max()])
     rates.yaxis.set_major_formatter("{x:g}")
     axes.tick_params(labelbottom=False)
     figure.align_ylabels()
@@ -104,9 +104,8 @@ def per_class(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, split: str) -> F
     if tested.empty:
         return style.figure(f"No {split} images to measure classes on", height=1)
     worst, between = tested.iloc[0], max(0, len(tested) - LOWEST - HIGHEST)
-    title = (
-        f"{split.capitalize()} accuracy by class: {style.short(worst['class'])} is lowest at {worst['accuracy']:.3f}"
-    )
+    lowest = f"{style.short(worst['class'])} is lowest at {worst['accuracy']:.3f}"
+    title = f"{split.capitalize()} accuracy by class: {lowest if worst['accuracy'] < 1 else 'every image is right'}"
     if between:
         title += f" (the {LOWEST} lowest and {HIGHEST} highest of {len(tested)} classes)"
     untested = len(table) - len(tested)

@@ -230,7 +230,7 @@ def _pair(
         _surface(axes, x, y, value, shades)
     across, up = x.scattered(0), y.scattered(1)
     small = len(value) > 200
-    edge: dict[str, Any] = {"s": 8 if small else 26, "linewidths": 0.3 if small else 0.6, "edgecolors": "white"}
+    edge: dict[str, Any] = {"s": 8 if small else 26, "linewidths": 0.3 if small else 0.6, "edgecolors": INK}
     axes.scatter(across, up, c=value, **edge, **shades)
     for row, mark in special:
         axes.plot(across[row], up[row], **mark)

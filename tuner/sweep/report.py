@@ -106,12 +106,14 @@ def summary(results: dict[str, Any], folder: Path) -> str:
             f"{len(results['solutions'])} of {results['trials']['complete']} trials are dominated by no other one"
         )
     else:
-        lines.append("no trial was completed; why is in the error column of trials.csv, and in each trial's train.log")
+        pruned = set(results["trials"]) == {"pruned"}
+        why = "all were pruned: loosen hydra.sweeper.pruner" if pruned else "why is in the error column of trials.csv"
+        lines.append(f"no trial was completed; {why}")
     if tested := results.get("final"):
         best_folder = shlex.quote(str(folder / "best"))
         lines.append(f"on train + validation, {over_seeds(tested, 'test accuracy ')}")
         lines.append(f"model, tables and plots: {best_folder}")
-        lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder} --config-name config")
+        lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config")
     lines.append(f"results: {folder / RESULTS}, every trial: {folder / 'trials.csv'}")
     if results["storage"]:
         lines.append(f"look at it: python -m tuner.study {shlex.quote(str(folder))}")

@@ -13,7 +13,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GridSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler
 from optuna.study import Study
 from optuna.trial import Trial
 
@@ -25,21 +25,35 @@ SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 PRUNERS = ("optuna.pruners.*",)
 
 
-def make_sampler(config: DictConfig, distributions: Mapping[str, BaseDistribution], joined: int) -> BaseSampler:
+def make_sampler(
+    config: DictConfig, distributions: Mapping[str, BaseDistribution], *, objectives: int, joined: int
+) -> BaseSampler:
     """The sampler that a config names; a grid's is that of the whole space.
 
     joined: the sweeps on the study before this one. A seed grows by them, or the same points would come again.
+    Raises InputError where it can't search this space, or for so many objectives.
     """
     seed = OmegaConf.select(config, "seed")
     if seed is None or config._target_.endswith(("QMCSampler", "GridSampler")):  # their place in one order is stored
         joined = 0
     sampler = made(config, SAMPLERS, **({"seed": seed + joined} if joined else {}))
     if isinstance(sampler, functools.partial) and sampler.func is GridSampler:
-        try:
-            return sampler({name: OptunaSweeperImpl._to_grid_sampler_choices(d) for name, d in distributions.items()})
-        except ValueError as error:
-            raise InputError(f"a grid needs choices or ranges with a step: {error}") from error
+        return sampler({name: _points(name, distribution) for name, distribution in distributions.items()})
+    if isinstance(sampler, CmaEsSampler) and objectives > 1:
+        raise InputError(
+            f"CMA-ES has one objective, and this search {objectives}: choose another hydra/sweeper/sampler"
+        )
     return sampler
+
+
+def _points(name: str, distribution: BaseDistribution) -> Any:
+    try:
+        return OptunaSweeperImpl._to_grid_sampler_choices(distribution)
+    except ValueError as error:
+        raise InputError(
+            f"a grid needs choices or ranges with a step, and {name} is {space.words(distribution)}: give it as "
+            f"'{name}=choice(A,B,C)', or choose another hydra/sweeper/sampler"
+        ) from error
 
 
 def enqueue(
@@ -61,7 +75,7 @@ def enqueue(
             params = {str(name): value for name, value in wish.items()}
             for name, value in params.items():
                 if name in searched and not fits(value, searched[name]):
-                    raise InputError(f"enqueue: {name}={value} is outside of {searched[name]}")
+                    raise InputError(f"enqueue: {name}={value} is outside of {space.words(searched[name])}")
                 if name not in searched and not more_is_searched:
                     raise InputError(f"enqueue: {name} is not searched; searched are {', '.join(searched)}")
         study.enqueue_trial(params, user_attrs={"enqueued": True}, skip_if_exists=True)
@@ -91,7 +105,8 @@ class Baseline(Trial):
         except KeyError:
             value = "nothing"
         if not fits(value, distribution):
-            log.info("trial %d draws %s: the default, %s, is not in %s", self.number, name, value, distribution)
+            of = space.words(distribution)
+            log.info("trial %d draws %s: the default, %s, is not in %s", self.number, name, value, of)
             self.set_user_attr("baseline", False)
             return False
         self._fixed_params[name] = value

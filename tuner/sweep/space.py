@@ -46,13 +46,9 @@ class Space:
         return self.deletions + lines + list(self.fixed.values())  # what was deleted may be added anew
 
     def _text(self, name: str, value: Any) -> str:
-        if not isinstance(value, str):
-            return Override._get_value_element_as_str(value)
-        if name not in self.distributions:  # of a custom search space, where a string may spell a list or a number
-            return value if _is_plain(value) else quoted(value)
-        if value in self.literals.get(name, ()) or (_is_plain(value) and _parsed(value).value() == value):
-            return value
-        return quoted(value)
+        if isinstance(value, str) and name not in self.distributions:
+            return value if _is_plain(value) else quoted(value)  # of a custom space, which may spell a list or a number
+        return value if value in self.literals.get(name, ()) else _as_override(value)
 
     def default(self, config: DictConfig, name: str) -> Any:
         """The value that the config gives to a parameter, as Optuna stores it. Raises KeyError: it has none."""
@@ -121,6 +117,13 @@ def _parsed(text: str) -> Override:
     return OverridesParser.create().parse_override(f"key={text}")
 
 
+def _as_override(value: Any) -> str:
+    """What Hydra reads as this very value."""
+    if not isinstance(value, str):
+        return Override._get_value_element_as_str(value)
+    return value if _is_plain(value) and _parsed(value).value() == value else quoted(value)
+
+
 def _is_plain(text: str) -> bool:
     """Whether Hydra reads the text, without quotes, as one value."""
     try:
@@ -131,6 +134,20 @@ def _is_plain(text: str) -> bool:
 
 def quoted(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
+
+
+def words(distribution: BaseDistribution) -> str:
+    """As one writes it for a sweep: choice(a, b), interval(0, 1), tag(log, interval(1, 10)), range(0, 8, step=2)."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"choice({', '.join(map(_as_override, distribution.choices))})"
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    text = f"interval({low:g}, {high:g})"
+    if isinstance(distribution, IntDistribution):
+        text = f"int({text})"
+    if step and (step != 1 or isinstance(distribution, FloatDistribution)):
+        text = f"range({low:g}, {high + step:g}, step={step:g})"
+    return f"tag(log, {text})" if distribution.log else text
 
 
 def to_json(distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -145,7 +162,7 @@ def check_unchanged(before: Mapping[str, Any], now: Mapping[str, BaseDistributio
     """
     old = {name: json_to_distribution(json.dumps(value)) for name, value in before.items()}
     changes = [
-        f"{name}: was {old[name]}, is {now.get(name, 'not searched')}"
+        f"{name}: was {words(old[name])}, is {words(now[name]) if name in now else 'not searched'}"
         for name in old
         if name not in now or not _contains(now[name], old[name])
     ]

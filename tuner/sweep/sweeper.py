@@ -162,7 +162,10 @@ class AsyncSweeper(OptunaSweeperImpl):
         self._check_search(attributes)
         self._prepare_launcher()
         joined = attributes.get("sweeps", 0)
-        self.study.sampler = sampling.make_sampler(self.sampler, self.space.distributions, joined)
+        objectives = len(self.study.directions)
+        self.study.sampler = sampling.make_sampler(
+            self.sampler, self.space.distributions, objectives=objectives, joined=joined
+        )
         self.study.set_user_attr("sweeps", joined + 1)
         if isinstance(self.study.sampler, GridSampler):
             account.n_trials = self.n_trials = min(self.n_trials, self.study.sampler._n_min_trials)
@@ -186,12 +189,11 @@ class AsyncSweeper(OptunaSweeperImpl):
         of_no_trial = ("study", "final.seeds", "logger")
         fixed = {key: line for key, line in self.space.fixed.items() if key not in of_no_trial and key[:7] != "logger."}
         now = {"space": space.to_json(self.space.distributions), "fixed": fixed}
-        if attributes.get("fixed", fixed) != fixed:
-            before, after = (" ".join(lines.values()) or "nothing" for lines in (attributes["fixed"], fixed))
-            log.warning(
-                "study %s was started with %s fixed, now it is %s: its trials may not compare",
-                *(self.study.study_name, before, after),
-            )
+        before = attributes.get("fixed", fixed)
+        if differ := [key for key in before | fixed if before.get(key) != fixed.get(key)]:
+            then, after = (" ".join(d.get(key, f"no {key}") for key in differ) for d in (before, fixed))
+            message = "study %s was started with %s, and goes on with %s: its trials may not compare"
+            log.warning(message, self.study.study_name, then, after)
         for key, value in now.items():
             if attributes.get(key) != value:
                 self.study.set_user_attr(key, value)
