@@ -51,7 +51,7 @@ def loss(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
     rates.plot(metrics["epoch"], metrics["lr"], color=INK, linewidth=2, marker="o", markersize=3)
     rates.set(xlabel="epoch", ylabel="lr", ylim=(0, 1.2 * metrics["lr"].max() or 1))
     rates.set_yticks([0, metrics["lr"].max()])
-    rates.yaxis.set_major_formatter("{x:g}")
+    rates.yaxis.set_major_formatter("{x:.2g}")
     axes.tick_params(labelbottom=False)
     figure.align_ylabels()
     return figure
