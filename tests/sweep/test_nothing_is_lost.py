@@ -59,6 +59,13 @@ def assert_exact(toy, storage: str, n_trials: int) -> None:
     assert len(set(points)) == n_trials
 
 
+def wait_for_more(toy, sweep, starts: int) -> None:
+    """Until so many more jobs have started, or the sweep has ended."""
+    until = len(toy.starts()) + starts
+    while sweep.poll() is None and len(toy.starts()) < until:
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 @pytest.mark.parametrize("storage", ["sqlite:///multirun/optuna.db", "journal:///multirun/optuna.journal"])
@@ -69,7 +76,11 @@ def test_20_kills_at_random_moments(toy, launcher, storage):
     kills = 0
     while kills < 20:
         with toy.start(*options) as sweep:
-            time.sleep(1.0 + rng.random() * 2.0)  # of which about one is imports
+            if rng.random() < 0.3:
+                time.sleep(rng.random())  # while it starts, and settles what the one before left
+            else:
+                wait_for_more(toy, sweep, rng.randint(1, 2))
+                time.sleep(0.2 * rng.random())
             if sweep.poll() is not None:
                 break
             sweep.kill()
