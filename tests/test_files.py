@@ -22,6 +22,21 @@ def test_a_full_disk_behind_another_error():
     assert no_space(caught.value) == FULL
 
 
-@pytest.mark.parametrize("error", [None, ValueError("full of errors"), torch.OutOfMemoryError("CUDA out of memory")])
+def ring():
+    error, other = ValueError("a"), ValueError("b")
+    error.__cause__, other.__cause__ = other, error
+    return error
+
+
+OTHERS = [
+    None,
+    ValueError("full of errors"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    OSError("Quota exceeded"),
+    ring(),
+]
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=str)
 def test_another_error(error):
     assert no_space(error) is None

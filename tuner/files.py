@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-NO_SPACE = ("no space left", "disk is full", "quota exceeded")  # as the system, SQLite and others say it
+NO_SPACE = ("no space left", "disk is full", "disk quota exceeded")  # as the system, SQLite and others say it
 
 
 @contextmanager
@@ -25,7 +25,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def no_space(error: BaseException | None) -> str | None:
     """What an error, or one that it came from, says of a full disk; None: it is about something else."""
-    while error is not None:
+    seen: list[BaseException] = []  # a chain may be a ring
+    while error is not None and not any(error is one for one in seen):
+        seen.append(error)
         line = str(error).partition("\n")[0]
         if any(sign in line.lower() for sign in NO_SPACE):
             return line

@@ -255,20 +255,20 @@ def test_root_is_a_folder(root, monkeypatch):
 @pytest.mark.parametrize(
     ("shut", "says"),
     [
-        ("", "the folder {0}/root cannot be read: Permission denied"),
-        ("..", "data.root={0}/root cannot be read: Permission denied"),
-        ("train", "the folder {0}/root/train cannot be read: Permission denied"),
-        ("train/a", "the folder {0}/root/train/a cannot be read: Permission denied"),
-        ("test", "the folder {0}/root/test cannot be read: Permission denied"),
+        ("", "the folder {0}/images cannot be read: Permission denied"),
+        ("..", "data.root={0}/images cannot be read: Permission denied"),
+        ("train", "the folder {0}/images/train cannot be read: Permission denied"),
+        ("train/a", "the folder {0}/images/train/a cannot be read: Permission denied"),
+        ("test", "the folder {0}/images/test cannot be read: Permission denied"),
     ],
 )
 def test_folders_that_cannot_be_read(closed, shut, says):
     folder, close = closed
     folder /= "above"
-    make(folder / "root", SPLIT | {"test/a": 1})
-    close((folder / "root" / shut).resolve())
+    make(folder / "images", SPLIT | {"test/a": 1})
+    close((folder / "images" / shut).resolve())
     with pytest.raises(InputError, match=f"^{re.escape(says.format(folder))}$"):
-        load(folder / "root")
+        load(folder / "images")
 
 
 def test_names_in_another_coding_are_refused(root):

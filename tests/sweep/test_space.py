@@ -282,7 +282,12 @@ def test_a_study_does_not_go_on_where_its_trials_do_not_fit(parse, before, now):
 
 
 WRITTEN = ["choice(1, 2, 5)", "choice(a, '2', 'b,c', 2)", "interval(0, 1)", "tag(log, interval(0.0001, 0.01))"]
-WRITTEN += ["int(interval(1, 9))", "tag(log, int(interval(1, 64)))", "range(0, 8, step=2)", "range(0, 1.1, step=0.1)"]
+WRITTEN += [
+    "int(interval(1, 1234567))",
+    "tag(log, int(interval(1, 64)))",
+    "range(0, 8, step=2)",
+    "range(0, 1.1, step=0.1)",
+]
 
 
 @pytest.mark.parametrize("text", WRITTEN)

@@ -142,11 +142,11 @@ def words(distribution: BaseDistribution) -> str:
         return f"choice({', '.join(map(_as_override, distribution.choices))})"
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
-    text = f"interval({low:g}, {high:g})"
+    text = f"interval({low:.12g}, {high:.12g})"
     if isinstance(distribution, IntDistribution):
         text = f"int({text})"
     if step and (step != 1 or isinstance(distribution, FloatDistribution)):
-        text = f"range({low:g}, {high + step:g}, step={step:g})"
+        text = f"range({low:.12g}, {high + step:.12g}, step={step:.12g})"
     return f"tag(log, {text})" if distribution.log else text
 
 
