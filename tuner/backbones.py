@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tuner import InputError
 from tuner.blocks import Blocks, Pool, Preprocess
+from tuner.device import batch_size
 from tuner.networks import check, make, release
 from tuner.weights import find
 
@@ -173,10 +174,29 @@ class Backbone:
 
     def macs(self) -> int:
         """Multiply-adds that the network needs for one image, up to the block that is used."""
-        image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self._part(None, self.blocks[self.features].node)(image)
+        with FlopCounterMode(display=False) as counter:
+            self._run_on_meta()
         return int(counter.get_total_flops()) // 2
+
+    def batch_size(self, device: torch.device) -> int:
+        """Images a batch in inference. A batch takes about the same memory for every network and image size."""
+        sizes = [3 * self.image_size**2]
+
+        def note(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            sizes.append(sum(t.numel() for t in (*inputs, output) if isinstance(t, torch.Tensor)))
+
+        layers = [layer for layer in self._net.modules() if not any(True for _ in layer.children())]
+        hooks = [layer.register_forward_hook(note) for layer in layers]
+        self._run_on_meta()
+        for hook in hooks:
+            hook.remove()
+        return batch_size(device, max(sizes))
+
+    def _run_on_meta(self) -> None:
+        """Compute the shapes of one image's way to the block that is used."""
+        with torch.no_grad():
+            image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
+            self._part(None, self.blocks[self.features].node)(image)
 
     def _part(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
         """The network from behind `start` (None: from the images) up to `end`, on the meta device."""

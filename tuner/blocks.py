@@ -19,14 +19,16 @@ class Preprocess(nn.Module):
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype):
         super().__init__()
         self.size, self.dtype = size, dtype
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(std).view(1, 3, 1, 1)
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.float() / 255
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        x = (x - self.mean.to(x.device)) / self.std.to(x.device)  # one channel becomes three by broadcasting
+        x = (x - self.mean) / self.std  # one channel becomes three by broadcasting
         return x.to(self.dtype, memory_format=torch.channels_last)
 
 
@@ -40,10 +42,35 @@ class Pool(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 4:
             x = x.permute(0, 3, 1, 2) if self.channels_last else x
-            x = x if self.k is None else F.adaptive_avg_pool2d(x, self.k)
+            x = x if self.k is None else averaged(x, self.k)
         elif x.ndim == 3 and self.k is not None:  # [B, tokens, C]
             x = x.mean(1)
         return x.flatten(1)
+
+
+def averaged(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Average maps [B, C, H, W] to [B, C, k, k] as F.adaptive_avg_pool2d does, but with a deterministic gradient.
+
+    On CUDA the gradient of adaptive pooling is not deterministic: where k does not divide H and W, windows overlap and
+    their sums race. Here equal windows use ordinary pooling; others use two matrix products.
+    """
+    if k == 1 or not x.requires_grad:
+        return F.adaptive_avg_pool2d(x, k)
+    h, w = x.shape[2:]
+    if h % k == 0 and w % k == 0:
+        return F.avg_pool2d(x, (h // k, w // k))
+    with torch.autocast(x.device.type, enabled=False):
+        rows, columns = (_window_means(n, k).to(x.device) for n in (h, w))
+        return (rows @ x.float() @ columns.t()).to(x.dtype)
+
+
+def _window_means(n: int, k: int) -> torch.Tensor:
+    """float32 [k, n]: row i takes the mean of the i-th of k windows over n places, as adaptive pooling has them."""
+    starts = torch.arange(k) * n // k
+    stops = -(-(torch.arange(k) + 1) * n // k)  # rounded up
+    places = torch.arange(n)
+    inside = (places >= starts[:, None]) & (places < stops[:, None])
+    return inside / inside.sum(1, keepdim=True)
 
 
 def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -51,7 +51,8 @@ class Checkpoint:
             reason = str(error).splitlines()[0]
             raise InputError(f"{self.path} is damaged ({reason}): delete it to begin anew") from error
         before, now = dict(flat(json.loads(kept["config"]))), dict(flat(self.config))
-        differ = [f"{key}={before.get(key)}" for key in {**before, **now} if before.get(key) != now.get(key)]
+        keys = [key for key in {**before, **now} if key != "device"]  # another device may go on, with a warning
+        differ = [f"{key}={before.get(key)}" for key in keys if before.get(key) != now.get(key)]
         if differ and all(line.startswith("split_hashes.") for line in differ):
             raise InputError(
                 f"{self.path} is of a run on other images, which have changed since: put them back, or delete that "

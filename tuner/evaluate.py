@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from tuner import InputError, calibration, metrics, model, plots, present
 from tuner.data import Data, Samples
+from tuner.device import CHOICES, Batches, send
 from tuner.model import Model
 from tuner.runs import read_result, write_table
 from tuner.scoring import Scored, pictures, tables
@@ -138,13 +139,17 @@ def scored(one: Model, data: Data, split: str) -> list[Scored]:
     found = []
     with tqdm(total=sum(len(rows) for *_, rows in parts), desc="evaluating", unit="image", disable=None) as bar:
         for name, samples, rows in parts:
-            log_p = []
-            for batch in rows.split(one.batch_size):
+
+            def log_p(batch: torch.Tensor, samples: Samples = samples) -> torch.Tensor:
                 images = shaped(samples.images[batch], one.input_shape, one.fit)
-                log_p.append(one.log_p(images.to(one.device)).cpu())
+                return one.log_p(send(images, one.device)).cpu()
+
+            log_ps = []
+            for batch in Batches(one.batch_size, one.device)(log_p, rows):
+                log_ps.append(batch)
                 bar.update(len(batch))
             ours = Samples(samples.images, numbers[samples.labels], names=samples.names)
-            found.append(Scored(name, ours, rows, torch.cat(log_p), one.temperature))
+            found.append(Scored(name, ours, rows, torch.cat(log_ps), one.temperature))
     return found
 
 
@@ -229,7 +234,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FOLDER", help="write tables and pictures there")
     add("--json", action="store_true", help="print JSON")
     add("--config-dir", type=Path, metavar="FOLDER", help="of your own configs, as for tuner.train")
-    add("--device", default="auto", help="cpu, cuda, cuda:N or auto, the default")
+    add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
     add("--precision", default="auto", help="bf16, fp32 or auto, as the run's config has it")
     return parser
 

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
@@ -29,6 +29,7 @@ from tuner.augment import Augment
 from tuner.augment import views as views_of
 from tuner.backbones import Backbone
 from tuner.data import digests as digests_of
+from tuner.device import Batches, fetch, free_memory, is_cpu, repeatable, send
 from tuner.stored import text
 
 log = logging.getLogger(__name__)
@@ -92,16 +93,16 @@ def resident(
 
 def on_device(features: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Features, or images, on the device, unless that takes more than half of the memory that is free there."""
-    if device.type == "cpu":
+    free = free_memory(device)
+    if free is None:
         return features
-    free, _ = torch.cuda.mem_get_info(device)
     if features.nbytes > free / 2:
-        sizes = text(features.nbytes), text(free)
+        sizes = text(features.nbytes), text(free), device
         log.info(
-            "the features or images, %s, take more than half of the %s free on the GPU: sent there by the batch", *sizes
+            "the features or images, %s, take more than half of the %s free on %s: sent there by the batch", *sizes
         )
         return features
-    return features.to(device)
+    return send(features, device)
 
 
 def _key(
@@ -205,45 +206,23 @@ def extract(
     views: n of each image, to take instead.
     """
     network = backbone.frozen_part(dtype).to(device)
+    in_batches = Batches(backbone.batch_size(device), device)
+
+    @torch.inference_mode()  # not around the yield: it would stay on in a caller that stops midway
+    def start(batch: torch.Tensor) -> tuple[int, Callable[[], torch.Tensor]]:
+        with repeatable(device):
+            return len(batch), fetch(network(send(batch, device)))
+
     bar = tqdm(total=len(images) * n, desc=f"{backbone.name} features", unit="image", disable=None)
-    under_way: list[tuple[torch.Tensor, torch.cuda.Event | None]] = []
+    under_way: list[Callable[[], torch.Tensor]] = []
     with bar:
-        size = batch_size(backbone.image_size, device)
-        for batch in (batch for some in views or [images] for batch in some.split(size)):
-            with torch.inference_mode():  # not around the yield: it would stay on in a caller that stops midway
-                under_way.append(_fetch(network(_send(batch, device))))
-            if device.type == "cpu" or len(under_way) == 2:  # a GPU is at the next batch while one is written
-                yield _arrived(*under_way.pop(0))
-            bar.update(len(batch))
-        for features, event in under_way:
-            yield _arrived(features, event)
-
-
-def _send(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return batch if device.type == "cpu" else batch.pin_memory().to(device, non_blocking=True)
-
-
-def _fetch(features: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Have features copied to the CPU, and what tells when they are there."""
-    if features.device.type == "cpu":
-        return features.contiguous(), None
-    copy = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
-    copy.copy_(features, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return copy, event
-
-
-def _arrived(features: torch.Tensor, event: torch.cuda.Event | None) -> torch.Tensor:
-    if event is not None:
-        event.synchronize()
-    return features
-
-
-def batch_size(image_size: int, device: torch.device) -> int:
-    """Images a batch, so that memory stays the same at every image size; by measurement, benchmarks/README.md."""
-    at_64 = 64 if device.type == "cpu" else 2048
-    return max(1, at_64 * 64**2 // image_size**2)
+        for count, features in (batch for some in views or [images] for batch in in_batches(start, some)):
+            under_way.append(features)
+            if is_cpu(device) or len(under_way) == 2:  # a GPU is at the next batch while one is written
+                yield under_way.pop(0)()
+            bar.update(count)
+        for features in under_way:
+            yield features()
 
 
 def banks(cache_dir: Path) -> Iterator[tuple[Path, str]]:

@@ -1,5 +1,6 @@
 """Train a stack of heads on tensors: fit() and predict(). Knows torch and nothing else."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 from torch.optim import Optimizer
 
 from tuner.blocks import Blocks
-from tuner.graph import Captured, capturable
+from tuner.device import Batches, exact_float32, has_graphs, repeatable, rng_state, send, set_rng_state, widest_float
+from tuner.graph import CapturedStep, capturable, lr_from_device
 from tuner.heads import Classifier, Stack
 from tuner.plan import Fitted, Metrics, Plan
 
+log = logging.getLogger("tuner.fit")
 _Labels = list[tuple[torch.Tensor, torch.Tensor | float]]
 
 
@@ -62,6 +65,21 @@ def fit(
 
     A head whose training ends, or whose loss is not finite, which becomes its `error`, leaves the others.
     """
+    with repeatable(device):
+        return _fit(plans, x, labels, num_classes, feature_size, device, precision, trunk, views)
+
+
+def _fit(
+    plans: Sequence[Plan],
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    feature_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+    trunk: Blocks | None,
+    views: int,
+) -> list[Fitted]:
     assert len({plan.kind() for plan in plans}) == 1, "heads that are trained together are of one kind"
     assert trunk is None or len(plans) == 1, "blocks are trained with one head"
     torch.manual_seed(plans[0].seed)  # of dropout on a GPU, in the blocks, and of augmentation
@@ -82,9 +100,12 @@ def fit(
 
 
 class _Training:
-    """Heads in training: `live` are those that still are, by their place among the plans; `fitted` is noted of each.
+    """Heads in training.
 
-    Each parameter group of the optimizer has the place of its head among the plans, `head`, and the `factor` of its lr.
+    stacked: indices into the plans of the stack's heads, in order.   live: of those still in training.
+    A head that leaves is taken out of the stack at once; where the step is a CUDA graph it stays until half have left,
+    with a learning rate of 0, and is ignored.
+    Each parameter group of the optimizer has the index of its head, `head`, and the `factor` of its lr.
     """
 
     def __init__(
@@ -99,6 +120,8 @@ class _Training:
         self.plans, self.model, self.x, self.labels, self.views = plans, model, x, labels.to(x.device), views
         self.device = model.stack.device
         self.live = list(range(len(plans)))
+        self.stacked = self.live
+        self.captured: CapturedStep | None = None
         self.fitted = [Fitted() for _ in plans]
         for k, plan in enumerate(plans):
             model.load_state(k, plan.initial or {})
@@ -118,20 +141,23 @@ class _Training:
         self.orders = [torch.Generator().manual_seed(plan.seed) for plan in self.feeds]
         if plans[0].resume:
             self._restore(plans[0].resume)
+        if has_graphs(self.device) and model.trunk is None and capturable(self.optimizer):
+            self.captured = CapturedStep(self._step, self.device)
         self._set_up()
 
     def _set_up(self) -> None:
-        """What a step of the heads that are left works with."""
-        stack, plans = self.model.stack, [self.plans[k] for k in self.live]
+        """What a step of the stacked heads works with."""
+        stack, plans = self.model.stack, [self.plans[k] for k in self.stacked]
         self.inputs_of = torch.tensor(stack.inputs_of(), device=self.device)
         shared = {p for first in stack.firsts for member in first.members for p in member.layers[0]}
         self.loose = [p for group in self.optimizer.param_groups for p in group["params"] if p not in shared]
         self.smoothing = torch.tensor([plan.label_smoothing for plan in plans], device=self.device)[:, None]  # [K, 1]
         self.class_weights = _stacked([plan.class_weights for plan in plans], self.device)
-        self.totals = torch.zeros(2, len(self.live), dtype=torch.float64, device=self.device)  # loss and hits of each
-        self.lr_on_device = torch.zeros(len(self.live), device=self.device)
-        on_gpu = self.device.type == "cuda" and self.model.trunk is None and capturable(self.optimizer)
-        self.captured = Captured(self.optimizer, self.lr_on_device) if on_gpu else None
+        self.totals = torch.zeros(2, len(plans), dtype=widest_float(self.device), device=self.device)  # loss, hits
+        if self.captured:
+            self.lr_on_device = torch.zeros(len(plans), device=self.device)
+            lr_from_device(self.optimizer, self.lr_on_device)
+            self.captured.reset()
 
     def epoch(self, epoch: int) -> None:
         """Train for an epoch, validate, and note how it went; heads that are done leave."""
@@ -144,13 +170,16 @@ class _Training:
             columns |= {f"val_{name}": values for name, values in score(log_p, labels).items()}
         seconds = time.perf_counter() - start
         stay = []
-        for place, k in enumerate(self.live):
+        for k in self.live:
+            place = self.stacked.index(k)
             metrics = {name: column[place] for name, column in columns.items()} | {"seconds": seconds}
             going = _note(self.fitted[k], self.model, place, epoch, metrics, self.plans[k])
             if self.plans[k].on_epoch(epoch, metrics) is not False and going:
-                stay.append(place)
-        if len(stay) < len(self.live):
-            self._keep(stay)
+                stay.append(k)
+        self.live = stay
+        least = len(self.stacked) / 2 if self.captured else len(self.stacked) - 1
+        if 0 < len(self.live) <= least:
+            self._shrink()
 
     def _train(self) -> dict[str, list[float]]:
         """An epoch's steps; returns train_loss, train_accuracy and lr of each head."""
@@ -159,10 +188,11 @@ class _Training:
         pairs = [self._order(plan.train, g) for plan, g in zip(self.feeds, self.orders, strict=True)]
         for batches in zip(*(pair.to(self.x.device).split(self.batch_size, dim=1) for pair in pairs), strict=True):
             lrs = self._set_lr()
-            inputs = [_to(self.x[rows], self.device) for _, rows in batches]
-            targets = torch.stack([_to(self.labels[images], self.device) for images, _ in batches])
-            if self.captured:
-                self.captured(self._step, targets, *inputs)
+            inputs = [send(self.x[rows], self.device) for _, rows in batches]
+            targets = torch.stack([send(self.labels[images], self.device) for images, _ in batches])
+            if self.captured:  # a stack that is too large may begin again as two only before its first epoch is noted
+                may_raise = len(self.stacked) > 1 and not self.fitted[0].epochs
+                self.captured(targets, *inputs, may_raise=may_raise)
             else:
                 self._step(targets, *inputs)
             self.steps_done += 1
@@ -178,7 +208,7 @@ class _Training:
 
     def _set_lr(self) -> list[float]:
         done = self.steps_done / self.steps
-        lrs = {k: self.lrs[k] * self.plans[k].schedule(done) for k in self.live}
+        lrs = {k: self.lrs[k] * self.plans[k].schedule(done) if k in self.live else 0.0 for k in self.stacked}
         if self.captured:
             self.lr_on_device.copy_(torch.tensor(list(lrs.values())), non_blocking=True)
         else:
@@ -205,7 +235,7 @@ class _Training:
                 first.adds = i > 0
             part: _Labels = [(t[:, some], s[some] if isinstance(s, torch.Tensor) else s) for t, s in labels]
             self._backward(part, [x[some] for x in inputs], size)
-        for k in self.live:
+        for k in self.stacked:
             if (clip := self.plans[k].grad_clip) is not None:
                 mine = [p for group in self.optimizer.param_groups if group["head"] == k for p in group["params"]]
                 torch.nn.utils.clip_grad_norm_(mine, clip)
@@ -228,37 +258,46 @@ class _Training:
                 self.totals += torch.stack([(losses * share).sum(1), (hits * share).sum(1)])
         total.backward()  # heads share no weights: the gradient of the sum is each one's own
 
-    def _keep(self, places: Sequence[int]) -> None:
-        """Go on with the heads at these places of `live`."""
-        self.live = [self.live[place] for place in places]
+    def _shrink(self) -> None:
+        """Take the heads that have left out of the stack."""
         groups = self.optimizer.param_groups
         for parameter in (p for group in groups if group["head"] not in self.live for p in group["params"]):
             self.optimizer.state.pop(parameter, None)
         groups[:] = [group for group in groups if group["head"] in self.live]
-        if places:
-            inputs = self.model.stack.keep(places)
-            self.feeds, self.orders = [self.feeds[i] for i in inputs], [self.orders[i] for i in inputs]
-            self._set_up()
+        inputs = self.model.stack.keep([self.stacked.index(k) for k in self.live])
+        self.feeds, self.orders = [self.feeds[i] for i in inputs], [self.orders[i] for i in inputs]
+        self.stacked = self.live
+        self._set_up()
 
     def state(self) -> dict[str, Any]:
         """All that the rest of a head's training depends on, where it is alone: tensors, numbers, dicts and lists."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "fitted": {name: value for name, value in vars(self.fitted[0]).items() if name != "error"},
             "steps_done": self.steps_done,
             "model": self.model.state(0),
             "optimizer": self.optimizer.state_dict()["state"],
-            "random": [torch.get_rng_state(), cuda, *(g.get_state() for g in self._generators())],
+            "random": [torch.get_rng_state(), rng_state(self.device), *(g.get_state() for g in self._generators())],
+            "device": self.device.type,
+            "precision": str(self.model.stack.precision),
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.fitted, self.steps_done = [Fitted(**state["fitted"])], state["steps_done"]
         self.model.load_state(0, state["model"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
-        cpu, cuda, *others = state["random"]
+        cpu, own, *others = state["random"]
         torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, self.device)
+        now = self.device.type, str(self.model.stack.precision)
+        before = state.get("device", now[0]), state.get("precision", now[1])
+        if before == now:
+            if own is not None:
+                set_rng_state(self.device, own)
+        else:
+            log.warning(
+                "resuming on %s in %s a run that was on %s in %s: the numbers will differ from an uninterrupted run's",
+                *now,
+                *before,
+            )
         for generator, one in zip(self._generators(), others, strict=True):
             generator.set_state(one)
 
@@ -266,9 +305,9 @@ class _Training:
         return [*self.orders, *(member.generator for member in self.model.stack.members)]
 
     def end(self) -> list[Fitted]:
-        for place, k in enumerate(self.live):
+        for k in self.live:
             if self.plans[k].keep == "last":
-                self.fitted[k].state = _copied(self.model.state(place))
+                self.fitted[k].state = _copied(self.model.state(self.stacked.index(k)))
         return self.fitted
 
 
@@ -296,12 +335,6 @@ def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
-def _to(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if batch.device == device:
-        return batch
-    return batch.pin_memory().to(device, non_blocking=True)  # while the device is at the step before
-
-
 @torch.inference_mode()
 def predict(
     model: Classifier, x: torch.Tensor, rows: Sequence[torch.Tensor], *, batch_size: int, mirrored: bool = False
@@ -314,12 +347,14 @@ def predict(
     model.eval()
     device = model.stack.device
 
-    def seen(rows: torch.Tensor) -> torch.Tensor:
-        batch = _to(x[rows], device)
-        return batch.flip(-1) if mirrored else batch
+    rows = [r.to(x.device) for r in rows]
 
-    batches = zip(*(r.to(x.device).split(max(batch_size, 256)) for r in rows), strict=True)
-    return torch.cat([F.log_softmax(model(*map(seen, batch)), dim=2) for batch in batches], dim=1)
+    def log_p(batch: range) -> torch.Tensor:
+        inputs = [send(x[r[batch.start : batch.stop]], device) for r in rows]
+        return F.log_softmax(model(*(i.flip(-1) if mirrored else i for i in inputs)), dim=2)
+
+    with exact_float32(device):
+        return torch.cat(list(Batches(max(batch_size, 256), device)(log_p, range(len(rows[0])))), dim=1)
 
 
 def score(log_p: torch.Tensor, labels: torch.Tensor) -> dict[str, list[float]]:
@@ -329,11 +364,12 @@ def score(log_p: torch.Tensor, labels: torch.Tensor) -> dict[str, list[float]]:
     """
     labels = labels.to(log_p.device).expand(log_p.shape[:2])
     losses = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
-    hits = (log_p.argmax(2) == labels).double()  # [K, N]
+    wide = widest_float(log_p.device)
+    hits = (log_p.argmax(2) == labels).to(wide)  # [K, N]
     heads, _, classes = log_p.shape
     cells = (labels + classes * torch.arange(heads, device=labels.device)[:, None]).flatten()
     right, all_ = (
-        torch.zeros(heads * classes, dtype=torch.float64, device=labels.device)
+        torch.zeros(heads * classes, dtype=wide, device=labels.device)
         .index_add_(0, cells, values.flatten())
         .view(heads, classes)
         for values in (hits, torch.ones_like(hits))

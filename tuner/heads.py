@@ -11,6 +11,7 @@ from torch import nn
 
 from tuner import InputError
 from tuner.blocks import Blocks
+from tuner.device import is_cpu
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Member:
         return h
 
     def _mask(self, h: torch.Tensor) -> torch.Tensor:
-        if h.device.type != "cpu":
+        if not is_cpu(h.device):
             return torch.rand(h.shape, device=h.device) < self.threshold / 2**16
         mask = torch.empty(h.shape, dtype=torch.bool)
         self.drop(mask)
@@ -169,7 +170,7 @@ class First:
         """The units to drop, bool [B, R]. On the CPU each head has random numbers of its own, whoever is beside it."""
         if not any(m.threshold for m in self.members):
             return None
-        if h.device.type != "cpu":
+        if not is_cpu(h.device):
             return torch.rand(h.shape, device=h.device) < self.dropped
         mask = torch.empty(h.shape, dtype=torch.bool)
         for member, part in zip(self.members, mask.split(self.widths, dim=1), strict=True):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from tuner import InputError, features, parts
+from tuner import InputError, parts
 from tuner.data import image_file
-from tuner.settings import anchor, choose_device, choose_precision
+from tuner.device import Batches, choose_device, choose_precision, exact_float32, send
+from tuner.settings import anchor
 
 ABOUT = ("class_names", "input_shape", "fit", "temperature", "weights")  # in the metadata of model.safetensors
 State = dict[str, torch.Tensor]
@@ -89,11 +90,12 @@ class Model(nn.Module):
 
     def log_p(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, *input_shape] on the model's device -> log-probabilities [B, classes], before the temperature."""
-        log_p = F.log_softmax(self.logits(images), dim=1)
-        if not self.mirrors:
-            return log_p
-        mirrored = F.log_softmax(self.logits(images.flip(-1)), dim=1)
-        return torch.logaddexp(log_p, mirrored) - math.log(2)
+        with exact_float32(self.device):
+            log_p = F.log_softmax(self.logits(images), dim=1)
+            if not self.mirrors:
+                return log_p
+            mirrored = F.log_softmax(self.logits(images.flip(-1)), dim=1)
+            return torch.logaddexp(log_p, mirrored) - math.log(2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return F.softmax(self.log_p(images) / self.temperature, dim=1)
@@ -123,21 +125,21 @@ class Model(nn.Module):
                 f"the model takes uint8 images [N, {', '.join(map(str, self.input_shape))}], not "
                 f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}; of files it makes them itself"
             )
-        found = [torch.empty(0, len(self.classes))]
-        size = batch_size or self.batch_size
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
+
+        def probabilities(batch: torch.Tensor | Sequence[str | Path]) -> torch.Tensor:
             if not isinstance(batch, torch.Tensor):
                 batch = torch.stack([self.read(path) for path in batch])
-            found.append(self(batch.to(self.device)).cpu())
-        return torch.cat(found)
+            return cast(torch.Tensor, self(send(batch, self.device))).cpu()
+
+        in_batches = Batches(batch_size or self.batch_size, self.device)
+        return torch.cat([torch.empty(0, len(self.classes)), *in_batches(probabilities, images)])
 
 
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
     """The model that a run has trained.
 
     run: a run folder, a search's best/, or a .safetensors file in one: best/ has one a seed.
-    device: cpu, cuda, cuda:N or auto.   precision: bf16, fp32, or auto, which is as the run's own config has it.
+    device: auto, cpu, cuda, cuda:N or mps.   precision: bf16, fp32, or auto, which is as the run's own config has it.
     Raises InputError where there is no run, it has not ended, an older version wrote it, something of it is damaged, or
     the pretrained weights below what was trained are gone or have changed.
     """
@@ -171,7 +173,7 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
     except (OmegaConfBaseException, KeyError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} and the config beside it don't belong together ({reason}): train it again") from error
-    size = features.batch_size(backbone.image_size, chosen)
+    size = backbone.batch_size(chosen)
     mirrors = OmegaConf.select(cfg, "data.test_views", default=1) > 1
     return Model(frozen, trunk, layers, about, mirrors=mirrors, device=chosen, batch_size=size)
 

@@ -14,8 +14,9 @@ from tuner import InputError
 from tuner.augment import Augment
 from tuner.backbones import Backbone
 from tuner.data import Data, Samples
+from tuner.device import choose_device, choose_precision
 from tuner.features import on_device, resident
-from tuner.settings import build, cache_dir, called, choose_device, choose_precision
+from tuner.settings import build, cache_dir, called
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tuner import InputError, model, plots, present
 from tuner.data import image_file
+from tuner.device import CHOICES
 from tuner.maps import Explainer
 from tuner.model import Model
 
@@ -175,7 +176,7 @@ def _arguments() -> argparse.ArgumentParser:
     either.add_argument("--csv", action="store_true", help="print CSV, as it goes")
     either.add_argument("--json", action="store_true", help="print JSON")
     add("--maps", type=Path, metavar="FOLDER", help="write a picture a file: where the evidence for its class lies")
-    add("--device", default="auto", help="cpu, cuda, cuda:N or auto, the default")
+    add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
     add("--precision", default="auto", help="bf16, fp32 or auto, as the run's config has it")
     return parser
 

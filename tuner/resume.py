@@ -1,10 +1,10 @@
-"""Go on with a single run that was killed: `python -m tuner.resume FOLDER`."""
+"""Go on with a single run that was killed: `python -m tuner.resume FOLDER [device=DEVICE]`."""
 
 import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from tuner import InputError
 from tuner.runs import CHECKPOINT
 
 
-def command(folder: Path) -> tuple[list[str], Path]:
+def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
     """The command that goes on with the run in `folder`, and the folder that it is to be started in.
 
+    more: further overrides, such as device=cpu on a machine without the run's GPU.
     Raises InputError where there is nothing to go on from.
     """
     if not folder.is_dir():
@@ -36,7 +37,7 @@ def command(folder: Path) -> tuple[list[str], Path]:
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{folder}/.hydra/hydra.yaml does not say how the run was started ({error})") from error
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [sys.executable, "-m", "tuner.train", *options, *given, f"hydra.run.dir='{quoted}'"], cwd
+    return [sys.executable, "-m", "tuner.train", *options, *given, *more, f"hydra.run.dir='{quoted}'"], cwd
 
 
 def config_options(hydra: Mapping[str, Any]) -> list[str]:
@@ -50,8 +51,10 @@ def config_options(hydra: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m tuner.resume", description=__doc__)
     parser.add_argument("folder", type=Path, help="the run's folder, as in outputs/2026-11-24/12-00-00-000000")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as device=cpu, on another machine")
+    args = parser.parse_args()
     try:
-        words, cwd = command(parser.parse_args().folder.resolve())
+        words, cwd = command(args.folder.resolve(), args.overrides)
         os.chdir(cwd)
     except (InputError, OSError) as error:
         sys.exit(str(error))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -132,42 +131,3 @@ def called(group: str) -> Iterator[None]:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{group}: {str(error).splitlines()[0]}") from error
-
-
-def choose_device(choice: str) -> torch.device:
-    """`auto` takes a CUDA GPU where there is one. Raises InputError for a device that this machine does not have."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if choice == "auto":
-        choice = "cuda" if gpus else "cpu"
-        log.info("device: %s (auto: %s)", choice, f"torch sees {gpus} CUDA GPUs" if gpus else "torch sees no CUDA GPU")
-    if str(choice).startswith("cuda") and not gpus:
-        raise InputError(
-            f"device={choice}, but torch {torch.__version__} sees no CUDA GPU; use device=cpu or device=auto"
-        )
-    if choice not in ("cpu", "cuda", *(f"cuda:{i}" for i in range(gpus))):
-        raise InputError(f"device={choice} must be auto, cpu{''.join(f', cuda:{i}' for i in range(gpus))}")
-    if choice != "cpu":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device(choice)
-
-
-def choose_precision(choice: str, device: torch.device) -> torch.dtype:
-    """`auto` takes bfloat16 where the hardware multiplies it, which is faster, else float32."""
-    if choice != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[choice]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    log.info(
-        "precision: %s (auto: %s %s bfloat16)", "bf16" if native else "fp32", device, "has" if native else "has no"
-    )
-    return torch.bfloat16 if native else torch.float32
-
-
-def describe(device: torch.device) -> str:
-    """The device for result.json, with its name or threads."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"

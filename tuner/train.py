@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tuner import InputError, calibration
 from tuner.checkpoint import Checkpoint
 from tuner.data import Data
+from tuner.device import describe
 from tuner.files import no_space
 from tuner.fit import DivergedError
 from tuner.parts import Parts, parts
@@ -27,7 +28,7 @@ from tuner.plan import Metrics, OnEpoch, Plan
 from tuner.recipe import begun, hidden, judge, plan
 from tuner.runs import CHECKPOINT, Run
 from tuner.scoring import Scored, measures, report
-from tuner.settings import CONF, TRUSTED, anchor, build, called, check, describe, wanted
+from tuner.settings import CONF, TRUSTED, anchor, build, called, check, wanted
 from tuner.sweep import plugin, trial
 from tuner.sweep.fused import together
 from tuner.trackers import Tracker, UnreachableError

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tuner.blocks import Blocks
+from tuner.device import is_out_of_memory, release_memory
 from tuner.fit import fit, predict, score
 from tuner.heads import Classifier, Head, Stack
 from tuner.parts import Parts
@@ -91,13 +92,15 @@ class Trainer:
 
         try:
             return self._fit([replace(plan, on_epoch=partial(note, plan.on_epoch)) for plan in plans])
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if len(plans) == 1 or noted:
                 return [Fitted(error=error.with_traceback(None)) for _ in plans]  # whose frames hold the memory
             half = len(plans) // 2
             log.warning("%d heads are too many at once: %s", len(plans), str(error).splitlines()[0])
         log.warning("training %d, then %d: set hydra.launcher.stack=%d", half, len(plans) - half, half)
-        torch.cuda.empty_cache()
+        release_memory(self.parts.device)
         return self(plans[:half]) + self(plans[half:])
 
     def _fit(self, plans: Sequence[Plan]) -> list[Fitted]:

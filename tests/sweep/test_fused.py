@@ -11,9 +11,8 @@ import pytest
 import torch
 import yaml
 
-from tuner import fit, train, trainer
+from tuner import device, fit, train, trainer
 from tuner.runs import METRICS
-from tuner.sweep import fused
 
 log = logging.getLogger("program")
 TINY = ("data=synthetic", "model=tiny", "model.head.width=16", "epochs=3", "batch_size=64", "device=cpu")
@@ -313,7 +312,7 @@ def test_a_head_too_large_for_the_memory_fails_alone(command, monkeypatch):
     ],
 )
 def test_by_itself_it_leaves_a_search_rounds_to_learn_from(command, sizes, monkeypatch, search, groups):
-    monkeypatch.setitem(fused.MOST, "cpu", 4)
+    monkeypatch.setitem(device.STACK_SIZE, "cpu", 4)
     code, output = command(*FUSED, "hydra.launcher.stack=auto", "epochs=1", "final.seeds=0", *search.split())
     assert code == 0, output
     assert sizes == groups

@@ -28,9 +28,7 @@ from tuner import InputError
 
 log = logging.getLogger("tuner.sweep")
 job_log = logging.getLogger(__name__)
-# By measurement, benchmarks/README.md: heads beyond these gain nothing; and a search needs rounds to learn from.
-MOST = {"cpu": 8, "cuda": 64}
-ROUNDS = 5
+ROUNDS = 5  # of trials at least, for a sampler to learn from
 DO_NOT_LEARN = ("Random", "Grid", "QMC", "BruteForce")
 _hub: contextvars.ContextVar[greenlet | None] = contextvars.ContextVar("hub", default=None)
 
@@ -159,16 +157,16 @@ class Fused:
         return self.stack
 
     def _auto(self) -> tuple[int, str]:
-        import torch  # not every program that has the launcher has it
+        from tuner.device import choose_device, stack_size  # torch: not every program that has the launcher has it
 
-        wanted = str(OmegaConf.select(self.config, "device", default="auto"))
-        device = "cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu"
+        device = choose_device(str(OmegaConf.select(self.config, "device", default="auto")))
+        most = stack_size(device)
         search = OmegaConf.select(self.config, "hydra.sweeper")
         sampler = str(OmegaConf.select(search, "sampler._target_", default="Random"))
         n_trials = OmegaConf.select(search, "n_trials", default=None)
-        if n_trials and not any(name in sampler for name in DO_NOT_LEARN) and n_trials < ROUNDS * MOST[device]:
+        if n_trials and not any(name in sampler for name in DO_NOT_LEARN) and n_trials < ROUNDS * most:
             return max(1, n_trials // ROUNDS), f"{ROUNDS} rounds of {n_trials} trials, for the sampler to learn from"
-        return MOST[device], f"a {device.upper().replace('CUDA', 'GPU')} gains no more from larger ones"
+        return most, f"larger stacks are no faster on {device}"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         setup_globals()
