@@ -428,6 +428,28 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(command, tmp_path):
     assert "going on after epoch 1" in output
 
 
+def test_a_checkpoint_of_a_gpu_is_gone_on_from_on_the_cpu_with_a_warning(command):
+    interrupted(command, *TINY, "epochs=3", "device=cpu")
+    path = Path("here/checkpoint.pt")
+    kept = torch.load(path, weights_only=True)
+    kept["config"] = kept["config"].replace('"device": "cpu"', '"device": "cuda:0"')
+    kept["state"]["device"] = "cuda"
+    kept["state"]["random"][1] = torch.zeros(16, dtype=torch.uint8)  # as torch.cuda.get_rng_state() gives it
+    torch.save(kept, path)
+    code, output = command(*TINY, "epochs=3", "device=cpu", "hydra.run.dir=here")
+    assert code == 0, output
+    assert "going on after epoch 1" in output
+    said = "resuming on cpu in torch.float32 a run that was on cuda in torch.float32: the numbers will differ from an"
+    assert output.count(said) == 1
+
+
+def test_resume_takes_further_overrides(command, monkeypatch):
+    interrupted(command, *TINY, "epochs=3")
+    words, _ = resume.command(Path("here").resolve(), ["device=cpu"])
+    assert words[-2] == "device=cpu"
+    assert words[-1].startswith("hydra.run.dir=")
+
+
 def test_a_checkpoint_of_other_images_is_not_gone_on_from(command, tmp_path):
     lines = ["label,a,b,c,d", *(f"{'xy'[i % 2]},{i},{2 * i},{3 * i},{i % 2 * 200}" for i in range(60))]
     (tmp_path / "t.csv").write_text("\n".join(lines))

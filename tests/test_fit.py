@@ -28,7 +28,7 @@ def problem(n: int = 600, features: int = 40, classes: int = 5):
     return x, labels, rows[: n * 3 // 4], rows[n * 3 // 4 :]
 
 
-def run(specs, *, make=torch.optim.AdamW, schedule=onecycle, on_epoch=None, seeds=None, **options):
+def run(specs, *, make=torch.optim.AdamW, schedule=onecycle, on_epoch=None, seeds=None, device=CPU, **options):
     """Train heads given as (Head, lr, weight decay, label smoothing); returns (results, metrics of each head)."""
     x, labels, train, val = problem()
     given = {name: options.pop(name) for name in ("trunk", "precision") if name in options}
@@ -48,8 +48,8 @@ def run(specs, *, make=torch.optim.AdamW, schedule=onecycle, on_epoch=None, seed
         )
         for k, (head, lr, weight_decay, smoothing) in enumerate(specs)
     ]
-    fixed = {"num_classes": 5, "feature_size": 40, "device": CPU, "precision": F32}
-    return fit(plans, x, labels, **fixed | given), curves
+    fixed = {"num_classes": 5, "feature_size": 40, "precision": F32} | given
+    return fit(plans, x.to(device), labels, device=device, **fixed), curves
 
 
 SPECS = [

@@ -1,0 +1,433 @@
+"""The figures of one GPU, from one command, in one table: at most 8 minutes on an H100 or H200 with 16 CPU cores.
+
+    python benchmarks/gpu.py [--device auto] [--root FOLDER] [--only PART ...]
+    python benchmarks/gpu.py --smallest --results FILE   # a minute or two on two CPU cores: shows that every part works
+
+Each part is a process with a time limit of its own. One that fails or runs out of time becomes a row that says so, and
+the others go on. The table is written after every part. Fashion-MNIST is read from --root or Debian's folder; without
+it the bundled images serve, repeated where a part needs more, and the rows say so.
+
+ceilings     what the shares below refer to: a large copy on the device, counting bytes read and bytes written, and the
+             fastest of some matrix products in the precision of training (bfloat16 on a GPU).
+tests        python -m pytest -m gpu tests/test_gpu.py
+default      python -m tuner.train, the whole process: with an empty cache, then with the features cached.
+search       100 trials of hparams_search=optuna at 224 px with an empty cache, and where the time goes. `start` ends
+             when trial 0 has its config, `images and network` when it is ready to train. `training` counts an epoch of
+             a stack once. `the rest`: reports, pruning, the study, the trials' files.
+heads        a training step of K heads on cached features (4,096, width 512, batch 128, fused AdamW) in tuner.fit.fit:
+             seconds of an epoch over its steps. The floor is step_bytes() over the bandwidth of the copy.
+extraction   images/s of tuner.features.bank, from uint8 images to the verified file, and of the network alone on images
+             that are on the device already. 2 x backbone.macs() operations an image.
+finetune     all five blocks of VGG16 trained at 64 px, batch 128: without augmentation, and with finetune_all's.
+             6 x backbone.macs() operations an image: forward, and twice as many backward.
+accuracy     experiment=finetune_all, with as many of its epochs as fit into the time that is left, but at least 3.
+
+Repeated figures are medians, with their range, after a warm-up. Runs and searches are done once.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import results
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from tuner import features, parts
+from tuner.data import digests, fashion_mnist, fmnist_small
+from tuner.device import choose_device, choose_precision, is_cpu, repeatable, wait
+from tuner.fit import fit, onecycle
+from tuner.heads import Head
+from tuner.plan import Plan
+from tuner.runs import read_metrics, read_result
+from tuner.settings import CONF, build
+
+# Seconds of each part, its imports included; together less than 8 minutes. `accuracy` also gets what the others leave.
+LIMITS = {"ceilings": 20, "tests": 75, "default": 50, "search": 150, "heads": 35, "extraction": 45, "finetune": 35}
+LIMITS["accuracy"] = 65
+RESERVE = 5  # seconds before its limit at which a part ends a run, to tell how far it came
+NO_EPOCHS = 30  # seconds of a fine-tuning run beside its epochs: imports, images, the head alone, scores
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOT = Path(os.environ.get("TUNER_CACHE", "~/.cache/tuner"), "fashion_mnist")
+SMALL = ["model=tiny", "model.features=block2", "data=synthetic", "data.n=80"]
+FEATURES, WIDTH, CLASSES, BATCH = 4096, 512, 10, 128
+Row = list[Any]  # what, figure, beside; and a dict of numbers for later parts
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of the four files of Fashion-MNIST")
+    parser.add_argument("--only", nargs="+", choices=LIMITS, metavar="PART", help="these parts alone")
+    # For a part's own process: its name, the time when it must have ended, numbers from earlier parts.
+    parser.add_argument("--part", choices=LIMITS, help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--known", type=json.loads, default={}, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    args.root = args.root.expanduser().resolve()
+    args.files = fashion_mnist_files(args.root)
+    device = choose_device(args.device)
+    if args.part:
+        torch.set_flush_denormal(True)  # as in a run
+        for row in PARTS[args.part](args, device):
+            print(json.dumps(row), flush=True)
+        return
+    if is_cpu(device) and args.device == "auto" and not args.smallest:
+        sys.exit("benchmarks/gpu.py needs a GPU, and torch sees none: use --device cpu or --smallest")
+
+    table, failed, start, limits = [["what", "figure", "beside"]], False, time.time(), LIMITS
+    if args.smallest:
+        limits = dict.fromkeys(LIMITS, 300)
+        os.environ["OMP_NUM_THREADS"] = "1"  # on a busy CPU the threads of small operations wait for each other
+    for name in (name for name in LIMITS if name in (args.only or LIMITS)):
+        left = start + sum(limits.values()) - time.time()
+        rows, problem = measure(name, args, device, left if name == "accuracy" else min(left, limits[name]))
+        if problem:
+            rows.append([name, *problem])
+            failed = True
+        for row in rows:
+            args.known |= row[3] if len(row) > 3 else {}
+            table.append([cell.replace("|", "/") for cell in row[:3]])
+            print(" | ".join(table[-1]), flush=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # into the file alone: if this is killed, that stays
+            results.write("one GPU", device, table)
+    results.write("one GPU", device, table, f"{source(args)}. All parts took {time.time() - start:.0f} s.")
+    sys.exit(failed)
+
+
+def measure(
+    name: str, args: argparse.Namespace, device: torch.device, limit: float
+) -> tuple[list[Row], list[str] | None]:
+    """Run a part in a process of its own: the rows it printed, and what went wrong."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--deadline", str(time.time() + limit)]
+    command += ["--device", str(device), "--root", str(args.root), "--known", json.dumps(args.known)]
+    command += ["--smallest"] if args.smallest else []
+    problem = None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        options = {"cwd": folder, "env": environment(), "text": True, "errors": "replace", "stdin": subprocess.DEVNULL}
+        options |= {"process_group": 0}  # its own, so that the processes it starts end with it
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        try:
+            out, err = process.communicate(timeout=limit)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            out, err = process.communicate()
+            problem = ["out of time", f"after {limit:.0f} s"]
+    if process.returncode and not problem:
+        problem = ["failed", last_line(err)]
+    print("".join(f"{name}: {line}\n" for line in err.splitlines()[-20:]), end="", file=sys.stderr, flush=True)
+    return [json.loads(line) for line in out.splitlines() if line[:2] == '["' and line[-1] == "]"], problem
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, with the repository in front of PYTHONPATH."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path} | more
+
+
+def last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+
+
+# What parts share
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF)):
+        return compose("train", list(overrides))
+
+
+def fashion_mnist_files(root: Path) -> Path | None:
+    """The folder with all four files, if there is one."""
+    for folder in (root, root / fashion_mnist.TORCHVISION, fashion_mnist.DEBIAN):
+        if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in fashion_mnist.MD5):
+            return folder
+    return None
+
+
+def source(args: argparse.Namespace) -> str:
+    if args.smallest:
+        return "A few made-up or bundled images"
+    return "All of Fashion-MNIST" if args.files else "The bundled images, as Fashion-MNIST is not here"
+
+
+def data_overrides(args: argparse.Namespace) -> list[str]:
+    if args.smallest:
+        return SMALL
+    return ["data=fashion_mnist", f"data.root={args.files}"] if args.files else ["data=fmnist_small"]
+
+
+def images(args: argparse.Namespace, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [count, 1, 28, 28] and labels [count]; repeated where there are fewer."""
+    samples = fashion_mnist.read(args.files, "train") if args.files else fmnist_small.load().pool
+    times = -(-count // len(samples))  # rounded up
+    return samples.images.repeat(times, 1, 1, 1)[:count], samples.labels.repeat(times)[:count]
+
+
+def train(args: argparse.Namespace, device: torch.device, *words: str) -> float:
+    """Seconds of `python -m tuner.train` in this folder, with its cache in ./cache.
+
+    Raises TimeoutError, and ends it, where it would outlast the part.
+    """
+    command = [sys.executable, "-m", "tuner.train", *words, f"device={device}"]
+    env = environment(TUNER_CACHE=str(Path("cache").resolve()))
+    with Path("log").open("w+", errors="replace") as log:
+        start, limit = time.perf_counter(), max(1.0, args.deadline - RESERVE - time.time())
+        try:
+            done = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT, timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"not done after {limit:.0f} s") from None
+        seconds = time.perf_counter() - start
+        log.seek(0)
+        text = log.read()
+    for line in [line for line in text.splitlines() if " WARNING " in line][:10]:
+        print(line, file=sys.stderr)  # such as a step that could not be captured
+    if done.returncode:
+        raise RuntimeError(last_line(text))
+    return seconds
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the device has done it."""
+    wait(device)
+    start = time.perf_counter()
+    run()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def copy_rates(device: torch.device) -> list[float]:
+    """Bytes a second of a large copy on the device, bytes read plus bytes written."""
+    x = torch.rand(2**24 if is_cpu(device) else 2**30, device=device)  # float32
+    y = torch.empty_like(x)
+    return [2 * x.nbytes / timed(lambda: y.copy_(x), device) for _ in range(12)][2:]
+
+
+def best_product(args: argparse.Namespace, device: torch.device) -> tuple[float, str]:
+    import bank  # it imports all of tuner.train, which takes seconds
+
+    products = bank.PRODUCTS[: 1 if args.smallest else None]
+    return bank.best_product(products, device, choose_precision("auto", device))
+
+
+def share_of_peak(rates: list[float], flops: int, args: argparse.Namespace, device: torch.device) -> str:
+    """The operations a second of so many images/s, beside the best matrix product's. flops: of an image."""
+    peak = args.known.get("peak") or best_product(args, device)[0]
+    share = results.spread([100 * rate * flops / peak for rate in rates], ".3g")
+    speed = results.spread([rate * flops / 1e12 for rate in rates], ".3g")
+    return f"{speed} TFLOP/s, {share}% of the best matrix product"
+
+
+def epochs(x: torch.Tensor, labels: torch.Tensor, device: torch.device, *, k: int = 1, **options: Any) -> list[float]:
+    """Seconds of five epochs of K heads, without validation, after one in which a GPU captures its graph.
+
+    options: of fit(), such as feature_size, and of the plans.
+    """
+    seconds: list[float] = []
+    notes = [lambda epoch, metrics: seconds.append(metrics["seconds"]), *[lambda epoch, metrics: None] * (k - 1)]
+    sizes = {"num_classes": CLASSES, "feature_size": options.pop("feature_size"), "trunk": options.pop("trunk", None)}
+    options = {"epochs": 6, "batch_size": BATCH, "label_smoothing": 0.1} | options
+    optimizer, rows = partial(torch.optim.AdamW, lr=1e-4, weight_decay=1e-2, fused=True), torch.arange(len(x))
+    plans = [
+        Plan(Head((WIDTH,), 0.3, i), optimizer, onecycle, 0, rows, None, on_epoch=note, **options)
+        for i, note in enumerate(notes)
+    ]
+    fit(plans, x, labels, device=device, precision=choose_precision("auto", device), **sizes)
+    return seconds[1:]
+
+
+# The parts: each yields its rows as it has them
+
+
+def ceilings(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    rates = copy_rates(device)
+    figure = f"{results.spread([rate / 1e12 for rate in rates], '.3g')} TB/s"
+    yield ["copy on the device", figure, "bytes read + bytes written", {"bandwidth": max(rates)}]
+    peak, shape = best_product(args, device)
+    dtype = str(choose_precision("auto", device)).removeprefix("torch.")
+    yield [f"best matrix product, {dtype}", f"{peak / 1e12:.3g} TFLOP/s", shape, {"peak": peak}]
+
+
+def tests(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-p", "no:cacheprovider"]
+    command += ["--verbosity=-1", *(["--collect-only"] if args.smallest else [])]  # -q, whatever the configuration has
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-1000:], file=sys.stderr)
+        raise RuntimeError(last_line(done.stdout))
+    yield ["pytest -m gpu", last_line(done.stdout), ""]
+
+
+def default(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    small = [*SMALL, "epochs=2"] if args.smallest else []
+    for name, folder in (("from nothing", "first"), ("features cached", "second")):
+        seconds = train(args, device, f"hydra.run.dir={folder}", *small)
+        result = read_result(Path(folder))
+        beside = f"test accuracy {result['test_accuracy']:.4f} ({result['n_test']:,} images); "
+        beside += f"{result['seconds']:.1f} s without imports, {result['seconds_features']:.1f} s of it features"
+        yield [f"default run, {name}", f"{seconds:.1f} s", beside]
+
+
+def search(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    trials, words = 100, ["model.image_size=224"]
+    if args.smallest:
+        trials, words = 2, ["epochs=2", "hydra.launcher.stack=2"]
+    words += ["-m", "hparams_search=optuna", f"hydra.sweeper.n_trials={trials}", "study=search", *data_overrides(args)]
+    start, late, folder = time.time(), None, Path("multirun/search")
+    try:
+        train(args, device, *words)
+    except TimeoutError as error:
+        if not (folder / "1").exists():
+            raise
+        late = error
+    seconds = time.time() - start
+    runs = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    curves = [read_metrics(run) for run in runs]
+    ended = [read_result(run) for run in runs if (run / "result.json").exists()]
+    best = read_result(folder / "best") if (folder / "best/result.json").exists() else {}
+    name = f"search, {trials} trials" if late is None else f"search, KILLED with {len(ended)} of {trials} trials done"
+    states = ", ".join(f"{n} {state}" for state, n in Counter(result["status"] for result in ended).items())
+    yield [name, f"{seconds:.1f} s", f"{states}; {sum(map(len, curves)):,} epochs trained; {source(args)}"]
+
+    # Trials of a stack start one after another, each when the one before is ready to train.
+    started = [(run / ".hydra/config.yaml").stat().st_mtime for run in runs[:2]]
+    extraction = sum(result.get("seconds_features", 0) for result in ended)
+    stacked = {(row.epoch, row.seconds) for curve in curves for row in curve.itertuples()}  # once a stack
+    times = {
+        "start: imports, Hydra, the study": started[0] - start,
+        "images and network": max(0.0, started[1] - started[0] - extraction),
+        "features of the training images": extraction,
+        "training of the stacks": sum(epoch_seconds for _, epoch_seconds in stacked),
+        "last run, with the features of the test images": best.get("seconds", 0.0),
+    }
+    for what, part in (times | {"the rest": seconds - sum(times.values())}).items():
+        yield [f"... {what}", f"{part:.2f} s", f"{part / seconds:.0%}"]
+    if late:
+        raise late
+    value = yaml.safe_load((folder / "optimization_results.yaml").read_text())["best_value"]
+    beside = f"test accuracy {best['test_accuracy']:.4f} ({best['n_test']:,} images), standard deviation "
+    beside += f"{best['test_accuracy_std']:.4f} of {len(best['seeds'])} seeds"
+    yield ["... best validation accuracy", f"{value:.4f}", beside]
+
+
+def heads(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    bandwidth = args.known.get("bandwidth") or max(copy_rates(device))
+    counts, size, steps = ((1, 2), 256, 4) if args.smallest else ((1, 4, 16, 64), FEATURES, 200)
+    x = torch.randn(steps * BATCH, size, device=device).to(choose_precision("auto", device))
+    labels = torch.randint(CLASSES, (len(x),), device=device)
+    for k in counts:
+        times = [1e6 * seconds / steps for seconds in epochs(x, labels, device, k=k, feature_size=size)]  # us a step
+        moved = step_bytes(k, size, x.dtype)
+        floor = 1e6 * moved / bandwidth
+        beside = f"{statistics.median(times) / floor:.3g} times the floor of {floor:,.0f} us ({moved / 1e9:.3g} GB)"
+        yield [f"step, K = {k}, {size:,} features", f"{results.spread(times)} us", beside]
+
+
+def step_bytes(k: int, size: int, dtype: torch.dtype) -> int:
+    """Bytes of device memory that the kernels of a step must move, each operand read once and each result written once.
+
+    Counted: AdamW, 28 a parameter: it reads the float32 parameter, gradient and two moments, and writes all but the
+    gradient. For each weight of the first layer 16 more: its bfloat16 copy (4 read, 2 written; 2 read by the forward
+    product) and its gradient (2 written by the backward product; 2 read, 4 written as float32). In float32 that is 8:
+    the weight read forward, the gradient written. And x, read once. Not counted, as they are small or may stay in the
+    cache: hidden units, logits, dropout, the second layer's copies.
+    """
+    first = k * WIDTH * size
+    parameters = first + k * (WIDTH + WIDTH * CLASSES + CLASSES)
+    return 28 * parameters + (8 if dtype == torch.float32 else 16) * first + BATCH * size * dtype.itemsize
+
+
+def extraction(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    dtype = choose_precision("auto", device)
+    pool, _ = images(args, 64 if args.smallest else 60_000)
+    known = digests(pool)  # a run has them from reading the images
+    for size in (32,) if args.smallest else (64, 224):
+        backbone = parts.backbone(config(*(SMALL if args.smallest else []), f"model.image_size={size}"))
+        batch, flops = backbone.batch_size(device), 2 * backbone.macs()
+
+        def bank(turn: int, n: int = len(pool), size: int = size, backbone=backbone) -> None:
+            folder = Path(f"{size}-{turn}")  # an empty cache
+            features.bank(pool[:n], backbone, cache_dir=folder, device=device, dtype=dtype, digests=known[:n])
+
+        bank(0, 2 * batch)  # to warm up
+        rates = [len(pool) / timed(partial(bank, turn), device) for turn in (1, 2, 3)]
+        name = f"extraction of {len(pool):,} images, {size} px"
+        beside = share_of_peak(rates, flops, args, device)
+        yield [f"{name}, the bank's path", f"{results.spread(rates)} images/s", beside]
+
+        def alone(network, batches) -> None:
+            with torch.inference_mode(), repeatable(device):
+                for images in batches:
+                    network(images)
+
+        batches = pool.to(device).split(batch)[:8]
+        run = partial(alone, backbone.frozen_part(dtype).to(device), batches)
+        rates = [sum(map(len, batches)) / timed(run, device) for _ in range(6)][1:]
+        beside = share_of_peak(rates, flops, args, device)
+        yield [f"... the network alone, batches of {batch:,}", f"{results.spread(rates)} images/s", beside]
+
+
+def finetune_all(args: argparse.Namespace) -> DictConfig:
+    return config("experiment=finetune_all", *(SMALL if args.smallest else []))
+
+
+def finetune(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    cfg = finetune_all(args)
+    flops = 6 * parts.backbone(cfg).macs()
+    for augmented in (False, True):
+        rates = fine_tuning(cfg, args, device, augmented)
+        name = "augmented as in finetune_all" if augmented else "no augmentation"
+        what = f"all blocks trained, {cfg.model.image_size} px, {name}"
+        numbers = {"rate": statistics.median(rates)} if augmented else {}
+        yield [what, f"{results.spread(rates)} images/s", share_of_peak(rates, flops, args, device), numbers]
+
+
+def fine_tuning(cfg: DictConfig, args: argparse.Namespace, device: torch.device, augmented: bool) -> list[float]:
+    """Images/s of five epochs that train all blocks."""
+    backbone, (batch, steps) = parts.backbone(cfg), (8, 2) if args.smallest else (BATCH, 100)
+    x, labels = images(args, steps * batch)
+    trunk = backbone.trained_part().to(device)
+    options = {"feature_size": backbone.feature_size, "augment": build("augment", cfg) if augmented else None}
+    seconds = epochs(x.to(device), labels, device, batch_size=batch, trunk=trunk, **options)
+    return [len(x) / s for s in seconds]
+
+
+def accuracy(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    cfg = finetune_all(args)
+    rate = args.known.get("rate") or statistics.median(fine_tuning(cfg, args, device, augmented=True))
+    images_an_epoch = 1.2 * (55_000 if args.files else 4_200)  # with validation, and some reserve
+    fit_in = int((args.deadline - RESERVE - time.time() - NO_EPOCHS) * rate / images_an_epoch)
+    words = ["epochs=1", "head_first=1"] if args.smallest else [f"epochs={max(3, min(cfg.epochs, fit_in))}"]
+    words += ["experiment=finetune_all", "plots=false", "hydra.run.dir=run", *data_overrides(args)]
+    seconds = train(args, device, *words)
+    result, curve = read_result(Path("run")), read_metrics("run")
+    beside = f"{result['n_test']:,} test images; validation {result['val_accuracy']:.4f}; {seconds:.0f} s, "
+    what = f"experiment=finetune_all, {len(curve)} of its {cfg.epochs} epochs"
+    yield [what, f"{result['test_accuracy']:.4f}", f"{beside}{curve.seconds.median():.2f} s an epoch"]
+
+
+PARTS = {part.__name__: part for part in (ceilings, tests, default, search, heads, extraction, finetune, accuracy)}
+
+if __name__ == "__main__":
+    main()

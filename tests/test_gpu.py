@@ -1,0 +1,327 @@
+"""On a CUDA GPU: `python -m pytest -m gpu`. What needs no card is in test_device.py and test_graph.py."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_finetune import TINY, interrupted, killed
+from test_fit import SPECS, config, problem, run
+
+import tuner
+from tuner import features, graph
+from tuner import fit as fit_module
+from tuner.backbones import Backbone
+from tuner.device import choose_device, free_memory
+from tuner.fit import constant, fit
+from tuner.graph import WARM_UP, CapturedStep
+from tuner.heads import Head
+from tuner.plan import Plan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA GPU"),
+]
+F32, BF16 = torch.float32, torch.bfloat16
+NUMBERS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"]
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return choose_device("cuda")
+
+
+@pytest.fixture
+def limited(gpu):
+    """A function that leaves torch so many more bytes of the GPU than it has now."""
+    total = torch.cuda.get_device_properties(gpu).total_memory
+
+    def limit(more: int) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + more) / total, gpu)
+
+    yield limit
+    torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+    torch.cuda.empty_cache()
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def curve(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "metrics.csv").drop(columns="seconds")
+
+
+@pytest.fixture
+def train(command):
+    """Run `python -m tuner.train ARGUMENTS` in an empty folder; gives what it printed. In tests a warning is an error."""
+
+    def run(*arguments: str) -> str:
+        code, output = command(*arguments)
+        assert code == 0, output
+        assert "deterministic" not in output
+        return output
+
+    return run
+
+
+# Whole commands
+
+
+def test_the_default_run(train):
+    assert "device: cuda:0 (auto: " in train("hydra.run.dir=run")
+    found = result(Path("run"))
+    assert found["device"].startswith("cuda:0 (")
+    assert found["test_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("model.pool=2",), ("model.frozen=block1", "head_first=1"), ("model.frozen=null", "augment=mix", "epochs=2")],
+    ids=["head", "blocks", "everything"],
+)
+def test_the_same_seed_gives_the_same_numbers(train, arguments):
+    for name in ("a", "b"):
+        train(*TINY, "precision=auto", "epochs=3", *arguments, f"hydra.run.dir={name}")
+    pd.testing.assert_frame_equal(curve(Path("a")), curve(Path("b")))
+    ours, theirs = (load_file(f"{name}/model.safetensors") for name in ("a", "b"))
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_a_search_trains_its_trials_together(train):
+    words = ("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=10", "study=s", *TINY, "epochs=3", "final.seeds=2")
+    assert "best value" in train(*words)
+    results = [result(path.parent) for path in Path("multirun/s").glob("[0-9]*/result.json")]
+    assert len(results) == 10
+    assert {found["status"] for found in results} <= {"complete", "pruned"}
+    assert Path("multirun/s/best/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("arguments", [("model.frozen=block1",), ("optimizer=sgd", "optimizer.momentum=0.9")], ids=str)
+def test_an_interrupted_run_goes_on_to_the_same_numbers(command, train, arguments):
+    arguments = (*TINY, "data.n=400", "epochs=5", "test=true", *arguments)
+    train(*arguments, "hydra.run.dir=whole")
+    interrupted(command, *arguments)
+    assert "going on after epoch 1" in train(*arguments, "hydra.run.dir=here")
+    pd.testing.assert_frame_equal(curve(Path("here")), curve(Path("whole")))
+
+
+def test_a_killed_run_of_the_gpu_resumes_on_the_cpu(tmp_path):
+    killed(tmp_path / "run", (*TINY, "data.n=400", "epochs=5", "model.frozen=block1", "device=cuda:0"), 3)
+    words = [sys.executable, "-m", "tuner.resume", str(tmp_path / "run"), "device=cpu"]
+    done = subprocess.run(words, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resuming on cpu in torch.float32 a run that was on cuda in torch.float32" in done.stdout
+    assert result(tmp_path / "run")["device"].startswith("cpu")
+
+
+@pytest.mark.parametrize("arguments", [(), ("model.frozen=null", "epochs=1")], ids=["head", "everything"])
+def test_a_run_of_the_gpu_is_used_on_the_cpu(train, call, arguments):
+    train(*TINY, "device=cuda", *arguments, "hydra.run.dir=run", "test=true")
+    code, out, err = call("evaluate", "run", "--device", "cpu", "--json")
+    assert code == 0, err
+    scores = json.loads(out)
+    assert scores["accuracy"] == pytest.approx(result(Path("run"))["test_accuracy"], abs=1 / scores["images"])
+    shape = tuner.load("run", device="cpu").input_shape
+    images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
+    on_gpu, on_cpu = (tuner.load("run", device=name).predict(images) for name in ("cuda", "cpu"))
+    assert on_gpu.allclose(on_cpu, atol=1e-4)
+    Image.fromarray(images[0, 0].numpy()).save("image.png")
+    for words in (
+        ("predict", "run", "image.png", "--device", "cpu"),
+        ("predict", "run", "image.png", "--maps", "maps", "--device", "cuda"),
+        ("export", "run", "--format", "torchscript"),
+    ):
+        code, _, err = call(*words)
+        assert code == 0, err
+
+
+def test_loading_a_model_leaves_the_process_as_it_was(trained):
+    model = tuner.load(trained(), device="cuda")
+    before = torch.backends.cudnn.conv.fp32_precision
+    model.predict(torch.zeros(3, *model.input_shape, dtype=torch.uint8))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+# Stacks and graphs
+
+
+@pytest.mark.parametrize("precision", [F32, BF16], ids=str)
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
+@pytest.mark.parametrize("option", ["adamw", "adam", "sgd"])
+def test_heads_of_a_stack_that_others_leave_are_trained_as_if_alone(gpu, option, schedule, precision):
+    optimizer = config("optimizer", option)
+    curves, alone = departing(gpu, optimizer, config("scheduler", schedule), precision)
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision == F32 else {"rtol": 2e-2, "atol": 2e-2}
+    for ours, theirs in zip(curves, alone, strict=True):
+        assert len(ours) == len(theirs)
+        ours, theirs = (torch.tensor([[m[n] for n in NUMBERS] for m in some]) for some in (ours, theirs))
+        assert ours.allclose(theirs, **tolerance)
+
+
+def departing(gpu, optimizer, schedule, precision, heads=6):
+    """Curves of heads, each of which but the last two leaves after another epoch; and of each alone."""
+    x, labels, train, val = problem()
+    x = x.to(gpu, precision)
+    curves = [[] for _ in range(2 * heads)]
+
+    def note(k, epoch, metrics):
+        curves[k].append(metrics)
+        return epoch < min(k % heads + 1, heads - 1)
+
+    def plan(k):
+        make = partial(optimizer.func, **optimizer.keywords | {"lr": 1e-3 * (1 + k % heads)})
+        options = {"epochs": heads, "batch_size": 32, "on_epoch": partial(note, k), "label_smoothing": 0.1}
+        return Plan(Head((16 + k % heads,), 0.0, k % heads), make, schedule, k % 2, train, val, **options)
+
+    sizes = {"num_classes": 5, "feature_size": 40, "device": gpu, "precision": precision}
+    fit([plan(k) for k in range(heads)], x, labels, **sizes)
+    for k in range(heads):
+        fit([plan(heads + k)], x, labels, **sizes)
+    return curves[:heads], curves[heads:]
+
+
+@pytest.mark.parametrize("option", ["adamw", "adam", "sgd"])
+def test_a_graph_does_what_eager_steps_do(gpu, monkeypatch, option):
+    optimizer = config("optimizer", option)
+    given = {"device": gpu, "make": partial(optimizer.func, fused=True), "epochs": 4, "grad_clip": 0.5}
+    replays = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph))[1])
+    _, captured = run(SPECS, **given)
+    assert replays
+    monkeypatch.setattr(fit_module, "has_graphs", lambda device: False)
+    _, eager = run(SPECS, **given)
+    for ours, theirs in zip(captured, eager, strict=True):
+        for epoch, other in zip(ours, theirs, strict=True):
+            assert {n: epoch[n] for n in NUMBERS} == pytest.approx({n: other[n] for n in NUMBERS}, rel=1e-4, abs=1e-5)
+
+
+def test_a_step_that_cannot_be_captured_is_eager_and_torch_is_as_before(gpu, caplog):
+    total, values = torch.zeros((), device=gpu), []
+
+    def step(x):
+        values.append(x.sum().item())  # waits for the GPU, which a capture forbids
+        total.add_(x.sum())
+
+    captured = CapturedStep(step, gpu)
+    for i in range(WARM_UP + 3):
+        captured(torch.full((4,), float(i), device=gpu))
+    assert total.item() == sum(4 * i for i in range(WARM_UP + 3))
+    assert len(caplog.records) == 1
+    assert "can't be captured as a CUDA graph" in caplog.text
+    torch.rand(3, device=gpu)
+    torch.cuda.empty_cache()
+    seen = torch.zeros((), device=gpu)
+    good = CapturedStep(lambda x: seen.add_(x.sum() + torch.rand(2, device=gpu).sum() * 0), gpu)
+    for i in range(WARM_UP + 3):
+        good(torch.full((4,), float(i), device=gpu))
+    assert not good.failed
+    assert len(good.graphs) == 1
+    assert seen.item() == total.item()
+
+
+def test_a_capture_that_runs_out_of_memory_is_eager_or_raised(gpu, limited, caplog):
+    held = []
+
+    def step(x):
+        held.append(torch.empty(2**28, device=gpu))  # 1 GiB
+        held.clear()
+        x.add_(1)
+
+    for may_raise in (True, False):
+        captured = CapturedStep(step, gpu)
+        x = torch.zeros(4, device=gpu)
+        for _ in range(WARM_UP):
+            captured(x)
+        limited(2**27)
+        if may_raise:
+            with pytest.raises(torch.OutOfMemoryError):
+                captured(x, may_raise=True)
+        else:
+            with pytest.raises(torch.OutOfMemoryError):  # the eager step has no room either
+                captured(x)
+            assert captured.failed
+        held.clear()
+        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+        captured(x)
+        torch.cuda.synchronize()
+
+
+# Memory and precision
+
+
+def vgg16(**options):
+    given = {"weights": "bundled", "image_size": 64, "features": "block3", "frozen": "block3", "pool": 4}
+    return Backbone("vgg16", **given | options)
+
+
+def extracted(device, dtype, images):
+    return torch.cat(list(features.extract(images, vgg16(), device=device, dtype=dtype)))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randint(0, 256, (2000, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_extraction_that_runs_out_of_memory_halves_its_batch(gpu, limited, images, caplog):
+    expected = extracted(gpu, BF16, images)
+    limited(2**29)
+    halved = extracted(gpu, BF16, images)
+    assert "out of memory on cuda:0 with " in caplog.text
+    assert (halved - expected).float().norm() / expected.float().norm() < 1e-2
+
+
+def test_a_stack_that_runs_out_of_memory_is_halved(command, limited):
+    words = ("-m", "optimizer.lr=1e-3,2e-3,3e-3,4e-3", "hydra.launcher.stack=4", "model.head.width=16384")
+    limited(1800 * 2**20)  # four heads of 2,048 x 16,384 weights with gradient and two moments take 2,048 MiB
+    code, output = command(*words, *TINY, "model.pool=4", "epochs=2")
+    assert code == 0, output
+    assert "heads are too many at once" in output
+    assert len(list(Path("multirun").rglob("result.json"))) == 4
+    assert all(result(path.parent)["status"] == "complete" for path in Path("multirun").rglob("result.json"))
+
+
+def test_cached_blocks_count_as_free(gpu):
+    torch.cuda.empty_cache()
+    before = free_memory(gpu)
+    block = torch.empty(2**30, dtype=torch.uint8, device=gpu)
+    assert before - free_memory(gpu) >= 2**30 * 0.9
+    del block
+    assert abs(free_memory(gpu) - before) < 2**28
+
+
+def test_fp32_is_no_tf32(gpu, images):
+    """TF32 would be off by 1e-3."""
+    few = images[:64]
+    ours, exact = extracted(gpu, F32, few), extracted(torch.device("cpu"), F32, few)
+    assert (ours - exact).norm() / exact.norm() < 1e-4
+
+
+def test_losses_and_gradients_of_pooling_are_repeatable(gpu):
+    assert graph.capturable(torch.optim.AdamW([torch.zeros(1, device=gpu, requires_grad=True)], fused=True))
+    from tuner.blocks import averaged
+
+    x = torch.randn(64, 32, 14, 14, device=gpu, requires_grad=True)
+    weights = torch.randn(64, 32, 4, 4, device=gpu)
+    gradients = [torch.autograd.grad((averaged(x, 4) * weights).sum(), x)[0] for _ in range(3)]
+    assert all(gradient.equal(gradients[0]) for gradient in gradients)
+
+
+def test_one_head_whose_dropout_is_drawn_in_a_graph_differs_from_step_to_step(gpu):
+    """A graph that was captured with a fixed random state would drop the same units in each step."""
+    x, labels, train, val = problem()
+    losses = []
+    options = {"epochs": 6, "batch_size": len(train), "on_epoch": lambda _, metrics: losses.append(metrics)}
+    plan = Plan(Head((32,), 0.5, 0), partial(torch.optim.SGD, lr=1e-9, fused=True), constant, 0, train, val, **options)
+    fit([plan], x.to(gpu), labels, num_classes=5, feature_size=40, device=gpu, precision=F32)
+    assert len({round(metrics["train_loss"], 7) for metrics in losses}) == 6
