@@ -1,7 +1,9 @@
 """Accuracy over seeds: on each run's own validation and test splits, and on the official 10,000 test images.
 
-python benchmarks/accuracy.py [--seeds 5] [OVERRIDE ...]
-python benchmarks/accuracy.py --seeds 3 experiment=fashion_mnist_best
+    python benchmarks/accuracy.py [--seeds 5] [OVERRIDE ...]
+    python benchmarks/accuracy.py --seeds 3 experiment=fashion_mnist_best
+
+--smallest trains on synthetic images and leaves the official test images out.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import results
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -19,14 +22,23 @@ from tuner.runs import Run, read_result
 from tuner.settings import cache_dir
 from tuner.train import CONF, train
 
+SMALLEST = ["model=tiny", "data=synthetic", "epochs=2", "batch_size=32"]
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    if args.smallest:
+        args.seeds, args.overrides = 2, [*SMALLEST, *args.overrides]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rows = []
+    accuracies: list[list[float]] = []
+    runs = []
     for seed in range(args.seeds):
         with initialize_config_dir(str(CONF)):
             cfg = compose("train", [*args.overrides, f"seed={seed}", "plots=false"])
@@ -36,17 +48,20 @@ def main() -> None:
             train(cfg, run, in_sweep=False)
             run.close()
             result = read_result(run.folder)
-            official = on_official_test(run.folder, cfg)
-        rows.append(
-            [result["val_accuracy"], result["test_accuracy"], official, result["saved_epoch"], result["seconds"]]
-        )
-    print("seed  validation    test  official test       epoch  seconds")
-    for seed, (val, test, official, best, seconds) in enumerate(rows):
-        print(f"{seed:>4} {val:>11.4f} {test:>7.4f} {official:>14.4f} {best:>11} {seconds:>8.1f}")
-    columns = list(zip(*rows, strict=True))[:3]
-    print("mean {:>11.4f} {:>7.4f} {:>14.4f}".format(*map(statistics.mean, columns)))
+            accuracies.append([result["val_accuracy"], result["test_accuracy"]])
+            if not args.smallest:
+                accuracies[-1].append(on_official_test(run.folder, cfg))
+        runs.append(f"{result['saved_epoch']:>8} {result['seconds']:>8.1f}")
+    if args.smallest:
+        print("official test: skipped, as --smallest trains on synthetic images")
+    header = ["validation", "test", "official test"][: len(accuracies[0])]
+    print("seed", *(f"{name:>13}" for name in header), "   epoch  seconds")
+    for seed, (values, rest) in enumerate(zip(accuracies, runs, strict=True)):
+        print(f"{seed:>4}", *(f"{value:>13.4f}" for value in values), rest)
+    columns = list(zip(*accuracies, strict=True))
+    print("mean", *(f"{statistics.mean(column):>13.4f}" for column in columns))
     if args.seeds > 1:
-        print(" std {:>11.4f} {:>7.4f} {:>14.4f}".format(*map(statistics.stdev, columns)))
+        print(" std", *(f"{statistics.stdev(column):>13.4f}" for column in columns))
 
 
 def on_official_test(run: Path, cfg: DictConfig) -> float:

@@ -12,7 +12,7 @@ epoch        an epoch of the head's training on cached features against one with
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,40 +25,55 @@ from torchvision.models import vgg16
 
 from tuner import features
 from tuner.backbones import Backbone
-from tuner.blocks import Preprocess
+from tuner.blocks import Blocks, Pool, Preprocess
 from tuner.data import fmnist_small
+from tuner.device import choose_device, choose_precision, is_cpu, wait
 from tuner.fit import constant, fit
 from tuner.heads import Head
 from tuner.plan import Plan
-from tuner.settings import choose_device, choose_precision
-from tuner.train import CONF
+from tuner.settings import CONF
+
+Shape = tuple[int, int, int]  # m, k, n of a product of [m, k] and [k, n]
+PRODUCTS = ((512, 4096, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, default=1200)
     parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    overrides, products = [], PRODUCTS
+    if args.smallest:
+        args.images, args.repeats, overrides, products = 64, 1, ["model=tiny"], PRODUCTS[:1]
     device = choose_device(args.device)
     dtype = choose_precision("auto", device)
     torch.set_flush_denormal(True)  # as in a run
     with initialize_config_dir(str(CONF)):
-        cfg = compose("train")
+        cfg = compose("train", overrides)
     options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "features", "pool")}
     backbone = Backbone(**options, frozen=cfg.model.features)
     pool = fmnist_small.load().pool
     images, labels = pool.images[: args.images], pool.labels[: args.images]
 
-    x = extraction(images, backbone, device, dtype, args.repeats)
+    x = extraction(images, backbone, device, dtype, args.repeats, products)
     epoch(x, images.to(device), labels, backbone, cfg, args.repeats)
 
 
 def extraction(
-    images: torch.Tensor, backbone: Backbone, device: torch.device, dtype: torch.dtype, repeats: int
+    images: torch.Tensor,
+    backbone: Backbone,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+    products: Sequence[Shape],
 ) -> torch.Tensor:
     """Prints the rates; returns the features, [N, F]."""
-    size = features.batch_size(backbone.image_size, device)
+    size = backbone.batch_size(device)
     preprocess = Preprocess(backbone.image_size, backbone.mean, backbone.std, dtype).to(device)
     batches = [preprocess(batch.to(device)) for batch in images.split(size)]
     layers = vgg16(weights=None).features[: int(str(backbone.blocks[backbone.features].node.target).split(".")[1]) + 1]
@@ -83,7 +98,7 @@ def extraction(
 
         return timed
 
-    peak, shape = best_product(device, dtype)
+    peak, shape = best_product(products, device, dtype)
     rates = results.turns({"bare loop": rate(bare), "bank": rate(banked)}, repeats)
     rows = [["extraction", "images/s", "TFLOP/s", "of the best product", "of the bare loop"]]
     for name, values in rates.items():
@@ -97,11 +112,11 @@ def extraction(
     return banked().to(device)
 
 
-def best_product(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+def best_product(products: Sequence[Shape], device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Operations a second of the fastest of some matrix products, and its shape."""
     best = (0.0, "")
-    for m, k, n in ((512, 4096, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192)):
-        if device.type == "cpu" and m > 4096:
+    for m, k, n in products:
+        if is_cpu(device) and m > 4096:
             continue
         a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
         for _ in range(10):
@@ -113,16 +128,23 @@ def best_product(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return best
 
 
-class InLoop(nn.Module):
-    """The frozen network as people put it into the training loop: without gradients, its output not kept."""
+class InLoop(Blocks):
+    """The frozen part of a network at every step, as people put it into the training loop: its output is not kept.
 
-    def __init__(self, backbone: Backbone, dtype: torch.dtype, device: torch.device):
-        super().__init__()
-        self.network = backbone.frozen_part(dtype).to(device)
+    trained: the blocks that are trained above it; None: only a head is.
+    """
+
+    def __init__(self, frozen: nn.Module, trained: Blocks | None = None):
+        if trained is None:
+            super().__init__(None, [], Pool(None, channels_last=False))
+        else:
+            super().__init__(None, trained.blocks, trained.pool)
+        self.below = [frozen]  # in a list, so that it is not a submodule: it stays in eval mode and is not trained
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return self.network(images)
+            x = self.below[0](images)
+        return super().forward(x)
 
 
 def epoch(
@@ -131,7 +153,10 @@ def epoch(
     """Prints the rates of the default head's training, x features [N, F] of images [N, C, H, W]."""
     head = Head((cfg.model.head.width,), cfg.model.head.dropout, 0)
 
-    def trainer(inputs: torch.Tensor, dtype: torch.dtype, trunk: nn.Module | None) -> Callable[[], float]:
+    def in_loop(dtype: torch.dtype) -> InLoop:
+        return InLoop(backbone.frozen_part(dtype).to(x.device))
+
+    def trainer(inputs: torch.Tensor, dtype: torch.dtype, trunk: Blocks | None) -> Callable[[], float]:
         rows = torch.arange(len(inputs))
         target = labels.repeat(len(inputs) // len(labels))
         optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=True)
@@ -149,22 +174,15 @@ def epoch(
 
     cached = x.repeat(4, 1)  # the training part's 4,200 or so, for an epoch that is long enough to time
     runs = {
-        "network in the loop, float32": trainer(images, torch.float32, InLoop(backbone, torch.float32, x.device)),
-        f"network in the loop, {x.dtype}".replace("torch.", ""): trainer(
-            images, x.dtype, InLoop(backbone, x.dtype, x.device)
-        ),
-        "cached features": trainer(cached, x.dtype, None),
+        f"network in the loop, {dtype}".replace("torch.", ""): trainer(images, dtype, in_loop(dtype))
+        for dtype in (torch.float32, x.dtype)
     }
+    runs["cached features"] = trainer(cached, x.dtype, None)
     rates = results.turns(runs, repeats)
     rows = [["epoch", "images/s", "cached features are so many times as fast"]]
     for name, values in rates.items():
         rows.append([name, results.spread(values), results.ratio(rates["cached features"], values)])
     results.write("epoch", x.device, rows, f"{backbone.name} to {backbone.features} at {backbone.image_size} px.")
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """How long `tuner.compare` takes for many run folders, and how much memory.
 
-    python benchmarks/compare.py [--runs 10000]
+    python benchmarks/compare.py [--runs 10000] [--repeats 3]
 
-Makes folders as a search over lr, dropout and width leaves them, and lists them three times, with the files in the
-system's cache.
+Makes folders as a search over lr, dropout and width leaves them, and lists them several times, with the files in
+the system's cache.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import results
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -39,16 +40,23 @@ def make(folder: Path, runs: int) -> None:
         (run / "result.json").write_text(json.dumps(result, indent=2))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("--runs", type=int, default=10_000)
-    args = parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    if args.smallest:
+        args.runs, args.repeats = 20, 1
     print(f"{os.cpu_count()} CPU cores, Python {sys.version.split()[0]}")
     with tempfile.TemporaryDirectory() as folder:
         for runs in (1, args.runs):
             make(Path(folder) / str(runs), runs)
             seconds = []
-            for _ in range(3):
+            for _ in range(args.repeats):
                 start = time.perf_counter()
                 subprocess.run(
                     [sys.executable, "-m", "tuner.compare", str(runs)],

@@ -7,70 +7,77 @@ compared, too, in float32. Memory: the highest of a process that trains all bloc
 """
 
 import argparse
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import results
 import torch
+from bank import InLoop
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tuner import features
 from tuner.backbones import Backbone
 from tuner.blocks import Blocks
-from tuner.data import fmnist_small
+from tuner.data import Samples, fmnist_small
+from tuner.device import choose_device, choose_precision, is_cpu
 from tuner.fit import fit, onecycle
 from tuner.heads import Head
 from tuner.plan import Plan
-from tuner.settings import choose_device, choose_precision
-from tuner.train import CONF
+from tuner.settings import CONF
 
 SAVING = {"as it is": {}, "micro_batch=16": {"micro_batch": 16}, "recompute=true": {"recompute": True}}
 
 
-class InLoop(Blocks):
-    """The trained blocks, with the frozen part before them at each step."""
-
-    def __init__(self, frozen: torch.nn.Module, trained: Blocks):
-        super().__init__(None, trained.blocks, trained.pool)
-        self.below = [frozen]  # no module of ours: it stays in eval mode
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            x = self.below[0](x)
-        return super().forward(x)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--memory", choices=SAVING, help=argparse.SUPPRESS)
-    args, overrides = parser.parse_known_args()
+    parser.add_argument("--memory-images", type=int, default=128, help="a step, in the memory table")
+    parser.add_argument("--memory-size", type=int, default=128, help="pixels a side, in the memory table")
+    parser.add_argument("--memory", choices=SAVING, help=argparse.SUPPRESS)  # a process of its own, for this row
+    parser.add_argument("overrides", nargs="*")
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    if args.smallest:
+        args.images, args.repeats, args.memory_images, args.memory_size = 32, 1, 32, 32
+        args.overrides = ["model.image_size=32", *args.overrides]
     device = choose_device(args.device)
-    given = ["model.features=block5", "model.frozen=block4", "model.pool=null", *overrides]
+    given = ["model.features=block5", "model.frozen=block4", "model.pool=null", *args.overrides]
     with initialize_config_dir(str(CONF)):
         model = OmegaConf.to_container(compose("train", given).model, resolve=True)
     del model["head"]
     if args.memory:
-        whole = Backbone(**model | {"frozen": None, "image_size": 128})
-        images = fmnist_small.load().pool.images[:128]
-        print(
-            train(whole, whole.trained_part(), images, device, choose_precision("auto", device), **SAVING[args.memory])[
-                0
-            ]
-        )
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+        whole = Backbone(**model | {"frozen": None, "image_size": args.memory_size})
+        images, precision = pool().images[: args.memory_images], choose_precision("auto", device)
+        seconds, _ = train(whole, whole.trained_part(), images, device, precision, **SAVING[args.memory])
+        print(seconds)
+        print(peak_memory())
         return
-    compare(Backbone(**model), fmnist_small.load().pool.images[: args.images], device, args.repeats)
-    memory(device, args.repeats)
+    compare(Backbone(**model), pool().images[: args.images], device, args.repeats)
+    memory(device, args)
+
+
+@cache
+def pool() -> Samples:
+    """The bundled images that are not held out, read once."""
+    return fmnist_small.load().pool
+
+
+def peak_memory() -> float:
+    """MB that this process had at most. Not getrusage's, which counts the process that started this one, too."""
+    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak) / 1000
 
 
 def train(
@@ -90,7 +97,7 @@ def train(
         lambda epoch, metrics: curve.append(metrics),
         **options,
     )
-    labels = fmnist_small.load().pool.labels[: len(x)]
+    labels = pool().labels[: len(x)]
     sizes = {"num_classes": 10, "feature_size": backbone.feature_size, "device": device, "precision": precision}
     fit([plan], x, labels, trunk=trunk.to(device), **sizes)
     return curve[1]["seconds"], [metrics["train_loss"] for metrics in curve]
@@ -126,15 +133,16 @@ def compare(backbone: Backbone, images: torch.Tensor, device: torch.device, repe
     results.write("blocks on cached maps", device, rows, note)
 
 
-def memory(device: torch.device, repeats: int) -> None:
-    if device.type != "cpu":
+def memory(device: torch.device, args: argparse.Namespace) -> None:
+    if not is_cpu(device):
         return
-    rows = [["", "s a step of 128 images, 128 px", "peak memory, MB"]]
+    rows = [["", f"s a step of {args.memory_images} images, {args.memory_size} px", "peak memory, MB"]]
     for name in SAVING:
-        words = [sys.executable, __file__, "--device", "cpu", "--memory", name]
+        words = [sys.executable, __file__, "--device", "cpu", "--memory", name, *args.overrides]
+        words += ["--memory-images", str(args.memory_images), "--memory-size", str(args.memory_size)]
         seen = [
             [float(v) for v in subprocess.run(words, check=True, text=True, capture_output=True).stdout.split()[-2:]]
-            for _ in range(repeats)
+            for _ in range(args.repeats)
         ]
         seconds, peaks = zip(*seen, strict=True)
         rows.append([name, results.spread(seconds, ".1f"), f"{statistics.median(peaks):,.0f}"])

@@ -42,6 +42,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bank
 import results
 import torch
 import yaml
@@ -225,8 +226,6 @@ def copy_rates(device: torch.device) -> list[float]:
 
 
 def best_product(args: argparse.Namespace, device: torch.device) -> tuple[float, str]:
-    import bank  # it imports all of tuner.train, which takes seconds
-
     products = bank.PRODUCTS[: 1 if args.smallest else None]
     return bank.best_product(products, device, choose_precision("auto", device))
 
@@ -366,12 +365,12 @@ def extraction(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         backbone = parts.backbone(config(*(SMALL if args.smallest else []), f"model.image_size={size}"))
         batch, flops = backbone.batch_size(device), 2 * backbone.macs()
 
-        def bank(turn: int, n: int = len(pool), size: int = size, backbone=backbone) -> None:
+        def fill(turn: int, n: int = len(pool), size: int = size, backbone=backbone) -> None:
             folder = Path(f"{size}-{turn}")  # an empty cache
             features.bank(pool[:n], backbone, cache_dir=folder, device=device, dtype=dtype, digests=known[:n])
 
-        bank(0, 2 * batch)  # to warm up
-        rates = [len(pool) / timed(partial(bank, turn), device) for turn in (1, 2, 3)]
+        fill(0, 2 * batch)  # to warm up
+        rates = [len(pool) / timed(partial(fill, turn), device) for turn in (1, 2, 3)]
         name = f"extraction of {len(pool):,} images, {size} px"
         beside = share_of_peak(rates, flops, args, device)
         yield [f"{name}, the bank's path", f"{results.spread(rates)} images/s", beside]

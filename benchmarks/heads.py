@@ -21,17 +21,17 @@ from functools import partial
 import results
 import torch
 
+from tuner.device import choose_device, choose_precision
 from tuner.fit import fit, onecycle
 from tuner.heads import Head
 from tuner.plan import Plan
-from tuner.settings import choose_device, choose_precision
 
 WIDTHS = (512, 256, 1024)
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--most", type=int, default=128, help="the largest K")
     parser.add_argument("--features", type=int, default=4096)
@@ -39,7 +39,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)  # a process of its own: so many heads, one by one
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    if args.smallest:
+        args.most, args.features, args.images, args.batch_size, args.repeats = 4, 64, 64, 32, 1
     device = choose_device(args.device)
     trainer = Trainer(args, device)
     if args.alone:

@@ -64,15 +64,20 @@ def run(folder: Path, arguments: Sequence[str]) -> tuple[float, float, float, st
     return seconds, own / 1000, files / 1000, printed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("--most", type=int, default=100_000)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    counts = [100] if args.smallest else [10**n for n in range(3, 10) if 10**n <= args.most]
     header = ["images", "decoded, images/s", "features, images/s", "the run, from nothing, s", "peak memory, MB"]
     rows, have = [[*header, "cached: s", "peak memory, MB", "pages of mapped files, MB"]], 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for count in (10**n for n in range(3, 10) if 10**n <= args.most):
+        for count in counts:
             grow(folder / "images", have, count)
             have = count
             first, again = run(folder, []), run(folder, [])

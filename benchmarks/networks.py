@@ -19,8 +19,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tuner.backbones import Backbone
+from tuner.device import choose_device
 from tuner.runs import Run, read_result
-from tuner.settings import choose_device
+from tuner.settings import build
 from tuner.train import CONF, train
 
 NETWORKS = (
@@ -34,17 +35,29 @@ HEADER = ["network", "weights", "trained", "image size", "features", "GMACs", "e
 HEADER += ["epochs", "test accuracy", "seconds"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+# Two networks that need no download: bundled weights, and random ones.
+SMALLEST = ["data=synthetic", "batch_size=32", "model.image_size=32", "model.pool=1"]
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--tuned-epochs", type=int, default=2)
     parser.add_argument("--download", action="store_true", help="pretrained weights for all")
     parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    networks = NETWORKS
+    if args.smallest:
+        networks, args.seeds, args.epochs, args.tuned_epochs = NETWORKS[:3:2], 2, 1, 1
+        args.overrides = [*SMALLEST, *args.overrides]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = [HEADER]
-    for network in NETWORKS:  # of sizes for which two cores take minutes
+    for network in networks:  # of sizes for which two cores take minutes
         given = network if args.download or "model=vgg16" in network else [*network, "model.weights=null"]
         with tempfile.TemporaryDirectory() as cache:
             given = [*given, *args.overrides, f"cache_dir={cache}"]
@@ -53,8 +66,10 @@ def main() -> None:
             tuned = [*given, f"model.frozen={below}", f"epochs={args.tuned_epochs}"]
             rows.append(row(tuned, args.seeds))
         print(*(" | ".join(row) for row in rows[-2:]), sep="\n", flush=True)
-    note = f"Test accuracy: 1,200 images, mean of {args.seeds} seeds (standard deviation)."
-    results.write("networks", choose_device(composed(args.overrides).device), rows, note)
+    cfg = composed(args.overrides)
+    count = len(build("data", cfg).test)
+    note = f"Test accuracy: {count:,} images, mean of {args.seeds} seeds (standard deviation)."
+    results.write("networks", choose_device(cfg.device), rows, note)
 
 
 def composed(overrides: list[str]) -> Any:

@@ -18,6 +18,7 @@ import tempfile
 import warnings
 
 import optuna
+import results
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -70,9 +71,20 @@ def table(header: str) -> None:
     print(f"\n| {header} |\n|{'---|' * (header.count('|') + 1)}")
 
 
-def replays(options: argparse.Namespace) -> None:
+def curves(options: argparse.Namespace) -> list[FrozenTrial]:
     store = storage.connect(storage.absolute(options.storage))
-    trials = optuna.load_study(study_name=options.study, storage=store).get_trials(states=(TrialState.COMPLETE,))
+    return optuna.load_study(study_name=options.study, storage=store).get_trials(states=(TrialState.COMPLETE,))
+
+
+def small_curves() -> list[FrozenTrial]:
+    """Those of a search of synthetic images, run now: --smallest needs no study."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = ["data=synthetic", "model=tiny", "epochs=4", "hydra.sweeper.n_trials=4", "final.seeds=0", "study=s"]
+        return run_search(folder, "random", overrides).get_trials(states=(TrialState.COMPLETE,))
+
+
+def replays(options: argparse.Namespace) -> None:
+    trials = small_curves() if options.smallest else curves(options)
     print(f"{len(trials)} curves of study {options.study}, {options.draws} draws of {options.trials}")
     table("pruner | pruned | epochs saved | best left | regret | best lost")
     for name, pruner in pruners().items():
@@ -87,41 +99,58 @@ def replays(options: argparse.Namespace) -> None:
         print(f"| {name} | {pruned:.1f} | {saved:.0%} | {best:.4f} | {regret:.4f} | {lost:.0%} |", flush=True)
 
 
+SEARCHES = [("basic", pruner) for pruner in ("none", "median", "hyperband")]  # launcher, pruner
+SEARCHES += [(launcher, "median") for launcher in ("joblib", "submitit_local", "ray")]
+
+
 def live(options: argparse.Namespace) -> None:
     """Whole searches on made-up images, one a seed: what is pruned does not depend on the launcher."""
     table("launcher | pruner | pruned, by seed | epochs saved, by seed | best value, by seed")
-    for launcher, pruner in [("basic", p) for p in ("none", "median", "hyperband")] + [
-        (name, "median") for name in ("joblib", "submitit_local", "ray")
-    ]:
-        found = [searched(launcher, pruner, seed, options.trials) for seed in range(options.seeds)]
+    for launcher, pruner in SEARCHES[:2] if options.smallest else SEARCHES:
+        found = [searched(launcher, pruner, seed, options) for seed in range(options.seeds)]
         pruned, saved, best = (", ".join(column) for column in zip(*found, strict=True))
         print(f"| {launcher} | {pruner} | {pruned} | {saved} | {best} |", flush=True)
 
 
-def searched(launcher: str, pruner: str, seed: int, n_trials: int) -> tuple[str, str, str]:
-    epochs = 20
-    arguments = ["data=synthetic", "data.noise=200", "data.n=2000", "model=tiny", f"epochs={epochs}", f"seed={seed}"]
-    arguments += [f"hydra/launcher={launcher}", f"hydra/sweeper/pruner={pruner}", "hydra.sweeper.n_jobs=2"]
-    arguments += [f"hydra.sweeper.n_trials={n_trials}", "final.seeds=0", "study=s"]
+def searched(launcher: str, pruner: str, seed: int, options: argparse.Namespace) -> tuple[str, str, str]:
+    """Trials pruned, share of epochs saved, best value."""
+    overrides = ["data=synthetic", "data.noise=200", f"data.n={options.images}", "model=tiny", f"seed={seed}"]
+    overrides += [f"hydra/launcher={launcher}", f"hydra/sweeper/pruner={pruner}", "hydra.sweeper.n_jobs=2"]
+    overrides += [f"epochs={options.epochs}", "final.seeds=0", "study=s"]
+    overrides += [f"hydra.sweeper.n_trials={options.trials}"]
     search = "optuna" if pruner == "median" else "random"  # as the figures in README.md were taken
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tuner.train", "-m", f"hparams_search={search}", *arguments]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        store = storage.connect(f"sqlite:///{folder}/multirun/optuna.db")
-        study = optuna.load_study(study_name="s", storage=store)
+        study = run_search(folder, search, overrides)
         pruned = sum(trial.state == TrialState.PRUNED for trial in study.trials)
         trained = sum(trial.user_attrs["epochs"] for trial in study.trials)
-        return str(pruned), f"{1 - trained / epochs / n_trials:.0%}", f"{study.best_value:.4f}"
+        saved = 1 - trained / options.epochs / options.trials
+        return str(pruned), f"{saved:.0%}", f"{study.best_value:.4f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_search(folder: str, search: str, overrides: list[str]) -> optuna.Study:
+    """A search with study=s, started in a folder."""
+    command = [sys.executable, "-m", "tuner.train", "-m", f"hparams_search={search}", *overrides]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    store = storage.connect(f"sqlite:///{folder}/multirun/optuna.db")
+    return optuna.load_study(study_name="s", storage=store)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("study", nargs="?", help="of curves to replay; without it, whole searches by launcher")
     parser.add_argument("--storage", default="sqlite:///multirun/optuna.db")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--trials", type=int, default=30, help="in each draw or search")
     parser.add_argument("--seeds", type=int, default=2, help="of whole searches")
-    options = parser.parse_args()
+    parser.add_argument("--epochs", type=int, default=20, help="of each trial of those")
+    parser.add_argument("--images", type=int, default=2000, help="of those")
+    return parser
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    if options.smallest:
+        options.trials, options.draws, options.seeds, options.epochs, options.images = 3, 2, 1, 2, 100
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     (replays if options.study else live)(options)

@@ -13,14 +13,18 @@ where      the same search under py-spy (pip install py-spy), features cached: w
 memory     peak memory of a search of made-up images, one epoch a trial, as its trials grow.
 search     the default search, python -m tuner.train -m hparams_search=optuna, from the command to its end: with an
            empty cache; with the features which that left; as the same search under hydra-optuna-sweeper, which neither
-           prunes nor retrains the best. And the plain pipeline: a DataLoader with torchvision's transforms, the frozen
-           network in the loop, float32. Of that a few epochs are measured, and scaled. `first at`: from the command
+           prunes nor retrains the best. And the plain pipeline: a DataLoader with torchvision's transforms on all
+           cores but two (at least two workers), and the frozen network in the loop, channels_last, once in float32
+           and once under bf16 autocast. Of that a few epochs are measured, and scaled. `first at`: from the command
            to the end of the first trial that has the target accuracy.
+
+All take --smallest and --results FILE.
 """
 
 import argparse
 import os
 import pstats
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,37 +36,43 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import joblib
 import optuna
 import results
 import torch
 import torch.nn.functional as F
 import yaml
-from bank import InLoop, wait
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from tuner.backbones import Backbone
-from tuner.heads import Classifier, Head, Stack
+from tuner.data import Data
+from tuner.device import choose_device, wait
+from tuner.heads import widths
 from tuner.runs import read_result
-from tuner.settings import build, choose_device
+from tuner.settings import build
 from tuner.sweep.progress import duration
 from tuner.train import CONF
 
-WORKERS = 2  # processes of the plain pipeline's DataLoader
+WORKERS = max(2, joblib.cpu_count() - 2)  # processes of the plain pipeline's DataLoader
+SMALLEST = ["model=tiny", "data=synthetic", "epochs=2", "batch_size=32", "final.seeds=1"]
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("overhead")
     one.set_defaults(run=overhead)
+    results.add_options(one)
     one.add_argument("--trials", type=int, default=100, help="at least 12, as 10 are not counted")
     one.add_argument("--turns", type=int, default=3)
     one.add_argument("--profile", action="store_true", help="instead: where the time of tuner's sweeper goes")
     two = commands.add_parser("search")
     two.set_defaults(run=search)
+    results.add_options(two)
     two.add_argument("--trials", type=int, default=30)
     two.add_argument("--turns", type=int, default=1)
     two.add_argument("--plain-trials", type=int, default=1, help="of the plain pipeline that are measured")
@@ -71,13 +81,19 @@ def main() -> None:
     two.add_argument("overrides", nargs="*", help="of the config, for all searches")
     four = commands.add_parser("where")
     four.set_defaults(run=where)
+    results.add_options(four)
     four.add_argument("--trials", type=int, default=30)
     four.add_argument("overrides", nargs="*")
     three = commands.add_parser("memory")
     three.set_defaults(run=memory)
+    results.add_options(three)
     three.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
     three.add_argument("--overrides", nargs="*", default=["model=tiny", "data=synthetic"])
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     args.run(args)
 
 
@@ -134,6 +150,8 @@ STORAGES = {"in memory": "null", "SQLite": "sqlite:///study.db", "journal": "jou
 
 
 def overhead(args: argparse.Namespace) -> None:
+    if args.smallest:
+        args.trials, args.turns = 13, 1
     if args.profile:
         profile(args.trials)
         return
@@ -203,47 +221,62 @@ if __name__ == "__main__":
 """
 
 
+NOTHING_CACHED, CACHED = "tuner, from nothing", "tuner, features cached"
+UPSTREAM_CACHED = "hydra-optuna-sweeper, features cached"
+PLAIN = {"float32": torch.float32, "bf16 autocast": torch.bfloat16}
+
+
 def search(args: argparse.Namespace) -> None:
+    if args.smallest:
+        args.trials, args.target, args.overrides = 2, 0.0, [*SMALLEST, *args.overrides]
     with initialize_config_dir(str(CONF)):
         cfg = compose("train", ["hparams_search=optuna", *args.overrides], return_hydra_config=True)
+    times, found = searches(cfg, args)
+
+    print("plain pipeline", file=sys.stderr)
+    device = choose_device(cfg.device)
+    whole, pruned, to_target = cfg.epochs * args.trials, int(found[CACHED][1]), found[UPSTREAM_CACHED][4]
+    measured = []
+    for name, dtype in PLAIN.items():
+        seconds = [s for seed in range(args.plain_trials) for s in plain_epochs(cfg, seed, dtype, device, args)]
+        measured.append(f"{results.spread(seconds, '.1f')} s each in {name}")
+        epoch = statistics.median(seconds)
+        first = duration(epoch * cfg.epochs * to_target) if to_target else "-"
+        for scaled, count in (("scaled", whole), ("scaled to as many epochs", pruned)):
+            row = f"plain pipeline, channels_last, {name}, {scaled}"
+            times[row] = [epoch * count] * args.turns
+            found[row] = ["-", str(count), "-", first]
+
+    note = f"{args.trials} trials, {' '.join(args.overrides) or 'the default config'}, medians of {args.turns} turns. "
+    note += f"Plain pipeline, {WORKERS} DataLoader workers: {args.plain_trials} x {args.plain_epochs} epochs measured, "
+    note += f"{' and '.join(measured)}, with validation; scaled to {cfg.epochs} epochs x {args.trials} trials, and to "
+    note += f"the {pruned} epochs that tuner's search trained, as it prunes."
+    columns = ["time", "s of it: the last run", "epochs", "best validation accuracy", f"first at {args.target}"]
+    rows = [["search", *columns, f"times {CACHED}"]]
+    for name, t in times.items():
+        rows.append([name, duration(statistics.median(t)), *found[name][:4], results.ratio(t, times[CACHED])])
+    results.write(f"search of {args.trials} trials", device, rows, note)
+
+
+def searches(cfg: DictConfig, args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
+    """Run each search in turns: its seconds, and what the last turn's found, see what_was_found()."""
     common = [f"hydra.sweeper.n_trials={args.trials}", *args.overrides]
     ours = ["-m", "tuner.train", "-m", "hparams_search=optuna", *common]
     theirs = ["upstream.py", "-m", *same_search(cfg.hydra), "hydra/launcher=basic", *common]
-    reference = "tuner, features cached"
-    searches = [("tuner, from nothing", ours), (reference, ours), ("hydra-optuna-sweeper, features cached", theirs)]
     times: dict[str, list[float]] = defaultdict(list)
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Any]] = {}
     for _ in range(args.turns):
         with tempfile.TemporaryDirectory() as root:
             folder = Path(root)
             (folder / "upstream.py").write_text(UPSTREAM)
             (folder / "multirun").mkdir()
-            for i, (name, arguments) in enumerate(searches):
+            for i, (name, words) in enumerate({NOTHING_CACHED: ours, CACHED: ours, UPSTREAM_CACHED: theirs}.items()):
                 print(name, file=sys.stderr)
                 start = datetime.now()
-                command([*arguments, f"study=study{i}"], folder, TUNER_CACHE=str(folder / "cache"))
+                command([*words, f"study=study{i}"], folder, TUNER_CACHE=str(folder / "cache"))
                 times[name].append((datetime.now() - start).total_seconds())
                 found[name] = what_was_found(folder / "multirun" / f"study{i}", args.target, start)
-
-    print("plain pipeline", file=sys.stderr)
-    device = choose_device(cfg.device)
-    epochs = [seconds for seed in range(args.plain_trials) for seconds in plain_epochs(cfg, seed, device, args)]
-    whole, pruned = cfg.epochs * args.trials, int(found[reference][1])
-    to_target = found["hydra-optuna-sweeper, features cached"].pop()
-    for name, count in (("plain pipeline, scaled", whole), ("plain pipeline, scaled to as many epochs", pruned)):
-        times[name] = [statistics.median(epochs) * count] * args.turns
-        found[name] = ["-", str(count), "-", duration(statistics.median(epochs) * cfg.epochs * to_target)]
-    for name in times:
-        found[name] = [str(value) for value in found[name][:4]]
-    note = f"{args.trials} trials, {' '.join(args.overrides) or 'the default config'}, medians of {args.turns} turns. "
-    measured = f"{args.plain_trials} x {args.plain_epochs} epochs measured, {results.spread(epochs, '.1f')} s each with"
-    note += f"Plain pipeline: {measured} validation; scaled to {cfg.epochs} epochs x {args.trials} trials, and to the "
-    note += f"{pruned} epochs that tuner's search trained, as it prunes."
-    columns = ["time", "s of it: the last run", "epochs", "best validation accuracy", f"first at {args.target}"]
-    rows = [["search", *columns, f"times {reference}"]]
-    for name, t in times.items():
-        rows.append([name, duration(statistics.median(t)), *found[name], results.ratio(times[name], times[reference])])
-    results.write(f"search of {args.trials} trials", device, rows, note)
+    return times, found
 
 
 PLACES = {  # of a search's time -> functions, of which the innermost on the stack decides
@@ -260,6 +293,10 @@ PLACES = {  # of a search's time -> functions, of which the innermost on the sta
 
 
 def where(args: argparse.Namespace) -> None:
+    if not shutil.which("py-spy"):
+        sys.exit("where needs the program py-spy: pip install py-spy")
+    if args.smallest:
+        args.trials, args.overrides = 2, [*SMALLEST, *args.overrides]
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "stacks.txt"
         spy = ["py-spy", "record", "--format", "raw", "--rate", "50", "--full-filenames", "--output", str(record), "--"]
@@ -286,6 +323,8 @@ def place(frames: Sequence[str]) -> str:
 
 
 def memory(args: argparse.Namespace) -> None:
+    if args.smallest:
+        args.trials = [2]
     rows = [["trials", "peak memory", "time"]]
     for trials in args.trials:
         arguments = ["-m", "tuner.train", "-m", "hparams_search=random", "epochs=1", "final.seeds=0", *args.overrides]
@@ -317,15 +356,17 @@ def same_search(hydra: DictConfig) -> list[str]:
 
 def what_was_found(folder: Path, target: float, start: datetime) -> list[Any]:
     """Of a sweep's folder: seconds of the last run (the best retrained), epochs trained before it, best value, when the
-    target was reached, and in which trial, counted from 1."""
+    target was reached, and in which trial, counted from 1. Where it was not reached the last two are "-" and None."""
     found = yaml.safe_load((folder / "optimization_results.yaml").read_text())
     epochs = sum(len(path.read_text().splitlines()) - 1 for path in folder.glob("[0-9]*/metrics.csv"))
     last = read_result(folder / "best")["seconds"] if (folder / "best").exists() else "-"
     study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder.parent}/optuna.db")
     reached = [t for t in study.trials if t.value is not None and t.value >= target and t.state.name == "COMPLETE"]
+    of_search = [str(last), str(epochs), f"{found['best_value']:.4f}"]
+    if not reached:
+        return [*of_search, "-", None]
     first = min(reached, key=lambda t: t.datetime_complete)
-    when = duration((first.datetime_complete - start).total_seconds())
-    return [str(last), str(epochs), f"{found['best_value']:.4f}", when, first.number + 1]
+    return [*of_search, duration((first.datetime_complete - start).total_seconds()), first.number + 1]
 
 
 class Images(Dataset):
@@ -344,39 +385,78 @@ class Images(Dataset):
         return self.transform(self.images[i]), self.labels[i]
 
 
-def plain_epochs(cfg: DictConfig, seed: int, device: torch.device, args: argparse.Namespace) -> list[float]:
-    """Seconds of each epoch of a trial, validation included: the same cut, head, loss and optimizer as tuner's."""
+def plain_model(cfg: DictConfig, backbone: Backbone, classes: int) -> tuple[nn.Module, nn.Module]:
+    """The frozen network, for images that the DataLoader has preprocessed, and tuner's head, in plain torch."""
+    _, *frozen = backbone.frozen_part(torch.float32)
+    layers: list[nn.Module] = [nn.LayerNorm(backbone.feature_size, elementwise_affine=False)]
+    size = backbone.feature_size
+    for width in widths(cfg.model.head.width, cfg.model.head.depth):
+        layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(cfg.model.head.dropout)]
+        size = width
+    return nn.Sequential(*frozen), nn.Sequential(*layers, nn.Linear(size, classes))
+
+
+def plain_loaders(cfg: DictConfig, data: Data, backbone: Backbone, device: torch.device) -> list[DataLoader]:
+    """Of the training and the validation images."""
+    options = {"num_workers": WORKERS, "persistent_workers": True, "pin_memory": device.type == "cuda"}
+    return [
+        DataLoader(
+            Images(data.pool.images[rows], data.pool.labels[rows], backbone), cfg.batch_size, shuffle=shuffle, **options
+        )
+        for rows, shuffle in ((data.train, True), (data.val, False))
+    ]
+
+
+def plain_epochs(
+    cfg: DictConfig, seed: int, dtype: torch.dtype, device: torch.device, args: argparse.Namespace
+) -> list[float]:
+    """Seconds of each epoch of a trial, validation included: the same cut, head, loss and optimizer as tuner's.
+
+    dtype: bfloat16 for autocast, float32 for none.
+    """
+    torch.manual_seed(seed)
     options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "features", "pool")}
     backbone = Backbone(**options, frozen=cfg.model.features)
     data = build("data", cfg)
-    trunk = InLoop(backbone, torch.float32, device)
-    trunk.network = trunk.network[1:]  # less its preprocessing, which the DataLoader does
-    head = Head((cfg.model.head.width,), cfg.model.head.dropout, seed)
-    model = Classifier(trunk, Stack(backbone.feature_size, len(data.classes), [head], device))
-    optimizer = build("optimizer", cfg)(model.stack.parameters_of(0))
-    splits = [Images(data.pool.images[rows], data.pool.labels[rows], backbone) for rows in (data.train, data.val)]
-    loaders = [DataLoader(s, cfg.batch_size, shuffle=s is splits[0], num_workers=WORKERS) for s in splits]
+    frozen, head = (part.to(device) for part in plain_model(cfg, backbone, len(data.classes)))
+    frozen = frozen.eval().to(memory_format=torch.channels_last)
+    optimizer = build("optimizer", cfg)(head.parameters())
+    train, val = plain_loaders(cfg, data, backbone, device)
+
+    def classify(images: torch.Tensor) -> torch.Tensor:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.no_grad():
+                features = frozen(images)
+            return head(features)
+
+    def validate() -> None:
+        head.eval()
+        hits = torch.zeros((), device=device)
+        with torch.no_grad():
+            for images, labels in val:
+                hits += (classify(images).argmax(1) == labels.to(device, non_blocking=True)).sum()
+        wait(device)
+
+    validate()  # warms up the device and the workers
     seconds = []
     for _ in range(args.plain_epochs):
         start = time.perf_counter()
-        model.train()
-        for images, labels in loaders[0]:
+        head.train()
+        for images, labels in train:
             optimizer.zero_grad()
-            logits = model(images.to(device))[0]
-            F.cross_entropy(logits, labels.to(device), label_smoothing=cfg.label_smoothing).backward()
+            logits, labels = classify(images).float(), labels.to(device, non_blocking=True)
+            F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing).backward()
             optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            for images, labels in loaders[1]:
-                (model(images.to(device))[0].argmax(1) == labels.to(device)).sum()
-        wait(device)
+        validate()
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
 def command(arguments: Sequence[str], folder: Path, **environment: str) -> str:
-    """Run Python there; what it printed. Ends this script where it fails."""
-    env = os.environ | {"PYTHONPATH": str(CONF.parent)} | environment
+    """Run Python in a folder, this checkout first on its path; what it printed. Ends this script where it fails."""
+    paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(arguments)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")

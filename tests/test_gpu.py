@@ -61,7 +61,7 @@ def curve(folder: Path) -> pd.DataFrame:
 
 @pytest.fixture
 def train(command):
-    """Run `python -m tuner.train ARGUMENTS` in an empty folder; gives what it printed. In tests a warning is an error."""
+    """Run `python -m tuner.train ARGUMENTS` in an empty folder; gives what it printed. Warnings are errors in tests."""
 
     def run(*arguments: str) -> str:
         code, output = command(*arguments)

@@ -9,18 +9,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pandas as pd
-from plotly.basedatatypes import BaseFigure
-from plotly.offline import get_plotlyjs
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tuner import InputError
 from tuner.files import replacing
+
+if TYPE_CHECKING:
+    from plotly.basedatatypes import BaseFigure
 
 CLOSED = 128 + 13  # the exit code of a command whose reader has gone, as a shell gives it of SIGPIPE
 LEGIBLE = 10  # characters in which a longer text can be folded
@@ -150,6 +151,8 @@ def print_csv(frame: pd.DataFrame) -> None:
 
 def page(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> None:
     """Write a page of (heading, HTML) sections, with all of its scripts inside: it opens without a network."""
+    from plotly.offline import get_plotlyjs  # predict and evaluate, which make no page, need not wait for it
+
     parts = [f"<h2>{html.escape(heading)}</h2>\n{body}" for heading, body in sections]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     head += '<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">'
@@ -170,7 +173,7 @@ def html_text(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
 
 
-def html_figure(figure: BaseFigure) -> str:
+def html_figure(figure: "BaseFigure") -> str:
     """A plotly figure as a piece of a page."""
     figure.update_layout(title=None, template="plotly_white", margin={"t": 30})  # the section has a heading
     options = {"displaylogo": False, "responsive": True}
