@@ -23,15 +23,16 @@ from omegaconf import DictConfig
 from torch import nn
 from torchvision.models import vgg16
 
-from tuner import features
-from tuner.backbones import Backbone
-from tuner.blocks import Blocks, Pool, Preprocess
+from tuner.bank import features
+from tuner.config import CONF
 from tuner.data import fmnist_small
 from tuner.device import choose_device, choose_precision, is_cpu, wait
-from tuner.fit import constant, fit
-from tuner.heads import Head
-from tuner.plan import Plan
-from tuner.settings import CONF
+from tuner.networks.backbone import Backbone
+from tuner.networks.blocks import Blocks, Pool, Preprocess
+from tuner.training.fit import fit
+from tuner.training.heads import Head
+from tuner.training.schedules import constant
+from tuner.training.spec import Plan
 
 Shape = tuple[int, int, int]  # m, k, n of a product of [m, k] and [k, n]
 PRODUCTS = ((512, 4096, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192))

@@ -22,15 +22,16 @@ from bank import InLoop
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tuner import features
-from tuner.backbones import Backbone
-from tuner.blocks import Blocks
+from tuner.bank import features
+from tuner.config import CONF
 from tuner.data import Samples, fmnist_small
 from tuner.device import choose_device, choose_precision, is_cpu
-from tuner.fit import fit, onecycle
-from tuner.heads import Head
-from tuner.plan import Plan
-from tuner.settings import CONF
+from tuner.networks.backbone import Backbone
+from tuner.networks.blocks import Blocks
+from tuner.training.fit import fit
+from tuner.training.heads import Head
+from tuner.training.schedules import onecycle
+from tuner.training.spec import Plan
 
 SAVING = {"as it is": {}, "micro_batch=16": {"micro_batch": 16}, "recompute=true": {"recompute": True}}
 

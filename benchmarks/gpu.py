@@ -14,9 +14,9 @@ default      python -m tuner.train, the whole process: with an empty cache, then
 search       100 trials of hparams_search=optuna at 224 px with an empty cache, and where the time goes. `start` ends
              when trial 0 has its config, `images and network` when it is ready to train. `training` counts an epoch of
              a stack once. `the rest`: reports, pruning, the study, the trials' files.
-heads        a training step of K heads on cached features (4,096, width 512, batch 128, fused AdamW) in tuner.fit.fit:
+heads        a training step of K heads on cached features (4,096, width 512, batch 128, fused AdamW) in fit():
              seconds of an epoch over its steps. The floor is step_bytes() over the bandwidth of the copy.
-extraction   images/s of tuner.features.bank, from uint8 images to the verified file, and of the network alone on images
+extraction   images/s of features.bank(), from uint8 images to the verified file, and of the network alone on images
              that are on the device already. 2 x backbone.macs() operations an image.
 finetune     all five blocks of VGG16 trained at 64 px, batch 128: without augmentation, and with finetune_all's.
              6 x backbone.macs() operations an image: forward, and twice as many backward.
@@ -49,14 +49,16 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from tuner import features, parts
+from tuner.bank import features
+from tuner.config import CONF, build
 from tuner.data import digests, fashion_mnist, fmnist_small
 from tuner.device import choose_device, choose_precision, is_cpu, repeatable, wait
-from tuner.fit import fit, onecycle
-from tuner.heads import Head
-from tuner.plan import Plan
-from tuner.runs import read_metrics, read_result
-from tuner.settings import CONF, build
+from tuner.runs.table import read_metrics, read_result
+from tuner.training import parts
+from tuner.training.fit import fit
+from tuner.training.heads import Head
+from tuner.training.schedules import onecycle
+from tuner.training.spec import Plan
 
 # Seconds of each part, its imports included; together less than 8 minutes. `accuracy` also gets what the others leave.
 LIMITS = {"ceilings": 20, "tests": 75, "default": 50, "search": 150, "heads": 35, "extraction": 45, "finetune": 35}

@@ -22,9 +22,10 @@ import results
 import torch
 
 from tuner.device import choose_device, choose_precision
-from tuner.fit import fit, onecycle
-from tuner.heads import Head
-from tuner.plan import Plan
+from tuner.training.fit import fit
+from tuner.training.heads import Head
+from tuner.training.schedules import onecycle
+from tuner.training.spec import Plan
 
 WIDTHS = (512, 256, 1024)
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}

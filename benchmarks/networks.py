@@ -18,10 +18,11 @@ import results
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tuner.backbones import Backbone
+from tuner.config import build
 from tuner.device import choose_device
-from tuner.runs import Run, read_result
-from tuner.settings import build
+from tuner.networks.backbone import Backbone
+from tuner.runs.run import Run
+from tuner.runs.table import read_result
 from tuner.train import CONF, train
 
 NETWORKS = (

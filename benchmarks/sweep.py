@@ -48,14 +48,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tuner.backbones import Backbone
+from tuner.config import build
 from tuner.data import Data
 from tuner.device import choose_device, wait
-from tuner.heads import widths
-from tuner.runs import read_result
-from tuner.settings import build
+from tuner.networks.backbone import Backbone
+from tuner.runs.table import read_result
 from tuner.sweep.progress import duration
 from tuner.train import CONF
+from tuner.training.heads import widths
 
 WORKERS = max(2, joblib.cpu_count() - 2)  # processes of the plain pipeline's DataLoader
 SMALLEST = ["model=tiny", "data=synthetic", "epochs=2", "batch_size=32", "final.seeds=1"]

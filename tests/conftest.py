@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capfd):
     """Run `python -m tuner.COMMAND ARGUMENTS` in this process; gives (exit code, standard output, standard error)."""
-    from tuner import present
+    from tuner import output as present
 
     def run(name, *arguments):
         module = importlib.import_module(f"tuner.{name}")

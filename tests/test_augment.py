@@ -8,7 +8,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
 from tuner import InputError
-from tuner.augment import OPERATIONS, SIGNED, UNSIGNED, Augment, views
+from tuner.data.augmentation import OPERATIONS, SIGNED, UNSIGNED, Augment, views
 
 SHAPES = [(1, 1, 28, 28), (5, 3, 28, 28), (7, 1, 33, 20), (130, 3, 8, 9), (3, 3, 3, 1)]
 KINDS = [

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tuner import calibration
-from tuner.calibration import bins, calibrated, ece, temperature
+from tuner.runs import calibration
+from tuner.runs.calibration import bins, calibrated, ece, temperature
 
 
 def honest(n=20_000, classes=5, scale=2.0):

@@ -13,7 +13,8 @@ import pytest
 from test_paired import of, scored
 from test_runs import EPOCHS, HEADER, RESULT, make
 
-from tuner import InputError, compare, plots, runs
+from tuner import InputError, compare, plots
+from tuner.runs import table as runs
 
 TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
 FLOATS = [1 / 3, 0.1 + 0.2, 5e-324, 1e22, 0.9999999999999999, 1e-05, 123456.789012345]

@@ -6,12 +6,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from tuner.backbones import Backbone
-from tuner.heads import Head, widths
-from tuner.settings import build, check
+from tuner.config import build, check
+from tuner.networks.backbone import Backbone
 from tuner.sweep import sampling
 from tuner.sweep.plugin import PRUNERS
 from tuner.train import CONF
+from tuner.training.heads import Head, widths
 
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml") if path.parent != CONF)
 MANDATORY = {  # what an option leaves to the user

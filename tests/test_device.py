@@ -16,13 +16,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import tuner
-from tuner import InputError, device, features
-from tuner.backbones import Backbone
-from tuner.blocks import averaged
+from tuner import InputError, device
+from tuner.bank import features
 from tuner.device import Batches, choose_device, choose_precision, exact_float32, free_memory, repeatable, send
-from tuner.fit import constant, fit, predict
-from tuner.heads import Classifier, Head, Stack
-from tuner.plan import Plan
+from tuner.networks.backbone import Backbone
+from tuner.networks.blocks import averaged
+from tuner.training.fit import fit, predict
+from tuner.training.heads import Classifier, Head, Stack
+from tuner.training.schedules import constant
+from tuner.training.spec import Plan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 GB = 2**30
@@ -72,7 +74,7 @@ def fake(gpus):
     gpus.setattr(torch.Tensor, "backward", lambda tensor: None)
     for optimizer in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):
         gpus.setattr(optimizer, "step", lambda *_: None)
-    gpus.setattr("tuner.fit.has_graphs", lambda device: False)
+    gpus.setattr("tuner.training.fit.has_graphs", lambda device: False)
     gpus.setattr(Plan, "feed", lambda plan: plan.seed)
     return FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -130,11 +132,11 @@ def _last(node):
 
 
 def test_no_other_module_knows_kinds_of_devices():
-    """graph.py has CUDA's own calls for graphs."""
+    """cuda_graph.py has CUDA's own calls for graphs."""
 
     found = []
     for path in Path(tuner.__file__).parent.rglob("*.py"):
-        if path.name in ("device.py", "graph.py"):
+        if path.name in ("device.py", "cuda_graph.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             named = getattr(node, "value", None) in ("cuda", "mps") or _last(node) in ("cuda", "mps")

@@ -12,8 +12,9 @@ from PIL import Image
 from sklearn import metrics as sk
 
 import tuner
-from tuner import evaluate, weights
+from tuner import evaluate, runs
 from tuner.data import image_file, synthetic
+from tuner.networks import weights
 
 EXACT = "precision=fp32"  # in bfloat16 sums depend on the size of the batch
 
@@ -230,3 +231,20 @@ def test_a_tensor_gets_its_shape_as_a_file_does(fit, before, after):
     of_tensor = evaluate.shaped(image[None], after, fit)[0].float()
     assert of_tensor.shape == after
     assert (of_file - of_tensor).abs().mean() < 4  # where an odd margin is halved, they differ by a row
+
+
+def test_a_run_of_an_earlier_version_is_read(trained, call, tmp_path):
+    """The functions and classes that its config names have moved since."""
+    folder = tmp_path / "old"
+    shutil.copytree(trained(EXACT), folder)
+    path = folder / ".hydra" / "config.yaml"
+    old = path.read_text()
+    for new, was in (("tuner.training.schedules.", "tuner.fit."), ("tuner.data.augmentation.", "tuner.augment.")):
+        assert new in old
+        old = old.replace(new, was)
+    path.write_text(old)
+    code, out, err = call("evaluate", folder, "--json")
+    assert code == 0, err
+    assert json.loads(out)["accuracy"] == pytest.approx(result(folder)["test_accuracy"])
+    frame = runs.load(folder, trained(EXACT))
+    assert frame["scheduler._target_"].unique().tolist() == ["tuner.training.schedules.onecycle"]

@@ -13,8 +13,8 @@ from PIL import Image
 
 import tuner
 from tuner import InputError, export
-from tuner.backbones import Preprocess
 from tuner.data import synthetic
+from tuner.networks.backbone import Preprocess
 
 LARGE = ("data.size=40", "precision=fp32")  # its images are made smaller: with antialiasing
 NAMES = ["class0", "class1", "class2", "class3"]

@@ -15,14 +15,16 @@ import pytest
 import torch
 from torch import nn
 
-from tuner import InputError, recipe, resume
-from tuner.backbones import Backbone
-from tuner.blocks import Blocks, Pool
+from tuner import InputError, resume
+from tuner.bank.features import bank
 from tuner.data import synthetic
-from tuner.features import bank
-from tuner.fit import fit, onecycle
-from tuner.heads import Head
-from tuner.plan import Plan
+from tuner.networks.backbone import Backbone
+from tuner.networks.blocks import Blocks, Pool
+from tuner.training import recipe
+from tuner.training.fit import fit
+from tuner.training.heads import Head
+from tuner.training.schedules import onecycle
+from tuner.training.spec import Plan
 
 CPU, F32 = torch.device("cpu"), torch.float32
 TINY = ("data=synthetic", "data.n=120", "model=tiny", "batch_size=32", "precision=fp32", "plots=false")

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from tuner.blocks import Blocks, Pool
-from tuner.fit import constant, cosine, fit, onecycle, predict, score
-from tuner.heads import Classifier, Head, Stack
-from tuner.plan import Plan
-from tuner.settings import build
+from tuner.config import build
+from tuner.networks.blocks import Blocks, Pool
 from tuner.train import CONF
+from tuner.training.fit import fit, predict, score
+from tuner.training.heads import Classifier, Head, Stack
+from tuner.training.schedules import constant, cosine, onecycle
+from tuner.training.spec import Plan
 
 CPU, F32 = torch.device("cpu"), torch.float32
 
@@ -214,7 +215,7 @@ def test_a_trunk_is_trained_with_its_head():
 def test_nothing_of_a_training_outlives_it(monkeypatch):
     """Without waiting for Python to look for cycles: in a sweep, each trial's weights must go when it ends."""
     stacks = []
-    monkeypatch.setattr("tuner.fit.Stack", lambda *args: stacks.append(Stack(*args)) or stacks[-1])
+    monkeypatch.setattr("tuner.training.fit.Stack", lambda *args: stacks.append(Stack(*args)) or stacks[-1])
     gc.collect()
     gc.disable()
     try:

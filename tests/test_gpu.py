@@ -1,5 +1,6 @@
 """On a CUDA GPU: `python -m pytest -m gpu`. What needs no card is in test_device.py and test_graph.py."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -15,21 +16,23 @@ from test_finetune import TINY, interrupted, killed
 from test_fit import SPECS, config, problem, run
 
 import tuner
-from tuner import features, graph
-from tuner import fit as fit_module
-from tuner.backbones import Backbone
+from tuner.bank import features
 from tuner.device import choose_device, free_memory
-from tuner.fit import constant, fit
-from tuner.graph import WARM_UP, CapturedStep
-from tuner.heads import Head
-from tuner.plan import Plan
+from tuner.networks.backbone import Backbone
+from tuner.training import cuda_graph as graph
+from tuner.training import fit as fit_module
+from tuner.training.cuda_graph import WARM_UP, CapturedSteps
+from tuner.training.fit import fit
+from tuner.training.heads import Head
+from tuner.training.schedules import constant
+from tuner.training.spec import Plan
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA GPU"),
 ]
 F32, BF16 = torch.float32, torch.bfloat16
-NUMBERS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"]
+LOSSES, ACCURACIES = ["train_loss", "val_loss", "lr"], ["train_accuracy", "val_accuracy"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,7 @@ def limited(gpu):
     total = torch.cuda.get_device_properties(gpu).total_memory
 
     def limit(more: int) -> None:
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + more) / total, gpu)
 
@@ -114,7 +118,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(command, train, argument
 
 
 def test_a_killed_run_of_the_gpu_resumes_on_the_cpu(tmp_path):
-    killed(tmp_path / "run", (*TINY, "data.n=400", "epochs=5", "model.frozen=block1", "device=cuda:0"), 3)
+    killed(tmp_path / "run", (*TINY, "data.n=400", "epochs=100", "model.frozen=block1", "device=cuda:0"), 3)
     words = [sys.executable, "-m", "tuner.resume", str(tmp_path / "run"), "device=cpu"]
     done = subprocess.run(words, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -163,8 +167,9 @@ def test_heads_of_a_stack_that_others_leave_are_trained_as_if_alone(gpu, option,
     tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision == F32 else {"rtol": 2e-2, "atol": 2e-2}
     for ours, theirs in zip(curves, alone, strict=True):
         assert len(ours) == len(theirs)
-        ours, theirs = (torch.tensor([[m[n] for n in NUMBERS] for m in some]) for some in (ours, theirs))
-        assert ours.allclose(theirs, **tolerance)
+        for names, loose in ((LOSSES, tolerance), (ACCURACIES, {"rtol": 0.0, "atol": 0.02})):  # two images may tip
+            a, b = (torch.tensor([[m[name] for name in names] for m in some]) for some in (ours, theirs))
+            assert a.allclose(b, **loose)
 
 
 def departing(gpu, optimizer, schedule, precision, heads=6):
@@ -202,58 +207,51 @@ def test_a_graph_does_what_eager_steps_do(gpu, monkeypatch, option):
     _, eager = run(SPECS, **given)
     for ours, theirs in zip(captured, eager, strict=True):
         for epoch, other in zip(ours, theirs, strict=True):
-            assert {n: epoch[n] for n in NUMBERS} == pytest.approx({n: other[n] for n in NUMBERS}, rel=1e-4, abs=1e-5)
+            assert {n: epoch[n] for n in LOSSES} == pytest.approx({n: other[n] for n in LOSSES}, rel=1e-4, abs=1e-5)
 
 
 def test_a_step_that_cannot_be_captured_is_eager_and_torch_is_as_before(gpu, caplog):
     total, values = torch.zeros((), device=gpu), []
 
     def step(x):
-        values.append(x.sum().item())  # waits for the GPU, which a capture forbids
         total.add_(x.sum())
+        values.append(x.sum().item())  # waits for the GPU, which a capture forbids
 
-    captured = CapturedStep(step, gpu)
-    for i in range(WARM_UP + 3):
-        captured(torch.full((4,), float(i), device=gpu))
-    assert total.item() == sum(4 * i for i in range(WARM_UP + 3))
+    captured, n = CapturedSteps(gpu), WARM_UP + 3
+    for i in range(n):
+        captured(step, torch.full((4,), float(i), device=gpu))
+    assert total.item() == sum(4 * i for i in range(n))
     assert len(caplog.records) == 1
     assert "can't be captured as a CUDA graph" in caplog.text
     torch.rand(3, device=gpu)
     torch.cuda.empty_cache()
-    seen = torch.zeros((), device=gpu)
-    good = CapturedStep(lambda x: seen.add_(x.sum() + torch.rand(2, device=gpu).sum() * 0), gpu)
-    for i in range(WARM_UP + 3):
-        good(torch.full((4,), float(i), device=gpu))
+    seen, good = torch.zeros((), device=gpu), CapturedSteps(gpu)
+    for i in range(n):
+        good(lambda x: seen.add_(x.sum() + torch.rand(2, device=gpu).sum() * 0), torch.full((4,), float(i), device=gpu))
     assert not good.failed
     assert len(good.graphs) == 1
     assert seen.item() == total.item()
 
 
-def test_a_capture_that_runs_out_of_memory_is_eager_or_raised(gpu, limited, caplog):
-    held = []
-
+@pytest.mark.parametrize("may_raise", [True, False])
+def test_a_capture_that_runs_out_of_memory_is_raised_or_eager(gpu, limited, caplog, may_raise):
     def step(x):
-        held.append(torch.empty(2**28, device=gpu))  # 1 GiB
-        held.clear()
         x.add_(1)
+        torch.empty(2**28, device=gpu).zero_()  # 1 GiB
 
-    for may_raise in (True, False):
-        captured = CapturedStep(step, gpu)
-        x = torch.zeros(4, device=gpu)
-        for _ in range(WARM_UP):
-            captured(x)
-        limited(2**27)
-        if may_raise:
-            with pytest.raises(torch.OutOfMemoryError):
-                captured(x, may_raise=True)
-        else:
-            with pytest.raises(torch.OutOfMemoryError):  # the eager step has no room either
-                captured(x)
-            assert captured.failed
-        held.clear()
-        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
-        captured(x)
-        torch.cuda.synchronize()
+    captured, x = CapturedSteps(gpu), torch.zeros(4, device=gpu)
+    for _ in range(WARM_UP):
+        captured(step, x)
+    limited(2**27)
+    with pytest.raises(torch.OutOfMemoryError):  # the eager step has no room, either
+        captured(step, x, may_raise=may_raise)
+    assert captured.failed is not may_raise
+    assert ("can't be captured" in caplog.text) is not may_raise
+    torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+    before = x.sum().item()
+    for _ in range(WARM_UP + 1):
+        captured(step, x)
+    assert x.sum().item() == before + 4 * (WARM_UP + 1)
 
 
 # Memory and precision
@@ -283,7 +281,7 @@ def test_extraction_that_runs_out_of_memory_halves_its_batch(gpu, limited, image
 
 def test_a_stack_that_runs_out_of_memory_is_halved(command, limited):
     words = ("-m", "optimizer.lr=1e-3,2e-3,3e-3,4e-3", "hydra.launcher.stack=4", "model.head.width=16384")
-    limited(1800 * 2**20)  # four heads of 2,048 x 16,384 weights with gradient and two moments take 2,048 MiB
+    limited(1950 * 2**20)  # four heads of 2,048 x 16,384 weights with gradient and two moments take 2,048 MiB
     code, output = command(*words, *TINY, "model.pool=4", "epochs=2")
     assert code == 0, output
     assert "heads are too many at once" in output
@@ -309,7 +307,7 @@ def test_fp32_is_no_tf32(gpu, images):
 
 def test_losses_and_gradients_of_pooling_are_repeatable(gpu):
     assert graph.capturable(torch.optim.AdamW([torch.zeros(1, device=gpu, requires_grad=True)], fused=True))
-    from tuner.blocks import averaged
+    from tuner.networks.blocks import averaged
 
     x = torch.randn(64, 32, 14, 14, device=gpu, requires_grad=True)
     weights = torch.randn(64, 32, 4, 4, device=gpu)

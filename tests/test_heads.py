@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tuner import InputError
-from tuner.blocks import Blocks, Pool
-from tuner.heads import Classifier, Head, Stack, widths
+from tuner.networks.blocks import Blocks, Pool
+from tuner.training.heads import Classifier, Head, Stack, widths
 
 CPU = torch.device("cpu")
 

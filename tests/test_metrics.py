@@ -1,10 +1,10 @@
-"""tuner.metrics: small cases worked out by hand."""
+"""tuner.runs.metrics: small cases worked out by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from tuner.metrics import confusion_matrix, most_confident_mistakes, per_class
+from tuner.runs.metrics import confusion_matrix, most_confident_mistakes, per_class
 
 LABELS, PREDICTED = [0, 0, 0, 1, 1, 3], [0, 0, 1, 1, 0, 3]  # class 2 has no image
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import tuner
 from tuner import InputError, data
 from tuner.data import image_file, synthetic
-from tuner.heads import Classifier, Head, Stack
-from tuner.model import Layers
+from tuner.inference.model import Layers
+from tuner.training.heads import Classifier, Head, Stack
 
 CUTS = [
     (),

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tuner import InputError
-from tuner.backbones import Backbone
-from tuner.weights import find
+from tuner.networks.backbone import Backbone
+from tuner.networks.weights import find
 
 
 def blocks_of(name, image_size, **options):

@@ -8,7 +8,7 @@ import time
 import pytest
 from scipy.stats import binomtest
 
-from tuner import paired
+from tuner.analysis import paired
 
 HEADER = ["split", "image", "label", "predicted", "confidence"]
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import tuner
-from tuner import maps, predict
+from tuner import predict
+from tuner.inference import evidence as maps
 
 RGB = ("precision=fp32", "data.channels=3")
 

@@ -1,102 +1,43 @@
-"""Who may import whom. Imports run one way, and a library appears only in the rooms that it belongs to."""
+"""Who may import whom: imports run one way, and a library appears only in the rooms that it belongs to."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tuner"
-MAY_IMPORT = {  # room -> the other rooms that it may import
-    "__init__": {"model"},
-    "device": set(),
-    "files": set(),
-    "stored": {"files"},
-    "data": {"files", "stored"},
-    "networks": set(),
-    "weights": {"networks"},
-    "blocks": set(),
-    "backbones": {"blocks", "device", "networks", "weights"},
-    "augment": set(),
-    "features": {"augment", "backbones", "data", "device", "stored"},
-    "heads": {"blocks", "device"},
-    "graph": {"device"},
-    "plan": {"augment", "heads"},
-    "fit": {"blocks", "device", "graph", "heads", "plan"},
-    "metrics": set(),
-    "calibration": set(),
-    "plots": {"files"},
-    "trackers": set(),
-    "runs": {"files", "plots", "trackers"},
-    "settings": set(),
-    "sweep": {"device", "files"},
-    "scoring": {"calibration", "data", "metrics", "plan", "plots", "runs"},
-    "parts": {"augment", "backbones", "data", "device", "features", "settings"},
-    "trainer": {"blocks", "device", "fit", "heads", "parts", "plan"},
-    "recipe": {"heads", "model", "parts", "plan", "runs", "settings", "trainer"},
-    "train": {
-        "calibration",
-        "checkpoint",
-        "data",
-        "device",
-        "files",
-        "fit",
-        "parts",
-        "plan",
-        "recipe",
-        "runs",
-        "scoring",
-        "settings",
-        "sweep",
-        "trackers",
-        "trainer",
-    },
-    "checkpoint": {"files", "runs"},
-    "resume": {"runs"},
-    "paired": set(),
-    "inspection": {"plots", "resume", "sweep"},
-    "advice": {"inspection", "paired", "plots", "sweep"},
-    "present": {"files"},
-    "model": {"data", "device", "parts", "settings"},
-    "maps": {"blocks", "model"},
-    "predict": {"data", "device", "maps", "model", "plots", "present"},
-    "export": {"blocks", "files", "model", "predict", "present", "settings"},
-    "evaluate": {
-        "calibration",
-        "data",
-        "device",
-        "metrics",
-        "model",
-        "plots",
-        "present",
-        "runs",
-        "scoring",
-        "settings",
-    },
-    "compare": {"paired", "plots", "present", "runs"},
-    "study": {"advice", "inspection", "plots", "present", "sweep"},
-}
+COMMANDS = {"train", "study", "compare", "predict", "evaluate", "export", "resume", "cache"}
+ROOMS = (  # a module or a package, each above all that it may import
+    *("files", "targets", "device", "cache_files", "output", "config"),
+    *("data", "networks", "plots", "bank", "runs", "training", "sweep", "inference", "analysis"),
+)
 ONLY_IN = {
-    "hydra": {"evaluate", "settings", "sweep", "train"},
-    "omegaconf": {"evaluate", "model", "parts", "recipe", "runs", "settings", "sweep", "train"},
-    "optuna": {"advice", "inspection", "study", "sweep"},
+    "hydra": {"config", "evaluate", "sweep", "train"},
+    "omegaconf": {"config", "evaluate", "inference", "runs", "sweep", "train", "training"},
+    "optuna": {"analysis", "study", "sweep"},
     "optuna_dashboard": {"study"},
     "psutil": {"sweep"},
     "greenlet": {"sweep"},
-    "pandas": {"advice", "compare", "evaluate", "inspection", "paired", "plots", "predict", "present", "runs", "study"},
-    "matplotlib": {"plots", "runs", "scoring", "study"},
-    "plotly": {"compare", "present"},
-    "rich": {"present", "study"},
-    "sklearn": {"metrics"},
-    "scipy": {"calibration"},
+    "pandas": {"analysis", "compare", "evaluate", "output", "plots", "predict", "runs", "study"},
+    "matplotlib": {"plots", "runs", "study"},
+    "plotly": {"compare", "output"},
+    "rich": {"output", "study"},
+    "sklearn": {"runs"},
+    "scipy": {"analysis", "plots", "runs"},
     "PIL": {"data"},
     "onnxruntime": {"export"},
-    "torchvision": {"augment", "backbones", "networks", "weights", "data"},
+    "torchvision": {"data", "networks"},
     "timm": {"networks"},
-    "huggingface_hub": {"weights"},
-    "tensorboard": {"trackers"},
-    "mlflow": {"trackers"},
-    "wandb": {"trackers"},
+    "huggingface_hub": {"networks"},
+    "tensorboard": {"runs"},
+    "mlflow": {"runs"},
+    "wandb": {"runs"},
 }
+
+
+def rank(room: str) -> int:
+    return len(ROOMS) if room in COMMANDS else ROOMS.index(room)
 
 
 def imported() -> list[tuple[str, str]]:
@@ -114,12 +55,24 @@ def imported() -> list[tuple[str, str]]:
     return found
 
 
-def test_rooms_import_one_way():
+def test_the_page_on_design_lists_the_layers_from_the_top_down():
+    listed = re.findall(r"^\| `(\w+)` \|", (PACKAGE.parent / "docs" / "design.md").read_text(), flags=re.MULTILINE)
+    assert tuple(reversed(listed)) == ROOMS
+
+
+def test_every_room_has_its_place():
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms == {*ROOMS, *COMMANDS, "__init__"}
+
+
+def test_imports_run_downwards_and_no_command_is_imported():
     for room, module in imported():
-        parts = module.split(".")
-        if parts[0] == "tuner" and len(parts) > 1 and parts[1] in rooms and parts[1] != room:
-            assert parts[1] in MAY_IMPORT[room], f"{room} imports {module}"
+        name = module.split(".")[1] if module.startswith("tuner.") else ""
+        if (
+            name not in (*ROOMS, *COMMANDS) or name == room or room == "__init__"
+        ):  # its load() imports when it is called
+            continue
+        assert rank(name) < rank(room), f"{room} imports {module}"
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from tuner import InputError, runs
+from tuner import InputError
+from tuner.runs import run as run_module
+from tuner.runs import table as runs
 
 HEADER = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,seconds\n"  # as an older version had it
 EPOCHS = "1,0.9,0.5,0.8,0.6,0.001,0.25\n2,0.7,0.625,0.75,0.65,0.0005,0.25\n"
@@ -46,13 +48,13 @@ def found(*folders):
 
 
 def test_one_process_at_a_time_writes_a_run(tmp_path):
-    first = runs.Run(tmp_path)
+    first = run_module.Run(tmp_path)
     first.log_epoch(1, {})
     with pytest.raises(InputError, match=r"another process is at work on the run in .*: wait for it, or end it"):
-        runs.Run(tmp_path)
+        run_module.Run(tmp_path)
     assert len(first.metrics()) == 1
     first.close()
-    runs.Run(tmp_path).close()
+    run_module.Run(tmp_path).close()
     assert not (tmp_path / ".lock").exists()
 
 
@@ -60,8 +62,8 @@ def test_where_a_file_system_has_no_locks_a_run_says_so_and_goes_on(tmp_path, mo
     def acquire(self, **options):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
-    monkeypatch.setattr(runs.FileLock, "acquire", acquire)
-    run = runs.Run(tmp_path)
+    monkeypatch.setattr(run_module.FileLock, "acquire", acquire)
+    run = run_module.Run(tmp_path)
     assert "take care that one process alone works on it" in caplog.text
     run.close()
 
@@ -348,4 +350,4 @@ def test_yaml_that_no_config_has_is_shown_as_text():
 def test_a_damaged_result_is_no_reason_to_overwrite_a_folder_silently():
     folder = make("outputs/1", {}, "{")
     with pytest.raises(ValueError, match=r"result\.json: "):
-        runs.Run(folder)
+        run_module.Run(folder)

@@ -24,7 +24,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from tuner import InputError, inspection, study
+from tuner import InputError, study
+from tuner.analysis import study as inspection
 from tuner.sweep import storage
 
 PACKAGE = str(Path(study.__file__).parents[1])

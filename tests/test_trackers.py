@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.trackers import Tracker
+from tuner.runs.trackers import Tracker
 
 TINY = ("data=synthetic", "model=tiny", "epochs=4", "batch_size=32")
 SEARCH = (  # a trial that is completed, one that is pruned, one that diverges; then the best
@@ -224,7 +224,7 @@ def test_several_processes_open_a_new_mlflow_store_at_once(tmp_path):
         import sys, warnings
         warnings.simplefilter("ignore")
         from pathlib import Path
-        from tuner.trackers import MLflow
+        from tuner.runs.trackers import MLflow
         name, uri = sys.argv[1], "sqlite:///{tmp_path}/mlflow.db"
         tracker = MLflow(Path(name), "mine", name, {{"lr": 0.1}}, uri=uri)
         tracker.log_epoch(1, {{"train_loss": 1.0}})

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tuner import features, weights
-from tuner.runs import Run
+from tuner.bank import features
+from tuner.networks import weights
+from tuner.runs.run import Run
 
 TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
 FILES = {

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import get_model, get_model_weights
 
 from tuner import InputError
-from tuner.backbones import Backbone
-from tuner.weights import BUNDLED, IMAGENET_MEAN, IMAGENET_STD, find
+from tuner.networks.backbone import Backbone
+from tuner.networks.weights import BUNDLED, IMAGENET_MEAN, IMAGENET_STD, find
 
 SHA256 = "08c15c59675ae074b9da1cccd2e6c3a9880891b9340305299eec547cfe79bdc8"
 KNOWN = "use bundled, IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT, a path, or null (random)"

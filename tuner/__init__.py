@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tuner.model import Model
+    from tuner.inference.model import Model
 
 __version__ = "0.1.0"
 
@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> "Model":
-    """The model that a run has trained: see `tuner.model.load`."""
-    from tuner.model import load  # imports torch, which takes seconds
+    """The model that a run has trained: see `tuner.inference.model.load`."""
+    from tuner.inference.model import load  # imports torch, which takes seconds
 
     return load(run, device=device, precision=precision)

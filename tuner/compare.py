@@ -14,7 +14,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuner import InputError, paired, plots, present, runs
+from tuner import InputError, output, plots
+from tuner.analysis import paired
+from tuner.runs import table as runs
 
 log = logging.getLogger("tuner.compare")
 ROWS = 30  # on the terminal, unless --top asks for more
@@ -164,7 +166,7 @@ def _side_by_side(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def _difference(a: Any, b: Any) -> float | None:
-    return b - a if present.is_number(a) and present.is_number(b) else None
+    return b - a if output.is_number(a) and output.is_number(b) else None
 
 
 # The command
@@ -208,11 +210,11 @@ def show_runs(args: argparse.Namespace) -> None:
         write(args, table.head(args.top or len(table)), chosen, summary)
     if args.csv or args.json:
         top = table.head(args.top or len(table))[chosen]
-        present.print_csv(top) if args.csv else present.print_json(present.records(top))
+        output.print_csv(top) if args.csv else output.print_json(output.records(top))
     else:
         top = table.head((ROWS if args.top is None else args.top) or len(table))
-        short = top.assign(folder=top.folder.map(present.near)) if "folder" in top else top
-        present.terminal(short[chosen])
+        short = top.assign(folder=top.folder.map(output.near)) if "folder" in top else top
+        output.terminal(short[chosen])
         more = f"; {len(table) - len(top):,} more with --top 0" if len(top) < len(table) else ""
         print(f"\n{summary}{more}")
 
@@ -257,17 +259,17 @@ def show_pair(args: argparse.Namespace) -> None:
     if args.plots or args.html:
         written = runs.load(*args.folders, resolve=False)
         frame = runs.resolved(written)
-        more = [(titles[name], present.html_table(table, args.out)) for name, table in tables.items()]
+        more = [(titles[name], output.html_table(table, args.out)) for name, table in tables.items()]
         write(args, frame, columns(frame, None, differing(written)), paired.verdict(both), more)
     if args.json:
-        present.print_json(both | {name: present.records(table) for name, table in tables.items()})
+        output.print_json(both | {name: output.records(table) for name, table in tables.items()})
         return
     if args.csv:
-        present.print_csv(pd.concat(tables, names=["table"]).reset_index("table"))
+        output.print_csv(pd.concat(tables, names=["table"]).reset_index("table"))
         return
     print(f"a  {both['a']}\nb  {both['b']}\n")
     for name, frame in tables.items():
-        present.terminal(frame, titles[name]) if len(frame) else print(titles[name])
+        output.terminal(frame, titles[name]) if len(frame) else print(titles[name])
         print()
     print(paired.verdict(both))
 
@@ -297,10 +299,10 @@ def write(
         log.info("pictures: %s", args.out)
     if args.html:
         path = args.out / "compare.html"
-        sections = [("Runs", present.html_text(summary) + present.html_table(table[chosen], args.out)), *more]
+        sections = [("Runs", output.html_text(summary) + output.html_table(table[chosen], args.out)), *more]
         if curves:
-            sections.append(("Validation accuracy by epoch", present.html_figure(_interactive(curves))))
-        present.page(path, "Runs compared", sections)
+            sections.append(("Validation accuracy by epoch", output.html_figure(_interactive(curves))))
+        output.page(path, "Runs compared", sections)
         log.info("page: %s", path)
 
 
@@ -313,7 +315,7 @@ def _labels(table: pd.DataFrame) -> list[str]:
         return [str(folder.relative_to(above)) for folder in folders]
     keys = [str(key) for key in table][: list(table).index("runs")]
     rows = table[keys].itertuples(index=False)
-    return [", ".join(map("{} {}".format, keys, map(present.shown, row))) or "all runs" for row in rows]
+    return [", ".join(map("{} {}".format, keys, map(output.shown, row))) or "all runs" for row in rows]
 
 
 def _curves(table: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -342,4 +344,4 @@ def _summary(frame: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    present.command(main)
+    output.command(main)

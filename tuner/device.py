@@ -1,6 +1,6 @@
 """Every decision about devices: CPU, CUDA and Apple's MPS.
 
-No other module names a kind of device or compares two devices; graph.py alone has CUDA's own calls, for its graphs. A
+No other module names a kind of device or compares two devices, except for the CUDA calls in training/cuda_graph.py. A
 device here is what a tensor on it reports: `cuda:0`, never `cuda`. MPS is written after torch's documentation and has
 not been run.
 """
@@ -18,6 +18,10 @@ from tuner import InputError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+# Without it cuBLAS may sum in any order. It is read once, at the first product, and costs nothing where nobody asks for
+# deterministic algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 CHOICES = "auto, cpu, cuda, cuda:N or mps"
 # Images a batch of a frozen network, by measurement (benchmarks/README.md): as many as keep the inputs and outputs of
 # its largest layer within so many numbers, and no more than so many images.
@@ -192,7 +196,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device had too little memory. Libraries below torch raise RuntimeErrors of their own for it."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    reasons = ("CUDA error: out of memory", "MPS backend out of memory", "_STATUS_ALLOC_FAILED")
+    # cuBLAS, cuDNN 9, and cuDNN where no plan's workspace had room
+    reasons = (
+        *("CUDA error: out of memory", "MPS backend out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED"),
+        "unable to find an engine",
+    )
     return isinstance(error, RuntimeError) and any(reason in str(error) for reason in reasons)
 
 
@@ -264,7 +272,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
     """Where a GPU has a deterministic algorithm it is used, and float32 is exact: same seed, same numbers.
 
     Operations without one run all the same; README.md says which networks have them. The state of the process is as
-    before afterwards, except for CUBLAS_WORKSPACE_CONFIG, which cuBLAS reads once.
+    before afterwards.
     """
     if device.type == "cpu":
         yield
@@ -272,8 +280,6 @@ def repeatable(device: torch.device) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
     fill = settings.fill_uninitialized_memory
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
     with exact_float32(device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
         try:

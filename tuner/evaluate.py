@@ -16,13 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from tuner import InputError, calibration, metrics, model, plots, present
+from tuner import InputError, output, plots
+from tuner.config import CONF, OURS, build
 from tuner.data import Data, Samples
 from tuner.device import CHOICES, Batches, send
-from tuner.model import Model
-from tuner.runs import read_result, write_table
-from tuner.scoring import Scored, pictures, tables
-from tuner.settings import CONF, OURS, build
+from tuner.inference import model
+from tuner.inference.model import Model
+from tuner.runs import calibration, metrics
+from tuner.runs.run import write_table
+from tuner.runs.scoring import Scored, pictures, tables
+from tuner.runs.table import read_result
 
 log = logging.getLogger("tuner.evaluate")
 
@@ -211,10 +214,10 @@ def main() -> None:
     if args.out:
         write(parts, one.classes, args.out)
     if args.json:
-        present.print_json(found)
+        output.print_json(found)
         return
     rows = pd.DataFrame(found.pop("per_class"))
-    present.terminal(rows, "By class")
+    output.terminal(rows, "By class")
     print()
     for key, value in found.items():
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
@@ -240,4 +243,4 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    present.command(main)
+    output.command(main)

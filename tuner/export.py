@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tuner import InputError, model, present
-from tuner.blocks import Preprocess
+from tuner import InputError, output
+from tuner.config import build
+from tuner.data.image_file import named
 from tuner.files import replacing
-from tuner.model import Model
-from tuner.predict import files
-from tuner.settings import build
+from tuner.inference import model
+from tuner.inference.model import Model
+from tuner.networks.blocks import Preprocess
 
 log = logging.getLogger("tuner.export")
 
@@ -153,7 +154,7 @@ def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, flo
 def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[torch.Tensor, str]:
     """uint8 [N, *input_shape] to compare on, and what they are: files, the run's test images, or random ones."""
     if inputs:
-        found = files(inputs)[:IMAGES]
+        found = named(inputs)[:IMAGES]
         return torch.stack([original.read(path) for path in found]), "of the files given"
     try:
         test = build("data", model.config_of(model.file_of(run).parent)).test.images
@@ -203,4 +204,4 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    present.command(main)
+    output.command(main)

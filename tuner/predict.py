@@ -14,11 +14,12 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tuner import InputError, model, plots, present
+from tuner import InputError, output, plots
 from tuner.data import image_file
 from tuner.device import CHOICES
-from tuner.maps import Explainer
-from tuner.model import Model
+from tuner.inference import model
+from tuner.inference.evidence import Explainer
+from tuner.inference.model import Model
 
 log = logging.getLogger("tuner.predict")
 READERS = min(8, os.cpu_count() or 1)  # threads that decode files; what each holds is one image in full
@@ -55,23 +56,6 @@ def predicted(models: Sequence[Model], paths: Sequence[Path]) -> Iterator[Batch]
             ]
             mean = torch.stack(each).mean(0) if each else torch.empty(0, len(models[0].classes))
             yield Batch([path for path, _ in images], mean, broken)
-
-
-def files(inputs: Sequence[Path]) -> list[Path]:
-    """The files that are named, and the images in or below the folders that are. Raises InputError where one is not."""
-    found: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            inside = image_file.find(path)
-            if not inside:
-                raise InputError(f"there is no image in {path}")
-            found += inside
-        elif path.exists():
-            image_file.check_name(path)
-            found.append(path)
-        else:
-            raise InputError(f"there is no file or folder {path}")
-    return list(dict.fromkeys(found))
 
 
 def load(runs: Sequence[Path], device: str, precision: str) -> list[Model]:
@@ -129,7 +113,7 @@ def main() -> None:
     args = _arguments().parse_intermixed_args()  # options stand anywhere
     if args.maps and args.others:
         raise InputError("--maps explains one run: leave --with out")
-    paths = files(args.inputs)
+    paths = image_file.named(args.inputs)
     models = load([args.run, *args.others], args.device, args.precision)
     classes = models[0].classes
     if not 1 <= args.top <= len(classes):
@@ -151,9 +135,9 @@ def main() -> None:
             broken += len(batch.broken)
             bar.update(len(batch.paths) + len(batch.broken))
     if args.json:
-        present.print_json(present.records(pd.concat(tables)))
+        output.print_json(output.records(pd.concat(tables)))
     elif not args.csv:
-        present.terminal(pd.concat(tables))
+        output.terminal(pd.concat(tables))
     if maps:
         log.info("maps: %s", args.maps)
     if broken:
@@ -182,4 +166,4 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    present.command(main)
+    output.command(main)

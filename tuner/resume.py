@@ -4,14 +4,14 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tuner import InputError
-from tuner.runs import CHECKPOINT
+from tuner.config import config_options
+from tuner.runs.run import CHECKPOINT
 
 
 def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
@@ -38,14 +38,6 @@ def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
         raise InputError(f"{folder}/.hydra/hydra.yaml does not say how the run was started ({error})") from error
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [sys.executable, "-m", "tuner.train", *options, *given, *more, f"hydra.run.dir='{quoted}'"], cwd
-
-
-def config_options(hydra: Mapping[str, Any]) -> list[str]:
-    """What Hydra was told beside overrides, from a run's .hydra/hydra.yaml: --config-dir and --config-name."""
-    folders = [s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "command-line"]
-    name = hydra["job"]["config_name"]
-    options = [text for path in folders for text in ("--config-dir", path)]
-    return options + ([] if name in ("train", None) else ["--config-name", name])
 
 
 def main() -> None:

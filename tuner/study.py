@@ -19,9 +19,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tuner import InputError, inspection, plots, present
-from tuner.advice import advice, certainty
-from tuner.inspection import Inspection
+from tuner import InputError, output, plots
+from tuner.analysis import study as inspection
+from tuner.analysis.advice import advice, certainty
+from tuner.analysis.study import Inspection
 from tuner.sweep import account, storage
 from tuner.sweep.progress import duration
 
@@ -51,9 +52,9 @@ def main() -> None:
     if args.plots or args.html:
         write(s, args.out or s.folder, args.plots, args.html)
     if args.csv:
-        present.print_csv(s.trials)
+        output.print_csv(s.trials)
     elif args.json:
-        present.print_json(as_json(s))
+        output.print_json(as_json(s))
     else:
         show(s, args.top, Console())
 
@@ -94,7 +95,7 @@ def show(s: Inspection, top: int, console: Console) -> None:
     console.print(Text(headline(s), "bold"), soft_wrap=True)
     print()
     for title, table in tables(s, top).items():
-        present.terminal(table, title)
+        output.terminal(table, title)
         print()
     for title, lines in texts(s).items():
         print(title)
@@ -109,7 +110,7 @@ def headline(s: Inspection) -> str:
     counts = ", ".join(f"{count} {state.lower()}" for state, count in s.states.most_common())
     took = s.trials.end.max() - s.trials.start.min()
     time_taken = f", {duration(took.total_seconds())}" if pd.notna(took) else ""
-    where = f" in {present.near(s.folder)}" if s.folder else ""
+    where = f" in {output.near(s.folder)}" if s.folder else ""
     trials = f"{len(s.frozen)} trial{'s' * (len(s.frozen) != 1)}"
     return f"study {s.study.study_name}{where}: {trials} ({counts or 'none yet'}){time_taken}"
 
@@ -139,7 +140,7 @@ def listed(s: Inspection, trials: pd.DataFrame) -> pd.DataFrame:
     """Trials with the columns that people look at, values under the objectives' names."""
     searched = [p.name for p in s.parameters]
     number = trials.number.astype(str) + trials.baseline.map({True: " (default)", False: ""})
-    table = trials.assign(trial=number, folder=[folder and present.near(folder) for folder in trials.folder])
+    table = trials.assign(trial=number, folder=[folder and output.near(folder) for folder in trials.folder])
     return table[["trial", *s.values, *searched, "epochs", "seconds", "folder"]].rename(
         columns=dict(zip(s.values, s.objectives, strict=True))
     )
@@ -151,8 +152,8 @@ def texts(s: Inspection) -> dict[str, list[str]]:
 
 
 def as_json(s: Inspection) -> dict[str, Any]:
-    best, rows = s.best, present.records(s.trials)
-    params = present.records(pd.DataFrame([best.params]))[0] if best else {}
+    best, rows = s.best, output.records(s.trials)
+    params = output.records(pd.DataFrame([best.params]))[0] if best else {}
     return {
         "study": s.study.study_name,
         "storage": storage.shown(s.spec),
@@ -201,15 +202,15 @@ def figures(s: Inspection) -> Iterator[tuple[str, Figure]]:
 
 
 def write_page(s: Inspection, path: Path) -> None:
-    sections = [("Summary", present.html_text(headline(s)))]
-    sections += [(title, present.html_table(table, path.parent)) for title, table in tables(s, 10).items()]
-    sections += [(title, present.html_text("\n".join(lines))) for title, lines in texts(s).items()]
-    sections += [(title, present.html_figure(figure)) for title, figure in interactive(s)]
+    sections = [("Summary", output.html_text(headline(s)))]
+    sections += [(title, output.html_table(table, path.parent)) for title, table in tables(s, 10).items()]
+    sections += [(title, output.html_text("\n".join(lines))) for title, lines in texts(s).items()]
+    sections += [(title, output.html_figure(figure)) for title, figure in interactive(s)]
     named = {"number": "trial"} | dict(zip(s.values, s.objectives, strict=True))
     everything = s.trials.drop(columns="baseline").dropna(axis=1, how="all").rename(columns=named)
-    everything["folder"] = [folder and present.near(folder) for folder in s.trials.folder]
-    sections.append(("All trials", present.html_table(everything, path.parent)))
-    present.page(path, f"Study {s.study.study_name}", sections)
+    everything["folder"] = [folder and output.near(folder) for folder in s.trials.folder]
+    sections.append(("All trials", output.html_table(everything, path.parent)))
+    output.page(path, f"Study {s.study.study_name}", sections)
 
 
 def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
@@ -263,7 +264,7 @@ def watch(args: argparse.Namespace) -> None:
 
 def glance(s: Inspection, top: int, width: int) -> Group:
     tables = best_trials(s, top).values()
-    return Group(Text(headline(s), "bold"), *(present.within(table, width) for table in tables))
+    return Group(Text(headline(s), "bold"), *(output.within(table, width) for table in tables))
 
 
 def dashboard(args: argparse.Namespace) -> None:
@@ -286,4 +287,4 @@ def dashboard(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    present.command(main)
+    output.command(main)

@@ -17,22 +17,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
-from tuner import InputError, calibration
-from tuner.checkpoint import Checkpoint
+from tuner import InputError
+from tuner.config import CONF, anchor, build, called, check, wanted
 from tuner.data import Data
 from tuner.device import describe
 from tuner.files import no_space
-from tuner.fit import DivergedError
-from tuner.parts import Parts, parts
-from tuner.plan import Metrics, OnEpoch, Plan
-from tuner.recipe import begun, hidden, judge, plan
-from tuner.runs import CHECKPOINT, Run
-from tuner.scoring import Scored, measures, report
-from tuner.settings import CONF, TRUSTED, anchor, build, called, check, wanted
+from tuner.runs import calibration
+from tuner.runs.run import CHECKPOINT, Run
+from tuner.runs.scoring import Scored, measures, report
+from tuner.runs.trackers import Tracker, UnreachableError
 from tuner.sweep import plugin, trial
 from tuner.sweep.fused import together
-from tuner.trackers import Tracker, UnreachableError
-from tuner.trainer import Trainer, train_all
+from tuner.targets import TRUSTED
+from tuner.training.checkpoint import Checkpoint
+from tuner.training.fit import DivergedError
+from tuner.training.parts import Parts, parts
+from tuner.training.recipe import begun, hidden, judge, plan
+from tuner.training.spec import Metrics, OnEpoch, Plan
+from tuner.training.trainer import Trainer, train_all
 
 plugin.register()
 log = logging.getLogger("tuner.train")
@@ -69,7 +71,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
         rows = torch.arange(len(data.test))
         log_p, accuracies["test"] = trained.score(features(run, made, "x_test"), data.test.labels, rows)
         scored.append(Scored("test", data.test, rows, log_p, temperature))
-    report(run, scored, data.classes, accuracies, fitted, draw=wanted(cfg.plots, in_sweep))
+    report(run, scored, data.classes, accuracies, fitted.epoch, draw=wanted(cfg.plots, in_sweep))
 
     measured = measures(scored, data.classes)
     measured["val_balanced_accuracy"] = fitted.metrics["val_balanced_accuracy"]
@@ -126,7 +128,7 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     accuracies = {"train": train_accuracy, "test": tests[0]}
     fitted = trained[0].fitted
     scored = [Scored("test", data.test, everything, scores[0][0], temperature)]
-    report(run, scored, data.classes, accuracies, fitted, draw=cfg.plots is not False)
+    report(run, scored, data.classes, accuracies, fitted.epoch, draw=cfg.plots is not False)
     run.save_config(runnable(cfg))
 
     mean, spread = statistics.mean(tests), statistics.stdev(tests) if len(tests) > 1 else 0.0

@@ -7,7 +7,7 @@ from matplotlib.image import AxesImage
 from seen import legible, note, texts
 
 from tuner import plots
-from tuner.calibration import bins, calibrated
+from tuner.runs.calibration import bins, calibrated
 
 
 def log_p(n, classes=4):

@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from tuner import device, fit, train, trainer
-from tuner.runs import METRICS
+from tuner import device, train
+from tuner.runs.run import METRICS
+from tuner.training import fit, trainer
 
 log = logging.getLogger("program")
 TINY = ("data=synthetic", "model=tiny", "model.head.width=16", "epochs=3", "batch_size=64", "device=cpu")

@@ -13,7 +13,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from test_launchers import assert_nothing_is_left
 
-from tuner import InputError, inspection
+from tuner import InputError
+from tuner.analysis import study as inspection
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 

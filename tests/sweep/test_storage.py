@@ -82,6 +82,9 @@ def test_what_is_no_url_is_refused(choice):
         ("sqlite:////a/optuna.db", "sqlite:////a/optuna.db"),
         ("journal:////a/ann:secret@b", "journal:////a/ann:secret@b"),
         ("postgresql://ann:secret@host:5432/db", "postgresql://ann:***@host:5432/db"),
+        ("postgresql://ann:sec@ret@host:5432/db", "postgresql://ann:***@host:5432/db"),
+        ("postgresql://ann:se/c@re:t@host/db", "postgresql://ann:***@host/db"),
+        ("postgresql://host/db?user=ann&password=sec@ret", "postgresql://host/db?user=ann&password=***"),
         ("mysql+pymysql://ann@host/db", "mysql+pymysql://ann@host/db"),
     ],
 )

@@ -22,14 +22,14 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from tuner import InputError, stored
+from tuner import InputError, cache_files
 from tuner.data import Samples, digests
 from tuner.data.image_file import BrokenImageError, check_fit, read
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # raise it when the same key would come to mean other pixels
-IMAGES = stored.Kind("the array of images", "the images", "decoding", "decoded", "choose smaller images")
+IMAGES = cache_files.Kind("the array of images", "the images", "decoding", "decoded", "choose smaller images")
 CHUNK = 2**22  # bytes that a thread decodes at a time, about: memory is this, times WINDOW, times the threads
 WINDOW = 3  # chunks a thread, under way or waiting to be written
 LEGIBLE = 200  # characters of a name: a wrong column of a table may hold anything
@@ -110,7 +110,7 @@ def _array(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     size = count * (shape[0] * shape[1] * shape[2] + 8)
-    return stored.obtain(
+    return cache_files.obtain(
         cache_dir / "images" / f"{name}.safetensors",
         IMAGES,
         partial(_read, count=count, shape=shape),
@@ -155,7 +155,7 @@ def _checksum(coded: bytes | bytearray, listed: bytes) -> str:
 def _write(file: BinaryIO, files: Files, shape: tuple[int, int, int], fit: str, metadata: dict[str, str]) -> None:
     def header(n: int, length: int, checksum: str, at_least: int | None = None) -> bytes:
         tensors = {"images": ("U8", (n, *shape)), "digests": ("U8", (n, 8)), "broken": ("U8", (length,))}
-        return stored.header(metadata | {"sha256": checksum}, tensors, at_least)
+        return cache_files.header(metadata | {"sha256": checksum}, tensors, at_least)
 
     longest = header(len(files.names), 10**12, "0" * 64)
     file.write(longest)

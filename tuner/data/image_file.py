@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -211,3 +211,20 @@ def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tu
     """Without what rounding put outside of the image."""
     left, top, right, bottom = box
     return max(0.0, left), max(0.0, top), min(float(size[0]), right), min(float(size[1]), bottom)
+
+
+def named(inputs: Sequence[Path]) -> list[Path]:
+    """The files that are named, and the images in or below the folders that are. Raises InputError where one is not."""
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = find(path)
+            if not inside:
+                raise InputError(f"there is no image in {path}")
+            found += inside
+        elif path.exists():
+            check_name(path)
+            found.append(path)
+        else:
+            raise InputError(f"there is no file or folder {path}")
+    return list(dict.fromkeys(found))

@@ -97,7 +97,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], split: str) -> 
 def per_class(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, split: str) -> Figure:
     """Accuracy of each class as bars, the highest on top, with its support, and a line at the overall accuracy.
 
-    rows: as `tuner.metrics.per_class` gives them. Past 40 classes only the 35 lowest and the 5 highest are drawn.
+    rows: as `tuner.runs.metrics.per_class` gives them. Past 40 classes only the 35 lowest and the 5 highest are drawn.
     """
     table = pd.DataFrame(rows).sort_values(["accuracy", "support"], ascending=[True, False], kind="stable")
     tested = table[table["support"] > 0]

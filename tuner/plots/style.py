@@ -126,19 +126,10 @@ def limits(low: float, high: float, room: float = 0.08) -> tuple[float, float]:
 
 def spread(heights: Sequence[float], gap: float) -> np.ndarray:
     """The heights moved as little as is needed for each two to be `gap` apart, in the same order."""
+    from scipy.optimize import isotonic_regression  # slow to import, and few figures need it
+
     order = np.argsort(heights, kind="stable")
     steps = gap * np.arange(len(order))
     moved = np.empty(len(order))
-    moved[order] = isotonic(np.asarray(heights, float)[order] - steps) + steps
+    moved[order] = isotonic_regression(np.asarray(heights, float)[order] - steps).x + steps
     return moved
-
-
-def isotonic(values: np.ndarray) -> np.ndarray:
-    """The nearest values, by least squares, that never fall: neighbours in the wrong order become their mean."""
-    blocks: list[tuple[float, int]] = []  # (mean, how many)
-    for value in values:
-        blocks.append((float(value), 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (mean, n), (other, m) = blocks.pop(), blocks.pop()
-            blocks.append(((mean * n + other * m) / (n + m), n + m))
-    return np.repeat([mean for mean, _ in blocks], [n for _, n in blocks])

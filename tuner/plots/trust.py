@@ -14,7 +14,7 @@ from tuner.plots.style import BLUE, GRID, INK, LIGHT, MUTED, NAME, ORANGE, TEXT
 def reliability(before: Sequence[Any], after: Sequence[Any], temperature: float, split: str) -> Figure:
     """Accuracy by confidence, in bins, without and with the temperature; the diagonal is what it should be.
 
-    before, after: the bins of `tuner.calibration.bins`, (images, confidence, accuracy), the lowest confidence first.
+    before, after: what `calibration.bins` gives, (images, confidence, accuracy), the lowest confidence first.
     """
     errors = [_error(bins) for bins in (before, after)]
     title = f"{split.capitalize()} calibration error {errors[0]:.3f}"

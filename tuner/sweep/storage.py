@@ -57,7 +57,8 @@ def shown(spec: str | None) -> str | None:
     """The storage as people may see it: without a password."""
     if spec is None:
         return None
-    spec = re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", spec)
+    # Up to the last @. SQLAlchemy's own URL.render_as_string shows half of pa@ss: it takes ss@host for the host.
+    spec = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", spec)
     return re.sub(r"([?&]password=|\"password\": \")[^&\"\s]*", r"\1***", spec)
 
 

@@ -1,0 +1,505 @@
+"""The feature bank: computed once, right, shared, and never half there."""
+
+import errno
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tuner import InputError
+from tuner import cache as cache_module
+from tuner.bank import features
+from tuner.networks.backbone import Backbone
+from tuner.networks.weights import BUNDLED
+
+CPU = torch.device("cpu")
+
+
+def vgg16(**options):
+    """The real network with the bundled weights, on small images."""
+    given = {"weights": "bundled", "image_size": 32, "features": "block2", "frozen": "block2", "pool": 2}
+    return Backbone(**{"name": "vgg16"} | given | options)
+
+
+BATCH = vgg16().batch_size(CPU)
+
+
+def bank(images, cache_dir, backbone=None, dtype=torch.float32):
+    return features.bank(images, backbone or vgg16(), cache_dir=cache_dir, device=CPU, dtype=dtype)
+
+
+def draw(n):
+    return torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return draw(12)
+
+
+def files(cache_dir, pattern="*.safetensors"):
+    """The banks' files. Locks stay behind, empty."""
+    return sorted((cache_dir / "banks").glob(pattern))
+
+
+def remains(cache_dir):
+    """All that there is but locks."""
+    return [p for p in (cache_dir / "banks").iterdir() if p.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("n", [1, BATCH, BATCH + 44])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_content_is_what_the_frozen_part_gives(tmp_path, n, dtype):
+    images = draw(n)
+    got = bank(images, tmp_path, dtype=dtype)
+    network = vgg16().frozen_part(dtype)
+    expected = torch.cat([network(batch) for batch in images.split(BATCH)])
+    assert got.shape == (n, 128 * 2 * 2)
+    assert got.dtype == dtype
+    assert torch.equal(got, expected)
+    assert torch.equal(bank(images, tmp_path, dtype=dtype), expected)
+    assert torch.equal(load_file(files(tmp_path)[0])["features"], expected)  # a file like any other
+
+
+def test_below_trained_blocks_whole_maps_are_kept(tmp_path, images):
+    backbone = vgg16(frozen="block1")
+    maps = bank(images, tmp_path, backbone)
+    assert maps.shape == (12, 64, 16, 16)
+    torch.testing.assert_close(maps, backbone.frozen_part(torch.float32)(images))
+
+
+def test_the_second_time_nothing_runs_and_no_weights_are_read(tmp_path, images, caplog):
+    first = bank(images, tmp_path)
+    backbone = vgg16()
+
+    def load():
+        raise AssertionError("the weights are read")
+
+    backbone.weights = replace(backbone.weights, load=load)
+    with caplog.at_level(logging.INFO, "tuner"):
+        assert torch.equal(bank(images, tmp_path, backbone), first)
+    [message] = caplog.messages
+    assert message == f"features of 12 images: cached in {files(tmp_path)[0]} (25 kB)"
+
+
+SMALL = {"name": "squeezenet1_1", "weights": None, "features": "features.3", "frozen": "features.3"}
+
+
+@pytest.mark.parametrize(
+    ("one", "change"),
+    [
+        pytest.param(SMALL, {"name": "squeezenet1_0"}, id="network"),
+        pytest.param(SMALL, {"seed": 1}, id="seed of random weights"),
+        pytest.param({}, {"weights": "copy.safetensors"}, id="weights"),
+        pytest.param({}, {"features": "block1", "frozen": "block1"}, id="cut"),
+        pytest.param({}, {"frozen": "block1"}, id="cut, with a trained block"),
+        pytest.param({}, {"pool": 1}, id="pool"),
+        pytest.param({}, {"pool": None}, id="no pool"),
+        pytest.param({}, {"image_size": 24}, id="image size"),
+        pytest.param({}, {"mean": [0, 0, 0]}, id="mean"),
+        pytest.param({}, {"std": [1, 1, 1]}, id="std"),
+        pytest.param({}, {"dtype": torch.bfloat16}, id="precision"),
+        pytest.param({}, {"images": lambda x: x[1:]}, id="fewer images"),
+        pytest.param({}, {"images": lambda x: x.flip(0)}, id="order of images"),
+        pytest.param({}, {"images": lambda x: x.index_fill(2, torch.tensor(0), 0)}, id="pixels"),
+        pytest.param({}, {"images": lambda x: x.reshape(12, 1, 14, 56)}, id="shape of images"),
+    ],
+)
+def test_a_change_gets_a_bank_of_its_own(tmp_path, images, monkeypatch, one, change):
+    monkeypatch.chdir(tmp_path)
+    save_file({name: -value for name, value in load_file(BUNDLED).items()}, "copy.safetensors")
+    options = one | change
+    changed, dtype = options.pop("images", torch.clone)(images), options.pop("dtype", torch.float32)
+    first = bank(images, tmp_path, vgg16(**one))
+    got = bank(changed, tmp_path, vgg16(**options), dtype)
+    assert len(files(tmp_path)) == 2
+    assert got.shape != first.shape or not torch.equal(got, first)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param({}, {}, id="the same"),
+        pytest.param({}, {"seed": 5}, id="seed of the run"),
+        pytest.param(
+            {}, {"mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3}, id="the weights' own mean and std"
+        ),
+        pytest.param({}, {"images": lambda x: x.repeat(1, 2, 1, 1)[:, :1]}, id="layout of images in memory"),
+        pytest.param({"frozen": "block1"}, {"frozen": "block1", "pool": 1}, id="pool of a map behind the cut"),
+        pytest.param({"frozen": "block1"}, {"frozen": "block1", "features": "block3"}, id="last block behind the cut"),
+    ],
+)
+def test_what_makes_no_difference_shares_a_bank(tmp_path, images, one, other):
+    options = dict(other)
+    layout = options.pop("images", torch.clone)
+    bundled = vgg16()
+    if "mean" in options:  # the preset's exact numbers
+        options |= {"mean": list(bundled.mean), "std": list(bundled.std), "weights": str(BUNDLED)}
+    assert torch.equal(bank(images, tmp_path, vgg16(**one)), bank(layout(images), tmp_path, vgg16(**options)))
+    assert len(files(tmp_path)) == 1
+
+
+def test_the_content_is_mapped_and_not_copied(tmp_path):
+    for _ in range(2):  # freshly computed, and cached
+        got = bank(draw(BATCH), tmp_path)
+        [path] = files(tmp_path)
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+        ranges = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+        assert any(start <= got.data_ptr() < end for start, end in ranges)
+
+
+def test_deleting_the_file_leaves_what_is_in_use_alone(tmp_path, images):
+    got = bank(images, tmp_path)
+    expected = got.clone()
+    files(tmp_path)[0].unlink()
+    assert torch.equal(got, expected)
+
+
+def flip(at):
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        content[at if isinstance(at, int) else content.index(at) + len(at) + 4] ^= 0x04
+        path.write_bytes(content)
+
+    return damage
+
+
+def another(change):
+    def damage(path):
+        with features.safe_open(path, framework="pt") as file:
+            content, metadata = file.get_tensor("features").clone(), file.metadata()
+        save_file({"features": change(content)}, path, metadata)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-1]), id="a byte short"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:4000]), id="truncated"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:5]), id="truncated header"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"\0"), id="a byte more"),
+        pytest.param(lambda path: path.write_bytes(b""), id="empty"),
+        pytest.param(lambda path: path.write_text("no bank\n" * 1000), id="text"),
+        pytest.param(flip(-1), id="last byte"),
+        pytest.param(flip(-5000), id="byte in the middle"),
+        pytest.param(flip(2), id="length of the header"),
+        pytest.param(flip(8), id="first byte of the header"),
+        pytest.param(flip(b'"sha256"'), id="checksum"),
+        pytest.param(flip(b'"dtype"'), id="dtype"),
+        pytest.param(flip(b'"data_offsets"'), id="offsets"),
+        pytest.param(another(lambda x: x[1:]), id="fewer images"),
+        pytest.param(another(lambda x: x.view(12, 2, 256)), id="shape"),
+        pytest.param(another(lambda x: x.view(torch.int32)), id="type"),
+        pytest.param(lambda path: save_file({"features": torch.zeros(12, 512)}, path), id="no checksum"),
+        pytest.param(lambda path: save_file({"other": torch.zeros(12, 512)}, path), id="no features"),
+    ],
+)
+def test_a_damaged_file_is_computed_again_with_a_warning(tmp_path, images, caplog, damage):
+    expected = bank(images, tmp_path).clone()
+    [path] = files(tmp_path)
+    damage(path)
+    assert torch.equal(bank(images, tmp_path), expected)
+    [warning] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert re.fullmatch(f"the feature bank {path} is damaged \\(.+\\): computing it again", warning)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "tuner"):
+        assert torch.equal(bank(images, tmp_path), expected)
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["features of 12 images"]
+
+
+# What a child process does: the same bank, stopping after the first batch until a line comes, if asked to.
+CHILD = """
+import hashlib, logging, sys
+from pathlib import Path
+import torch
+from tuner.bank import features
+from tuner.networks.backbone import Backbone
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+extract = features.extract
+
+def slowly(*args, **kwargs):
+    for batch in extract(*args, **kwargs):
+        yield batch
+        if sys.argv[2] == "stop":
+            print("stopped", flush=True)
+            sys.stdin.readline()
+
+features.extract = slowly
+images = torch.randint(0, 256, (12, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(12))
+Backbone.batch_size = lambda *_: 8
+backbone = Backbone("vgg16", weights="bundled", image_size=32, features="block2", frozen="block2", pool=2)
+got = features.bank(images, backbone, cache_dir=Path(sys.argv[1]), device=torch.device("cpu"), dtype=torch.float32)
+print(hashlib.sha256(got.numpy()).hexdigest(), flush=True)
+"""
+
+
+class Child:
+    """A process that makes the bank of `draw(12)`."""
+
+    def __init__(self, cache_dir, how):
+        command = [sys.executable, "-W", "error", "-c", CHILD, str(cache_dir), how]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.lines = []
+
+    def wait_for(self, text):
+        for line in self.process.stdout:
+            self.lines.append(line.strip())
+            if text in line:
+                return
+        raise AssertionError(f"{text!r} is not in {self.lines}")
+
+    def go_on(self):
+        rest, _ = self.process.communicate("\n\n", timeout=60)
+        self.lines += rest.splitlines()
+        assert self.process.returncode == 0
+        return self.lines[-1]
+
+    def end(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def child():
+    children = []
+
+    def start(*args):
+        children.append(Child(*args))
+        return children[-1]
+
+    yield start
+    for one in children:
+        if one.process.poll() is None:
+            one.end()
+
+
+def test_of_two_processes_one_computes_and_the_other_waits(tmp_path, child):
+    first, second = child(tmp_path, "stop"), child(tmp_path, "stop")
+    # either may be the first: whoever stops after a batch holds the lock
+    first.wait_for("computing")
+    second.wait_for("computing")
+    waiting, working = sorted((first, second), key=lambda c: "computing them into" in c.lines[-1])
+    [path] = [p.with_suffix(".safetensors") for p in files(tmp_path, "*.lock")]
+    assert waiting.lines == [f"another process is computing {path}: waiting for it"]
+    working.wait_for("stopped")
+    assert not path.exists()
+    assert working.go_on() == waiting.go_on()
+    assert sum("computing them into" in line for line in working.lines + waiting.lines) == 1
+    assert remains(tmp_path) == [path]
+
+
+def test_after_kill_9_the_next_call_computes_it_again(tmp_path, child):
+    killed = child(tmp_path, "stop")
+    killed.wait_for("stopped")
+    os.kill(killed.process.pid, signal.SIGKILL)
+    killed.end()
+    [left] = remains(tmp_path)
+    assert left.suffix == ".partial"
+    images = draw(12)
+    assert torch.equal(bank(images, tmp_path), vgg16().frozen_part(torch.float32)(images))
+    [path] = remains(tmp_path)  # the leftover is gone
+    assert path.suffix == ".safetensors"
+
+
+def test_a_caller_that_stops_midway_can_still_train():
+    batches = features.extract(draw(BATCH + 1), vgg16(), device=CPU, dtype=torch.float32)
+    next(batches)
+    assert not torch.is_inference_mode_enabled()
+    batches.close()
+
+
+def refused(images, cache_dir):
+    with pytest.raises(InputError) as error:
+        bank(images, cache_dir)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("below", "reason"), [("cache", "Not a directory"), ("", "Not a directory")])
+def test_a_cache_that_cannot_be_made(tmp_path, images, below, reason):
+    (tmp_path / "file").touch()
+    cache_dir = tmp_path / "file" / below
+    text = f"the cache folder {cache_dir / 'banks'} cannot be written ({reason}); set cache_dir=FOLDER"
+    assert refused(images, cache_dir) == text
+
+
+def test_not_enough_room(tmp_path, images, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
+    assert refused(images, tmp_path) == (
+        f"the features need 25 kB and {tmp_path / 'banks'} has 20 kB free; set cache_dir to a larger disk, set "
+        "model.pool, or free some with `python -m tuner.cache --prune`"
+    )
+    assert remains(tmp_path) == []
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 300 kB: a real error of writing, in the middle."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_is_full_in_the_middle(tmp_path):
+    text = f"the cache folder {tmp_path / 'banks'} cannot be written (File too large); set cache_dir=FOLDER"
+    assert refused(draw(3 * BATCH // 2), tmp_path) == text  # 786 kB
+    assert remains(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOLCK, "No locks available"), "No locks available"),
+        (
+            NotImplementedError("FileSystem does not appear to support flock"),
+            "FileSystem does not appear to support flock",
+        ),
+    ],
+)
+def test_a_file_system_without_locks(tmp_path, images, monkeypatch, error, reason):
+    def acquire(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    text = f"the cache folder {tmp_path / 'banks'} cannot be written ({reason}); set cache_dir=FOLDER"
+    assert refused(images, tmp_path) == text
+
+
+def test_a_cache_that_vanishes_while_it_is_written(tmp_path, images, monkeypatch):
+    extract = features.extract
+
+    def and_delete(*args, **kwargs):
+        yield from extract(*args, **kwargs)
+        shutil.rmtree(tmp_path / "cache")
+
+    monkeypatch.setattr(features, "extract", and_delete)
+    text = (
+        f"the cache folder {tmp_path}/cache/banks cannot be written (No such file or directory); set cache_dir=FOLDER"
+    )
+    assert refused(images, tmp_path / "cache") == text
+    monkeypatch.undo()
+    assert bank(images, tmp_path / "cache").shape == (12, 512)
+
+
+@pytest.fixture
+def shared():
+    """A folder that all may read, and a function that makes it, and us, unable to write."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, user = Path(name), os.geteuid()
+
+        def lock():
+            for path in (*folder.rglob("*"), folder):
+                path.chmod(0o555 if path.is_dir() else 0o444)
+            if user == 0:
+                os.seteuid(65534)  # nobody: to root all is open
+
+        yield folder, lock
+        os.seteuid(user)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+
+
+def test_a_read_only_cache_is_read(shared, images):
+    folder, lock = shared
+    first = bank(images, folder)
+    lock()
+    assert torch.equal(bank(images, folder), first)
+    text = f"the cache folder {folder / 'banks'} cannot be written (Permission denied); set cache_dir=FOLDER"
+    assert refused(images[1:], folder) == text
+
+
+def age(path, days):
+    os.utime(path, (time.time() - days * 86400,) * 2)
+
+
+def test_reading_a_bank_is_a_use_of_it(tmp_path, images):
+    bank(images, tmp_path)
+    [path] = files(tmp_path)
+    age(path, 40)
+    bank(images, tmp_path)
+    assert time.time() - path.stat().st_mtime < 60
+
+
+@pytest.fixture
+def cache(tmp_path, images):
+    """Two banks, the larger one unused for 40 days, a damaged one, and what a killed process left."""
+    bank(images[:3], tmp_path)
+    [small] = files(tmp_path)
+    bank(images, tmp_path, vgg16(frozen="block1"), torch.bfloat16)
+    [large] = [path for path in files(tmp_path) if path != small]
+    damaged, left = small.with_name("damaged.safetensors"), small.with_name(".bank.safetensors.17.partial")
+    damaged.write_text("no bank")
+    left.write_bytes(large.read_bytes())
+    age(large, 40)
+    age(damaged, 50)
+    return {"small": small, "large": large, "damaged": damaged, "left": left}
+
+
+def command(monkeypatch, capsys, cache, *args):
+    monkeypatch.setattr(sys, "argv", ["cache", "--cache-dir", str(cache["small"].parent.parent), *args])
+    cache_module.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_listing(monkeypatch, capsys, cache):
+    lines = command(monkeypatch, capsys, cache)
+    assert lines == [
+        "damaged.safetensors      7 B  used 50.0 days ago  damaged",
+        f"{cache['large'].name}   394 kB  used 40.0 days ago  vgg16 block1 pool=None 32 px BF16, 12 images",
+        f"{cache['small'].name}     7 kB  used 0.0 days ago  vgg16 block2 pool=2 32 px F32, 3 images",
+        ".bank.safetensors.17.partial   394 kB  used 0.0 days ago  unfinished",
+        f"795 kB used in {cache['small'].parent.parent}",
+    ]
+    assert all(path.exists() for path in cache.values())
+
+
+@pytest.mark.parametrize(
+    ("args", "age_of_left", "stay"),
+    [
+        (["--prune", "--days", "30"], 0, {"small", "left"}),
+        (["--prune", "--days", "45"], 0, {"small", "large", "left"}),
+        (["--prune", "--days", "0.5"], 0.75, {"small", "left"}),  # it may be at work
+        (["--prune", "--days", "0.5"], 2, {"small"}),
+        (["--prune"], 2, set()),
+        (["--days", "30"], 0, {"small", "large", "damaged", "left"}),  # listed only
+    ],
+)
+def test_pruning_deletes_what_was_not_used_for_so_long(monkeypatch, capsys, cache, args, age_of_left, stay):
+    age(cache["left"], age_of_left)
+    lines = command(monkeypatch, capsys, cache, *args)
+    assert {name for name, path in cache.items() if path.exists()} == stay
+    gone = {path.name for name, path in cache.items() if name not in stay}
+    assert {line.split()[1] for line in lines if line.startswith("deleted ")} == gone
+    assert lines[-1].endswith(f"{'freed' if '--prune' in args else 'used'} in {cache['small'].parent.parent}")
+
+
+def test_the_command_looks_where_runs_do(tmp_path, cache):
+    """TUNER_CACHE, as the configuration's cache_dir."""
+    run = [sys.executable, "-W", "error", "-m", "tuner.cache"]
+    env = os.environ | {"TUNER_CACHE": str(tmp_path)}
+    done = subprocess.run(run, env=env, capture_output=True, text=True, check=True)
+    assert cache["small"].name in done.stdout
+    assert done.stderr == ""
+
+
+def test_an_empty_cache_is_listed(monkeypatch, capsys, tmp_path):
+    assert command(monkeypatch, capsys, {"small": tmp_path / "no" / "file"}) == [f"0 B used in {tmp_path}"]

@@ -1,0 +1,259 @@
+"""What a study's trials say: how sure its best is, and what to try next."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from optuna.trial import FrozenTrial
+
+from tuner.analysis import paired
+from tuner.analysis.study import Inspection, result_of
+from tuner.plots import Parameter
+from tuner.sweep import account, report
+
+ENOUGH, EACH = 10, 4  # complete trials, in all and for each parameter, before something is said of one
+P = 0.05  # from which on chance is said to explain a difference
+MOST = 100  # trials that are compared with the best
+
+
+def certainty(s: Inspection) -> list[str]:
+    """How the best compares with the default config and with the other trials, and how it was tested."""
+    if s.best is None:
+        return []
+    lines = [*_against_default(s, s.best), *_against_others(s)]
+    if tested := s.tested:
+        lines.append(f"retrained on train + validation and tested, {report.over_seeds(tested, '')}")
+    return lines
+
+
+def _against_default(s: Inspection, best: FrozenTrial) -> list[str]:
+    default = s.baseline
+    if default is None:
+        return []
+    if default.number == best.number:
+        return [f"the default config (trial {best.number}) is the best"]
+    gain = abs(best.values[0] - default.values[0])
+    how, by = ("better than", f" by {gain:.4g}") if gain else ("as good as", ", and no better")
+    text = f"the best (trial {best.number}) is {how} the default config (trial {default.number}){by}"
+    both = _on_the_same_images(s, default.number, best.number)
+    if both is None:
+        return [text]
+    flattered = "; p flatters the best, which was chosen on these images" if both["split"] == "validation" else ""
+    return [text, paired.verdict(both, "the default", "the best") + flattered]
+
+
+def _on_the_same_images(s: Inspection, a: int, b: int) -> dict[str, Any] | None:
+    """Two trials, by number, on the images that both were scored on, where both have written their predictions."""
+    folders = [Path(folder) for number in (a, b) if (folder := s.folder_of(s.frozen[number]))]
+    if len(folders) < 2 or not all((folder / "predictions.csv").exists() for folder in folders):
+        return None
+    both = paired.on_the_same_images(*folders)
+    return both if both["images"] else None
+
+
+def _against_others(s: Inspection) -> list[str]:
+    error, n_val = _standard_error(s)
+    if not error or s.best is None or len(s.complete) < 2:
+        return []
+    others, images = len(s.complete) - 1, f"{n_val:,} validation images"
+    if (equals := _equals(s)) is not None:
+        alike, test = len(equals), f"(McNemar's test, p >= {P}, {images})"
+        if others == 1:
+            return [f"the next trial differs from the best by {'no ' * alike}more than chance explains {test}"]
+        verb = "differs" if alike == 1 else "differ"
+        what = f"{verb} from the best by no more than chance explains {test}"
+        return [f"of the next {min(others, MOST)} complete trials {alike} {what}"]
+    near = int(((s.complete.value - s.best.values[0]).abs() <= error).sum()) - 1
+    what = f"within one standard error of the best ({error:.2g}, of {images})"
+    if others == 1:
+        return [f"the other complete trial is {'' if near else 'not '}{what}"]
+    return [f"{near} of the other {others} complete trials {'is' if near == 1 else 'are'} {what}"]
+
+
+def _standard_error(s: Inspection) -> tuple[float, int]:
+    """Of the best trial's accuracy, and the number of validation images it is from; 0, 0 where that can't be told."""
+    folder = s.folder_of(s.best) if s.best and s.objectives == ["validation accuracy"] else None
+    n_val = result_of(folder).get("n_val") if folder else None
+    if not n_val or s.best is None:
+        return 0.0, 0
+    value = s.best.values[0]
+    return math.sqrt(value * (1 - value) / n_val), n_val
+
+
+def _equals(s: Inspection) -> pd.DataFrame | None:
+    """Of the trials that come next to the best those whose difference to it chance explains; None: it can't be told."""
+    if s.best is None or s.objectives != ["validation accuracy"]:
+        return None
+    others = s.complete[s.complete.number != s.best.number].sort_values("value", ascending=False, kind="stable")
+    pairs = {number: _on_the_same_images(s, number, s.best.number) for number in others.number.head(MOST)}
+    if not pairs or None in pairs.values():
+        return None
+    return others[others.number.isin([number for number, both in pairs.items() if both and both["p_value"] >= P])]
+
+
+def advice(s: Inspection) -> list[str]:
+    """What should be tried next, the most pressing first."""
+    if not s.frozen:
+        return ["no trial has begun"]
+    told = [*_on_a_sweep_that_ended(s), *_on_failures(s), *_on_pruning(s), *_on_equal_values(s), *_on_edges(s)]
+    return [*told, *_on_more_trials(s), *_on_what_matters(s), *_on_noise(s)]
+
+
+def _on_a_sweep_that_ended(s: Inspection) -> list[str]:
+    """What a sweep that was killed or interrupted left."""
+    if s.folder is None or account.is_swept(s.folder):
+        return []
+    left = {state.lower(): s.states[state] for state in ("RUNNING", "WAITING") if s.states[state]}
+    if not left:
+        return []
+    which = " and ".join(f"{count} {state}" for state, count in left.items())
+    trials = f"trial{'s' * (sum(left.values()) != 1)}"
+    return [f"{which} {trials}, and no sweep is at work: go on by the same command with {_named(s)}"]
+
+
+def _named(s: Inspection) -> str:
+    return shlex.quote(f"study={s.study.study_name}")
+
+
+def _counted(s: Inspection) -> pd.DataFrame:
+    """Of `trials` those that say something of the search: no interrupted ones, and none that was tried again."""
+    counting = [t.number for t in account.counting(s.frozen) if account.EXCUSED not in t.system_attrs]
+    return s.trials[s.trials.number.isin(counting)]
+
+
+def _on_failures(s: Inspection) -> list[str]:
+    counted = _counted(s)
+    failed = counted[counted.state == "FAIL"]
+    if len(failed) < max(1, 0.1 * len(counted)):
+        return []
+    errors = failed.error.value_counts(sort=False)
+    how = "most often with" if errors.max() > 1 else "such as"
+    reason = f", {how}: {errors.idxmax()}" if len(errors) else ""
+    return [f"{len(failed)} of {len(counted)} trials failed{reason}"]
+
+
+def _on_pruning(s: Inspection) -> list[str]:
+    pruned = s.states["PRUNED"]
+    if s.states["COMPLETE"] or s.states["RUNNING"] or not pruned:
+        return []
+    which = f"{pruned} of {len(_counted(s))} trials were pruned and none is complete"
+    return [f"{which}: the pruner is too strict; give it other hydra.sweeper.pruner.KEYs, or hydra/sweeper/pruner=none"]
+
+
+def _on_equal_values(s: Inspection) -> list[str]:
+    values = s.complete[s.values].drop_duplicates()
+    if len(s.complete) < 3 or len(values) > 1:
+        return []
+    same = " and ".join(f"{value:.6g}" for value in values.iloc[0])
+    why = "nothing that is searched changes it; widen the ranges, or see in a trial's train.log whether it learns"
+    return [f"all {len(s.complete)} complete trials have the same value, {same}: {why}"]
+
+
+def _on_edges(s: Inspection) -> list[str]:
+    """Where the best trials lie at the end of what was searched."""
+    top, least = _top(s), _fair(s, 0.1)
+    ends = {p.name: _end(p, top[p.name]) for p in s.parameters if p.name in top and _share(s, p.name) >= least}
+    return [
+        f"{name}: the best {len(top)} trials lie at the {end}; search beyond, where that is possible"
+        for name, end in ends.items()
+        if end
+    ]
+
+
+def _top(s: Inspection) -> pd.DataFrame:
+    """The best tenth of complete trials, at least three; none where there are too few to speak of."""
+    if len(s.goals) > 1 or len(s.complete) < max(ENOUGH, EACH * len(s.parameters)):
+        return pd.DataFrame()
+    order = s.complete.sort_values("value", ascending=s.goals == ["minimize"], kind="stable")
+    return order.head(max(3, len(order) // 10))
+
+
+def _end(parameter: Parameter, values: pd.Series) -> str | None:
+    """Which end of what was searched all of the values lie at, if they do."""
+    if parameter.choices is not None:
+        numbers = all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in parameter.choices)
+        if not numbers or len(parameter.choices) < 3 or values.nunique(dropna=False) > 1:
+            return None
+        ends = {max(parameter.choices): "largest choice", min(parameter.choices): "smallest choice"}
+        value = values.iloc[0]
+        return f"{ends[value]}, {value}" if value in ends else None
+    scale = math.log if parameter.log else float
+    low, high = scale(parameter.low or 0), scale(parameter.high or 0)
+    if high == low or values.isna().any():
+        return None
+    shares = values.map(lambda value: (scale(value) - low) / (high - low))
+    if (shares > 0.9).all():
+        return f"top of the range, {parameter.high:g}"
+    return f"bottom of the range, {parameter.low:g}" if (shares < 0.1).all() else None
+
+
+def _share(s: Inspection, name: str) -> float:
+    """The most that an evaluator gives to a parameter; 1 where none has judged it."""
+    return max((shares[name] for shares in s.importances.values() if name in shares), default=1.0)
+
+
+def _fair(s: Inspection, share: float) -> float:
+    """Of the importance `share`; where more than five parameters share that, as much less as each has."""
+    return min(share, 5 * share / max(1, len(s.parameters)))
+
+
+def _on_more_trials(s: Inspection) -> list[str]:
+    """Whether the search was still finding better trials when it ended."""
+    finished = s.trials[s.trials.state.isin(("COMPLETE", "PRUNED"))]
+    grid = any("grid_id" in trial.system_attrs for trial in s.frozen)  # which has no more points
+    if s.best is None or len(finished) < ENOUGH or grid:
+        return []
+    since = int((finished.number > s.best.number).sum())
+    if since < len(finished) / 4:
+        more = f"{_named(s)} hydra.sweeper.n_trials={2 * len(account.counting(s.frozen))}"
+        return [f"the best came {since} trials before the end: more may help, by the same command with {more}"]
+    if since >= max(15, len(finished) / 2):
+        return [f"none of the last {since} trials was better: more of this search are unlikely to help"]
+    return []
+
+
+def _on_what_matters(s: Inspection) -> list[str]:
+    least = _fair(s, 0.05)
+    little = [p.name for p in s.parameters if _share(s, p.name) < least] if len(_top(s)) else []
+    if not little:
+        return []
+    verb, its, it = ("matters", "its range", "it") if len(little) == 1 else ("matter", "their ranges", "them")
+    return [f"{', '.join(little)}: hardly {verb} within {its}; fix {it}, and the search has less to try"]
+
+
+def _on_noise(s: Inspection) -> list[str]:
+    equals = _equals(s)
+    if equals is None or len(equals) < max(2, len(s.complete) / 4):
+        return []
+    cheaper = _cheapest(s, equals)
+    take = f"take {cheaper}, or judge" if cheaper else "judge"
+    return [
+        f"{len(equals)} trials can't be told from the best: {take} them with more validation images (data.val_share) "
+        "or several seeds"
+    ]
+
+
+def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
+    """Of the best and its equals the smallest, or where no result tells that the fastest; None: that is the best."""
+    best = s.complete[s.complete.number == s.best.number] if s.best else equals[:0]
+    among = pd.concat([best, equals], ignore_index=True)
+    results = pd.DataFrame([result_of(folder) if folder else {} for folder in among.folder])
+    sizes = results.reindex(columns=["gmacs", "trained_parameters"]).apply(pd.to_numeric, errors="coerce")
+    if sizes.notna().all(axis=None):
+        least = among[["number"]].join(sizes).sort_values(list(sizes), kind="stable").iloc[0]
+        what = f"{least.gmacs:.3g} billion multiply-adds an image, {least.trained_parameters / 1e6:.3g} million trained"
+        smallest = f"the smallest (trial {least.number:.0f}: {what} parameters)"
+        return smallest if least.number != among.number[0] else None
+    if _at_once(s):  # their seconds are those of all that ran beside them
+        return None
+    fastest = among.sort_values("seconds", kind="stable").iloc[0]
+    chosen = f"the fastest (trial {fastest.number}, {fastest.seconds:.3g} s)"
+    return chosen if fastest.number != among.number[0] else None
+
+
+def _at_once(s: Inspection) -> bool:
+    """Whether any trials ran at once, such as in a stack."""
+    times = s.trials[["start", "end"]].dropna().sort_values("start")
+    return bool((times.start.iloc[1:].to_numpy() < times.end.cummax().iloc[:-1].to_numpy()).any())

@@ -1,0 +1,88 @@
+"""Two runs on the same images: which of them got right what, and whether chance explains the difference."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+log = logging.getLogger("tuner.analysis.paired")
+
+
+def on_the_same_images(a: str | Path, b: str | Path) -> dict[str, Any]:
+    """Two runs on the images that both were scored on.
+
+    Keys: `split`; `images`, their number, and of these both_right, only_a, only_b, both_wrong; `p_value` of McNemar's
+    test; `classes`, a table with each class's images, accuracies and difference. Without common images split, p_value
+    and classes are None.
+    """
+    both = _common(Path(a), Path(b))
+    if both is None:
+        return {"split": None, "images": 0, "p_value": None, "classes": None}
+    columns = {"class": both.label, "a": both.predicted_a == both.label, "b": both.predicted_b == both.label}
+    right = pd.DataFrame(columns)
+    means = {"images": ("a", "size"), "a_accuracy": ("a", "mean"), "b_accuracy": ("b", "mean")}
+    classes = right.groupby("class").agg(**means).reset_index()
+    classes["difference"] = classes.b_accuracy - classes.a_accuracy
+    only_a, only_b = int((right.a & ~right.b).sum()), int((right.b & ~right.a).sum())
+    counts = {"both_right": int((right.a & right.b).sum()), "only_a": only_a, "only_b": only_b}
+    counts["both_wrong"] = len(right) - sum(counts.values())
+    return {
+        "split": both.split.iloc[0],
+        "images": len(both),
+        **counts,
+        "p_value": mcnemar(only_a, only_b),
+        "classes": classes.sort_values("difference", kind="stable", ignore_index=True),
+    }
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """How likely chance alone makes two classifiers differ as much as they do on the same images, 0..1.
+
+    only_a, only_b: how many images the one got right and the other did not. Of the images that one of two equal
+    classifiers gets right, either is as likely to be it; this is the exact test of McNemar, Psychometrika 12 (1947).
+    """
+    from scipy.stats import binomtest  # slow to import, and a list of runs does not need it
+
+    n = only_a + only_b
+    return float(binomtest(min(only_a, only_b), n).pvalue) if n else 1.0
+
+
+def _common(a: Path, b: Path) -> pd.DataFrame | None:
+    """Both runs' predictions on the images that both were scored on: test images, or validation images of both."""
+    tables = []
+    for folder in (a, b):
+        if not (folder / "predictions.csv").exists():
+            log.info("%s has no predictions.csv: it is unfinished, or of an older version", folder)
+            return None
+        types: Any = {"split": str, "image": str, "label": str, "predicted": str}
+        try:
+            table = pd.read_csv(folder / "predictions.csv", usecols=list(types), dtype=types, keep_default_na=False)
+            table = table.drop_duplicates(["split", "image", "label"])  # a file that the data set lists twice
+            if table.duplicated(["split", "image"]).any():
+                raise ValueError("an image is in it with two labels")
+            tables.append(table)
+        except (OSError, ValueError) as error:
+            log.warning("left out %s: %s", folder / "predictions.csv", " ".join(str(error).split()))
+            return None
+    merged = tables[0].merge(tables[1], on=["split", "image"], suffixes=("_a", "_b"))
+    for split in ("test", "validation"):
+        both = merged[merged.split == split].rename(columns={"label_a": "label"})
+        if len(both) and (both.label == both.label_b).all():
+            return both
+        if len(both):
+            log.info("the %s images of the two runs have different labels: they are not the same data", split)
+    log.info("the two runs were scored on no common images")
+    return None
+
+
+def verdict(both: dict[str, Any], a: str = "a", b: str = "b") -> str:
+    """What McNemar's test says, in a sentence that calls the runs `a` and `b`."""
+    if both["p_value"] is None:
+        return "whether they differ by more than chance can't be told: they have no predictions for the same images"
+    gain = (both["only_b"] - both["only_a"]) / both["images"]
+    says = "more than chance explains" if both["p_value"] < 0.05 else "no more than chance explains"
+    return (
+        f"on the same {both['images']:,} {both['split']} images {b} alone gets {both['only_b']} right, {a} alone "
+        f"{both['only_a']}: a difference of {gain:+.4f}, {says} (exact McNemar test, p = {both['p_value']:.2g})"
+    )

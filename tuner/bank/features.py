@@ -1,0 +1,181 @@
+"""The feature bank: what the frozen part of a network says about each image, computed once and kept in a file.
+
+A bank is one safetensors file, CACHE/banks/KEY.safetensors, with a tensor `features` [N, ...]. KEY is a hash of all
+that decides its content: weights, cut, pooling, preprocessing, precision, device type, library version, and the images.
+It is written under a temporary name, with a checksum, by one process at a time, and is memory-mapped to be read.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
+
+import torch
+from safetensors import safe_open
+
+from tuner import cache_files
+from tuner.bank.extraction import extract
+from tuner.cache_files import text
+from tuner.data import digests as digests_of
+from tuner.data.augmentation import Augment
+from tuner.data.augmentation import views as views_of
+from tuner.device import free_memory
+from tuner.networks.backbone import Backbone
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # raise it when the same key would come to mean other numbers
+_open: WeakValueDictionary[tuple[Path, torch.device], torch.Tensor] = WeakValueDictionary()
+BANK = cache_files.Kind("the feature bank", "the features", "computing", "computed", "set model.pool")
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # safetensors' names
+
+
+def bank(
+    images: torch.Tensor,
+    backbone: Backbone,
+    *,
+    cache_dir: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    digests: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The frozen features of `images`, from the cache, or computed and cached now.
+
+    images: uint8 [N, C, H, W].   digests: theirs, where they are known (Samples.digests).
+    returns: `dtype` [N, *backbone.cached_shape], memory-mapped from the cache file.
+    Where the file is there and whole, the network doesn't run, its weights are not read, and `cache_dir` may be
+    read-only. A damaged file is replaced, with a warning. Of several processes that want the same bank, one computes it
+    and the others wait. Raises InputError where `cache_dir` must be written and can't be, or has no room.
+    """
+    return _bank(*_key(images, digests, backbone, cache_dir, device, dtype), images, backbone, device, dtype)
+
+
+def resident(
+    images: torch.Tensor,
+    backbone: Backbone,
+    *,
+    cache_dir: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    augment: Augment | None = None,
+    views: int = 1,
+    digests: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The same as bank(), on the device where it has room; one tensor for all who ask while any of them holds it.
+
+    views: of each image, in neighbouring rows, see tuner.data.augmentation.views.
+    """
+    path, key = _key(images, digests, backbone, cache_dir, device, dtype)
+    if augment and views > 1:
+        path, key = _named(cache_dir, key | {"views": views, "augment": repr(augment), "count": len(images) * views})
+    else:
+        augment = None
+    features = _open.get((path, device))
+    if features is None:
+        features = on_device(_bank(path, key, images, backbone, device, dtype, augment), device)
+        _open[path, device] = features
+    return features
+
+
+def on_device(features: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Features, or images, on the device, unless that takes more than half of the memory that is free there."""
+    free = free_memory(device)
+    if free is None:
+        return features
+    if features.nbytes > free / 2:
+        sizes = text(features.nbytes), text(free), device
+        log.info(
+            "the features or images, %s, take more than half of the %s free on %s: sent there by the batch", *sizes
+        )
+        return features
+    return features.to(device)  # not through pinned memory, as batches go: torch would keep it, twice as large
+
+
+def _key(
+    images: torch.Tensor,
+    digests: torch.Tensor | None,
+    backbone: Backbone,
+    cache_dir: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Path, dict[str, Any]]:
+    """A bank's file, and all that decides its content."""
+    key = {
+        "format": FORMAT,
+        **backbone.key,
+        "dtype": DTYPES[dtype],
+        "device": device.type,
+        "torch": torch.__version__.split("+")[0],
+        "images": _hash_images(images, digests_of(images) if digests is None else digests),
+        "count": len(images),
+    }
+    return _named(cache_dir, key)
+
+
+def _named(cache_dir: Path, key: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_dir / "banks" / f"{name}.safetensors", key
+
+
+def _bank(
+    path: Path,
+    key: dict[str, Any],
+    images: torch.Tensor,
+    backbone: Backbone,
+    device: torch.device,
+    dtype: torch.dtype,
+    augment: Augment | None = None,
+) -> torch.Tensor:
+    shape = (key["count"], *backbone.cached_shape)
+
+    def write(file: BinaryIO) -> None:
+        digest = hashlib.sha256()
+        file.write(_header(key, shape, dtype, "0" * 64))
+        n = key.get("views", 1)
+        seen = views_of(images, augment, n, seed=0) if augment else None
+        for batch in extract(images, backbone, device=device, dtype=dtype, views=seen, n=n):
+            content = batch.flatten().view(torch.uint8).numpy().data
+            digest.update(content)
+            file.write(content)
+        file.seek(0)
+        file.write(_header(key, shape, dtype, digest.hexdigest()))
+
+    return cache_files.obtain(
+        path,
+        BANK,
+        lambda path: _read(path, shape, dtype),
+        write,
+        what=f"features of {shape[0]:,} images",
+        count=shape[0],
+        size=math.prod(shape) * dtype.itemsize,
+    )
+
+
+def _hash_images(images: torch.Tensor, digests: torch.Tensor) -> str:
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    digest.update(digests.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A bank's features, memory-mapped. Raises ValueError, among others, where it is damaged."""
+    with safe_open(path, framework="pt") as file:
+        features = file.get_tensor("features")
+        checksum = file.metadata()["sha256"]
+    if tuple(features.shape) != shape or features.dtype != dtype or _checksum(features) != checksum:
+        raise ValueError("its checksum is wrong")
+    return features
+
+
+def _checksum(features: torch.Tensor) -> str:
+    digest = hashlib.sha256()
+    for chunk in features.flatten().view(torch.uint8).split(1 << 24):
+        digest.update(chunk.numpy())
+    return digest.hexdigest()
+
+
+def _header(key: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, checksum: str) -> bytes:
+    return cache_files.header({"sha256": checksum, "key": json.dumps(key)}, {"features": (DTYPES[dtype], shape)})

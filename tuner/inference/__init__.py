@@ -1,0 +1,1 @@
+"""A trained model, and where in an image its evidence lies."""

@@ -1,0 +1,355 @@
+"""A torchvision network cut in two: a frozen part that runs once an image, and a trained part that runs every step.
+
+A *block* is a stage of the network. Its name is torchvision's own (`layer3`, `features.6`); only VGG and AlexNet, plain
+lists of layers without named stages, have blocks called block1, block2, ... as in the VGG paper, each ending with its
+max pooling. The network is traced on the meta device, so blocks and shapes are checked before any weights are read.
+"""
+
+import copy
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from tuner import InputError
+from tuner.device import batch_size
+from tuner.networks.blocks import Blocks, Pool, Preprocess
+from tuner.networks.weights import find
+from tuner.networks.zoo import check, make, release
+
+# Children of a torchvision network that are plain lists of its stages.
+STAGE_LISTS = ("features", "layers", "trunk_output", "blocks", "stages")
+# What may follow a stage without being one: norms, activations, the way from Swin's or ViT's layout to a map or vector.
+TRAILING_MODULES = (nn.BatchNorm2d, nn.LayerNorm, nn.ReLU, torchvision.ops.Permute)
+TRAILING_FUNCTIONS = (F.relu, torch.relu, operator.getitem)
+
+
+class Block(NamedTuple):
+    """Where a block ends in the traced graph, and what comes out there for one image."""
+
+    node: fx.Node
+    shape: tuple[int, ...]  # [C, H, W], or [C] for a vector; [H, W, C] inside Swin, [tokens, C] inside timm's ViT
+    channels_last: bool
+
+
+class Backbone:
+    """A network, where it is cut, and which weights it takes. Constructing one reads no weights.
+
+    name: any classification network of torchvision.   weights: see `weights.find`; random ones come from `seed`.
+    image_size: side of the square that images are resized to, pixels.
+    features: the last block whose output is used.   frozen: the last block that is not trained; None trains all.
+    pool: average-pool the used map to pool x pool; None keeps it.
+    mean, std: per channel, of pixels in 0..1; None takes those of the weights (ImageNet's for a file).
+    Raises InputError for an unknown network, weights or block, blocks in the wrong order, an impossible size or pool.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: str | None,
+        image_size: int,
+        features: str,
+        frozen: str | None,
+        pool: int | None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+    ):
+        check(name)
+        self.name, self.image_size, self.features, self.frozen, self.pool = name, image_size, features, frozen, pool
+        if type(image_size) is not int or image_size < 1:
+            raise InputError(f"model.image_size={image_size} must be a whole number of pixels, at least 1")
+        if pool is not None and (type(pool) is not int or pool < 1):
+            raise InputError(f"model.pool={pool} must be a whole number of at least 1, or null for the whole map")
+        self._net = _build(name)
+        self._graph, self._limit = _trace(self._net, name, image_size)
+        self.blocks = _blocks(self._net, self._graph)
+        self._check_cut()
+        self.feature_size = self._feature_size()
+        self.weights = find(name, weights, seed)
+        self.mean = _per_channel("mean", self.weights.mean if mean is None else mean)
+        self.std = _per_channel("std", self.weights.std if std is None else std)
+
+    def _check_cut(self) -> None:
+        names = list(self.blocks)
+        for key, block in (("features", self.features), ("frozen", self.frozen)):
+            if block in names or (key == "frozen" and block is None):
+                continue
+            if not names and not self._limit:
+                raise InputError(
+                    f"model.name={self.name} can't be cut: nowhere does all that follows depend on one stage's output "
+                    "alone; take another network"
+                )
+            known = ", ".join(names) or "none"
+            if self._limit:
+                raise InputError(
+                    f"model.{key}={block} is no block of {self.name} at model.image_size={self.image_size}; known: "
+                    f"{known}; it goes no further ({self._limit}): use the size it was made for, 224 for most"
+                )
+            raise InputError(f"model.{key}={block} is no block of {self.name}; known: {known}")
+        if self.frozen is not None and names.index(self.frozen) > names.index(self.features):
+            raise InputError(
+                f"model.frozen={self.frozen} lies behind model.features={self.features}, the last block that is used; "
+                f"the order is {', '.join(names)}"
+            )
+
+    def _feature_size(self) -> int:
+        block = self.blocks[self.features]
+        if len(block.shape) == 2 and self.pool is not None:
+            if self.pool > 1:
+                raise InputError(
+                    f"model.pool={self.pool} does not fit {self.features}'s {block.shape[0]} tokens; use 1, their "
+                    "mean, or null for all of them"
+                )
+            return block.shape[1]
+        channels, *sides = (block.shape[-1], *block.shape[:-1]) if block.channels_last else block.shape
+        if self.pool is None or not sides:
+            return channels * math.prod(sides)
+        if self.pool > min(sides):
+            raise InputError(
+                f"model.pool={self.pool} does not fit {self.features}'s map of {sides[0]} x {sides[1]} at "
+                f"model.image_size={self.image_size}; use 1 to {min(sides)}, null for the whole map, or larger images"
+            )
+        return channels * self.pool**2
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that decides what the frozen part computes from given images."""
+        return {
+            "network": self.name,
+            "weights": self.weights.key,
+            "block": self.frozen,
+            "pool": self.pool if self.frozen == self.features else None,
+            "image_size": self.image_size,
+            "mean": self.mean,
+            "std": self.std,
+            **release(self.name),
+        }
+
+    @property
+    def cached_shape(self) -> tuple[int, ...]:
+        """What the frozen part gives for one image: [F] where only a head is trained, else the map at the cut."""
+        assert self.frozen is not None
+        return (self.feature_size,) if self.frozen == self.features else self.blocks[self.frozen].shape
+
+    def frozen_part(self, dtype: torch.dtype) -> nn.Module:
+        """Images uint8 [B, 1 or 3, H, W] -> `dtype` [B, *cached_shape]; eval mode, no gradients. Reads the weights.
+
+        Raises InputError where they can't be read or are another network's.
+        """
+        assert self.frozen is not None
+        block = self.blocks[self.frozen]
+        [layers] = self._loaded([self._part(None, block.node)])
+        pool = [Pool(self.pool, block.channels_last)] if self.frozen == self.features else []
+        preprocess = Preprocess(self.image_size, self.mean, self.std, dtype)
+        return nn.Sequential(preprocess, layers.to(dtype), *pool).eval().requires_grad_(False)
+
+    def trained_part(self) -> Blocks | None:
+        """What lies between `frozen` and the head, float32. None where only a head is trained: then nothing is read."""
+        if self.frozen == self.features:
+            return None
+        names = list(self.blocks)
+        first = 0 if self.frozen is None else names.index(self.frozen) + 1
+        ends = [block.node for block in self.blocks.values()]
+        places = range(first, names.index(self.features) + 1)
+        blocks = self._loaded([self._part(ends[i - 1] if i else None, ends[i]) for i in places])
+        preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32) if self.frozen is None else None
+        pool = Pool(self.pool, self.blocks[self.features].channels_last)
+        return Blocks(preprocess, blocks, pool)
+
+    def trained_parameters(self) -> int:
+        """How many numbers trained_part() learns."""
+        if self.frozen == self.features:
+            return 0
+        start = None if self.frozen is None else self.blocks[self.frozen].node
+        return sum(p.numel() for p in self._part(start, self.blocks[self.features].node).parameters())
+
+    def macs(self) -> int:
+        """Multiply-adds that the network needs for one image, up to the block that is used."""
+        with FlopCounterMode(display=False) as counter:
+            self._run_on_meta()
+        return int(counter.get_total_flops()) // 2
+
+    def batch_size(self, device: torch.device) -> int:
+        """Images a batch in inference. A batch takes about the same memory for every network and image size."""
+        sizes = [3 * self.image_size**2]
+
+        def note(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            sizes.append(sum(t.numel() for t in (*inputs, output) if isinstance(t, torch.Tensor)))
+
+        layers = [layer for layer in self._net.modules() if not any(True for _ in layer.children())]
+        hooks = [layer.register_forward_hook(note) for layer in layers]
+        self._run_on_meta()
+        for hook in hooks:
+            hook.remove()
+        return batch_size(device, max(sizes))
+
+    def _run_on_meta(self) -> None:
+        """Compute the shapes of one image's way to the block that is used."""
+        with torch.no_grad():
+            image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
+            self._part(None, self.blocks[self.features].node)(image)
+
+    def _part(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
+        """The network from behind `start` (None: from the images) up to `end`, on the meta device."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        inside = False
+        for node in self._graph.nodes:
+            if node is start or (start is None and node.op == "placeholder"):
+                copies[node], inside = graph.placeholder("x"), True
+            elif inside:
+                copies[node] = graph.node_copy(node, lambda n: copies[n])
+            if node is end:
+                break
+        graph.output(copies[end])
+        return fx.GraphModule(self._net, graph)
+
+    def _loaded(self, parts: Sequence[nn.Module]) -> list[nn.Module]:
+        """Parts of the network with its weights, which are read once; they share nothing with other parts."""
+        parts = [copy.deepcopy(part) for part in parts]
+        expected = {k: v.shape for part in parts for k, v in part.state_dict().items()}
+        state = self.weights.load()
+        for counter in (k for k in expected if k.endswith("num_batches_tracked")):
+            state.setdefault(counter, torch.tensor(0))  # BatchNorm's, absent in old files and of no effect here
+        problems = [f"{k} is missing" for k in expected if k not in state]
+        problems += [
+            f"{k} is {list(state[k].shape)} where {list(shape)} is expected"
+            for k, shape in expected.items()
+            if k in state and state[k].shape != shape
+        ]
+        if problems:
+            raise InputError(
+                f"model.weights: {self.weights.name} do not fit {self.name}: {problems[0]} "
+                f"({len(problems)} of {len(expected)} tensors are wrong); choose the model they were made for"
+            )
+        for part in parts:
+            part.load_state_dict({k: state[k] for k in part.state_dict()}, assign=True)
+            part.to(memory_format=torch.channels_last)
+        constants = [(part, name) for part in parts for name, buffer in part.named_buffers() if buffer.is_meta]
+        if constants:  # such as Swin's masks: no file of weights holds them, the network makes them itself
+            with torch.random.fork_rng(devices=[]):
+                made = dict(make(self.name, init=False).named_buffers())
+            for part, name in constants:
+                owner, _, buffer = name.rpartition(".")
+                setattr(part.get_submodule(owner), buffer, made[name].clone())
+        return parts
+
+
+def _per_channel(key: str, values: Sequence[float]) -> tuple[float, ...]:
+    least, rule = (0.0, " above 0") if key == "std" else (-math.inf, "")
+    numbers = isinstance(values, Sequence) and all(isinstance(v, int | float) and least < v < math.inf for v in values)
+    if not numbers or len(values) != 3:
+        raise InputError(f"model.{key}={values} must be three numbers{rule}: red, green and blue, of pixels in 0..1")
+    return tuple(float(v) for v in values)
+
+
+class _NoStorage(TorchFunctionMode):
+    """Weights, which modules make with torch.empty, get no memory. The rest is real: RegNet computes its widths."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+
+
+def _build(name: str) -> nn.Module:
+    """The network on the meta device, in eval mode."""
+    try:
+        with _NoStorage():
+            return make(name, init=False).eval().to("meta")
+    except RuntimeError as error:  # it runs as it is made, to find its shapes
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"model.name={name} can't be cut: it can't be made without weights ({reason}); take another network"
+        ) from error
+
+
+def _stages(net: nn.Module) -> list[str]:
+    """Names of the modules that are kept whole when the network is traced."""
+    names = []
+    for name, child in net.named_children():
+        names += [f"{name}.{k}" for k, _ in child.named_children()] if name in STAGE_LISTS else [name]
+    return names
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: list[str]):
+        super().__init__()
+        self.leaves = leaves
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Images are what is traced; other arguments of a network keep their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.leaves
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape that each node gives."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(getattr(result, "shape", ()))[1:]
+        return result
+
+
+def _trace(net: nn.Module, name: str, image_size: int) -> tuple[fx.Graph, str]:
+    """The network's graph, its nodes with the shapes they give, and why images of this size get no further, if so."""
+    try:
+        graph = _Tracer(_stages(net)).trace(net)
+    except Exception as error:  # what a network's own code makes of a stand-in for images
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"model.name={name} can't be cut: its steps depend on the images ({reason}); take another network"
+        ) from error
+    try:
+        with torch.no_grad():  # some of timm's modules keep what they have computed, and are to be copied
+            _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        return graph, str(error).partition("\n")[0].partition(" but got Proxy")[0]  # a Proxy tells nobody anything
+    return graph, ""
+
+
+def _blocks(net: nn.Module, graph: fx.Graph) -> dict[str, Block]:
+    """The stages of a traced network by name, in order."""
+    nodes = [n for n in graph.nodes if n.op != "output"]
+    modules = {n: net.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"}
+    classifier = max(i for i, n in enumerate(nodes) if n in modules and any(True for _ in modules[n].parameters()))
+    ends = {}  # index of a stage's node -> the stage's name
+    for i, node in enumerate(nodes[:classifier]):
+        if node in modules and _is_stage(modules[node]) and len(node.meta.get("shape", ())) > 1 and _is_cut(nodes, i):
+            ends[i] = str(node.target)
+    if all(isinstance(modules[nodes[i]], nn.MaxPool2d) for i in ends):  # a plain list of layers: VGG, AlexNet
+        ends = {i: f"block{k}" for k, i in enumerate(ends, 1)}
+    blocks = {}
+    for i, name in ends.items():
+        while i + 1 < classifier and _is_trailing(nodes[i + 1], modules):
+            i += 1
+        in_swin = hasattr(net, "permute") and str(nodes[i].target) != "permute"  # Swin's own way out of channels last
+        in_swin |= getattr(net, "output_fmt", "NCHW") == "NHWC"  # timm says so
+        blocks[name] = Block(nodes[i], nodes[i].meta["shape"], channels_last=in_swin)
+    return blocks
+
+
+def _is_stage(module: nn.Module) -> bool:
+    return isinstance(module, nn.MaxPool2d) or any(True for _ in module.children())
+
+
+def _is_cut(nodes: list[fx.Node], i: int) -> bool:
+    """Whether all that comes behind node i depends on the images through it alone."""
+    before = set(nodes[:i])
+    return not any(before & set(n.all_input_nodes) for n in nodes[i + 1 :])
+
+
+def _is_trailing(node: fx.Node, modules: dict[fx.Node, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[node], TRAILING_MODULES)
+    return node.op == "call_function" and node.target in TRAILING_FUNCTIONS

@@ -1,0 +1,176 @@
+"""Pretrained weights: which ones a name stands for, what identifies their content, and reading them safely."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torchvision.models import WeightsEnum, get_model_weights
+
+from tuner import InputError
+from tuner.networks.zoo import TIMM, make, timm
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "vgg16_imagenet_features.safetensors"  # float16, torchvision's names
+BUNDLED_AS = "IMAGENET1K_FEATURES"  # torchvision's name of the same weights: it gives their preprocessing
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What torchvision's own files call some layers of DenseNet and ViT, and what these have been called since.
+RENAMED = {
+    r"(denselayer\d+\.(?:norm|conv))\.([12])\.": r"\1\2.",
+    r"\.mlp\.linear_1\.": ".mlp.0.",
+    r"\.mlp\.linear_2\.": ".mlp.3.",
+}
+State = dict[str, torch.Tensor]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that have been found but not read.
+
+    name: what to call them in a message.   key: identifies their content.
+    mean, std: per channel, of pixels in 0..1, that they were trained with.   load: reads them.
+    """
+
+    name: str
+    key: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    load: Callable[[], State]
+
+
+def find(network: str, spec: str | None, seed: int) -> Weights:
+    """The weights that `spec` names for a network; nothing is read but a file's checksum.
+
+    spec: "bundled", a member of torchvision's weights enum, "DEFAULT" or a tag of timm's, a .safetensors or .pth file,
+    or None: random from `seed`.
+    Raises InputError for a name that is none of these.
+    """
+    if spec is None:
+        return Weights("random weights", f"random-{seed}", IMAGENET_MEAN, IMAGENET_STD, lambda: _random(network, seed))
+    if network.startswith(TIMM):
+        return _of_timm(network, spec)
+    published = get_model_weights(network)
+    if spec == "bundled" and network == "vgg16":
+        preset = published[BUNDLED_AS].transforms()
+        return Weights("the bundled weights", _sha256(BUNDLED), preset.mean, preset.std, lambda: _read(BUNDLED))
+    if spec in published.__members__:
+        enum = published[spec]
+        preset = enum.transforms()
+        # torchvision puts the start of the content's sha256 into the file's name
+        return Weights(spec, enum.url.rsplit("/", 1)[-1], preset.mean, preset.std, lambda: _download(enum))
+    return _file(network, spec, [*(["bundled"] if network == "vgg16" else []), *published.__members__])
+
+
+def _file(network: str, spec: str, known: Sequence[str]) -> Weights:
+    try:
+        path = Path(str(spec)).expanduser()
+        checksum = _sha256(path)
+    except (OSError, RuntimeError, ValueError) as error:  # no home, a zero byte
+        raise InputError(
+            f"model.weights={spec} is no file that can be read ({getattr(error, 'strerror', error)}) and no weights of "
+            f"{network}; use {', '.join(known)}, a path, or null (random)"
+        ) from error
+    return Weights(str(path), checksum, IMAGENET_MEAN, IMAGENET_STD, lambda: _read(path))
+
+
+def _of_timm(network: str, spec: str) -> Weights:
+    """Weights that timm publishes, by their tag, or a file. DEFAULT is the tag that timm puts first."""
+    name = network.removeprefix(TIMM)
+    configs = timm().models.get_arch_pretrained_cfgs(name)
+    published = {cfg.tag: cfg for cfg in configs.values() if cfg.hf_hub_id and cfg.tag}
+    default = timm().models.get_pretrained_cfg(name)
+    if default is not None and default.hf_hub_id:
+        published = {"DEFAULT": default, **published}
+    if spec not in published:
+        return _file(network, spec, list(published))
+    cfg = published[spec]
+    # The hub has no checksum in its names: its repositories are named by network and tag, and their files stay.
+    return Weights(cfg.hf_hub_id, cfg.hf_hub_id, cfg.mean, cfg.std, lambda: _from_hub(name, cfg))
+
+
+def _from_hub(name: str, cfg: Any) -> State:
+    """timm's weights from the hub's cache, or downloaded there; only a .safetensors file, which holds no code.
+
+    timm itself reads it: it knows how to turn a file of another project into weights of its own network.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    file = str(Path(cfg.hf_hub_filename or "model").with_suffix(".safetensors"))
+    try:
+        path = hf_hub_download(repository, file, revision=revision or None)
+        source = {"file": path, "url": None, "hf_hub_id": None, "source": None, "custom_load": False}
+        with torch.random.fork_rng(devices=[]):  # of the weights that it draws first
+            model = timm().create_model(name, pretrained=True, pretrained_cfg=cfg, pretrained_cfg_overlay=source)
+    except (OSError, HTTPException, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{file} of {cfg.hf_hub_id} could not be had from the Hugging Face hub ({reason}); set model.weights to a "
+            "path, or to null (random)"
+        ) from error
+    return {key: value.float() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+
+
+def _read(path: Path) -> State:
+    """A state dict from a .safetensors file, or from a PyTorch file without running any code that is in it."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # anything at all can come out of reading a damaged pickle
+        telling = isinstance(error, SafetensorError | RuntimeError | OSError)  # not: an invitation to run a file's code
+        reason = str(error).partition("\n")[0] if telling else "not a PyTorch file of tensors alone"
+        raise InputError(
+            f"model.weights={path} cannot be read ({reason}); it must be a whole .safetensors or PyTorch state dict"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError(
+            f"model.weights={path} holds no state dict (names to tensors); save model.state_dict() as .safetensors"
+        )
+    return {_current(name): value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _current(name: str) -> str:
+    for old, new in RENAMED.items():
+        name = re.sub(old, new, name)
+    return name
+
+
+def _download(enum: WeightsEnum) -> State:
+    """From torch's cache of checkpoints; if it isn't there, torch puts it there, with a progress bar."""
+    folder, name = Path(torch.hub.get_dir()) / "checkpoints", enum.url.rsplit("/", 1)[-1]
+    path, checksum = folder / name, Path(name).stem.rpartition("-")[-1]
+    try:
+        if not path.exists():
+            log.info("downloading %s to %s", enum.url, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(enum.url, str(path), checksum)
+        whole = _sha256(path).startswith(checksum)
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise InputError(
+            f"{name} could not be had from {enum.url} ({error}); put the file into {folder}, "
+            "or set model.weights to a path, to bundled (vgg16), or to null (random)"
+        ) from error
+    if not whole:
+        raise InputError(f"{path} is damaged: its sha256 must begin with {checksum}; delete it to have it downloaded")
+    return _read(path)
+
+
+def _random(network: str, seed: int) -> State:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(make(network).state_dict())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,144 @@
+"""A run folder, written so that a killed run leaves whole files."""
+
+import csv
+import io
+import json
+import logging
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+
+from tuner import InputError, __version__, plots
+from tuner.files import replacing
+from tuner.runs.table import read_metrics, read_result
+from tuner.runs.trackers import Tracker
+
+if TYPE_CHECKING:
+    import torch  # takes seconds to import, and most who read runs don't need it
+
+METRICS = (
+    *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "lr", "seconds"),
+)
+CHECKPOINT = "checkpoint.pt"  # of a run that is going on, or was killed
+VERSIONS = ("torch", "torchvision", "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna")
+log = logging.getLogger("tuner.runs")
+
+
+class Run:
+    """A run folder that is being written.
+
+    metrics.csv grows by a row an epoch; everything else is written once, whole. result.json comes last: where it is
+    missing, the run is going on or was killed.
+    """
+
+    def __init__(self, folder: Path):
+        """Raises InputError where `folder` holds a run that is finished, or going on: it would be overwritten."""
+        self.lock = FileLock(folder / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"another process is at work on the run in {folder}: wait for it, or end it") from error
+        except (OSError, NotImplementedError) as error:  # some clusters' file systems have no locks
+            log.warning("no lock on %s (%s): take care that one process alone works on it", folder, error)
+        if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
+            self._unlock()
+            raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
+        self.folder = folder
+        self.prefix = f"{folder.name}: " if folder.name.isdecimal() else ""  # a sweep's are numbers
+        self.result: dict[str, Any] = {}
+        self.tracker: Tracker | None = None  # is told what metrics.csv and result.json get
+        self.start = time.perf_counter()
+        self._begin()
+
+    def _unlock(self) -> None:
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
+
+    def _begin(self) -> None:
+        """Take away what an earlier run that failed left here, but for what this one may go on from."""
+        for left in ("result.json", "model.safetensors"):
+            (self.folder / left).unlink(missing_ok=True)
+        if not (self.folder / CHECKPOINT).exists():
+            with replacing(self.folder / "metrics.csv") as file:
+                file.write((",".join(METRICS) + "\n").encode())
+
+    def cut_metrics(self, epochs: int) -> None:
+        """Take later epochs' rows out of metrics.csv."""
+        lines = (self.folder / "metrics.csv").read_text().splitlines(keepends=True)
+        with replacing(self.folder / "metrics.csv") as file:
+            file.write("".join(lines[: 1 + epochs]).encode())
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Append an epoch's row to metrics.csv; what there is no metric for stays empty."""
+        with (self.folder / "metrics.csv").open("a", newline="") as file:
+            values = (f"{metrics[name]:.6g}" if name in metrics else "" for name in METRICS[1:])
+            csv.writer(file, lineterminator="\n").writerow([epoch, *values])
+        if self.tracker:
+            self.tracker.log_epoch(epoch, metrics)
+
+    def metrics(self) -> pd.DataFrame:
+        return read_metrics(self.folder)
+
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.perf_counter() - self.start
+
+    def save_model(
+        self, state: "Mapping[str, torch.Tensor]", about: Mapping[str, Any], name: str = "model.safetensors"
+    ) -> None:
+        """What was trained, with what else a model must know in its metadata, each value as JSON."""
+        from safetensors.torch import save
+
+        tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
+        with replacing(self.folder / name) as file:
+            file.write(save(tensors, metadata={key: json.dumps(value) for key, value in about.items()}))
+
+    def save_table(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
+        """A CSV file of the given rows, the first of which is the header."""
+        write_table(self.folder / name, rows)
+
+    def save_config(self, config: DictConfig) -> None:
+        """conf/config.yaml, with interpolations as they are. Apart, as Hydra takes folders beside it for groups."""
+        (self.folder / "conf").mkdir(exist_ok=True)
+        with replacing(self.folder / "conf" / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(config).encode())
+
+    def save_plot(self, name: str, figure: Figure) -> None:
+        """plots/NAME.png"""
+        (self.folder / "plots").mkdir(exist_ok=True)
+        plots.save(figure, self.folder / "plots" / f"{name}.png")
+
+    def finish(self, status: str, **more: Any) -> None:
+        """result.json: `status` is complete, pruned or failed."""
+        seconds = round(self.seconds(), 2)
+        result = {"status": status, **self.result, **more, "seconds": seconds, "versions": versions()}
+        with replacing(self.folder / "result.json") as file:
+            file.write(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        if status == "complete":
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Tell the tracker how the run ended. It may take its time, and no interrupt changes result.json any more."""
+        self._unlock()
+        if self.tracker and (self.folder / "result.json").exists():  # else the disk is full, or the like
+            self.tracker.finish(read_result(self.folder))
+
+
+def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file of the given rows, the first of which is the header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def versions() -> dict[str, str]:
+    return {"tuner": __version__, "python": platform.python_version()} | {name: version(name) for name in VERSIONS}

@@ -1,0 +1,136 @@
+"""What a run's saved weights make of a split: its predictions, its tables, its plots."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from tuner import plots
+from tuner.data import Samples
+from tuner.runs import calibration, metrics
+from tuner.runs.run import Run
+
+
+@dataclass
+class Scored:
+    """A split's images, the rows of them that are in it, and the log-probabilities [len(rows), classes] they got.
+
+    temperature: at which these become the probabilities that are told.
+    """
+
+    split: str
+    samples: Samples
+    rows: torch.Tensor
+    log_p: torch.Tensor
+    temperature: float = 1.0
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self.samples.labels[self.rows]
+
+    @property
+    def calibrated(self) -> torch.Tensor:
+        """The log-probabilities at the temperature."""
+        return calibration.calibrated(self.log_p, self.temperature)
+
+    def answers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each row the label, the predicted class and its probability, calibrated."""
+        return self.labels, self.log_p.argmax(1), self.calibrated.amax(1).exp()
+
+    def table(self, classes: Sequence[str]) -> list[list[Any]]:
+        names = self.samples.names
+        columns = zip(self.rows.tolist(), *(answer.tolist() for answer in self.answers()), strict=True)
+        return [
+            [self.split, names[row] if names else row, classes[true], classes[said], f"{p:.4f}"]
+            for row, true, said, p in columns
+        ]
+
+
+def measures(scored: Sequence[Scored], classes: Sequence[str]) -> dict[str, float | None]:
+    """For result.json, of validation and test: balanced accuracy and macro F1, and the expected calibration error
+    without and with the temperature; None where there is no such split.
+    """
+    found: dict[str, float | None] = {}
+    for name, split in (("val", "validation"), ("test", "test")):
+        keys = ("balanced_accuracy", "macro_f1", "ece", "ece_calibrated")
+        found |= {f"{name}_{key}": None for key in keys}
+        for one in (one for one in scored if one.split == split):
+            rows = metrics.per_class(one.labels, one.log_p.argmax(1), classes)
+            errors = {"ece": calibration.ece(one.log_p, one.labels)}
+            errors["ece_calibrated"] = calibration.ece(one.calibrated, one.labels)
+            found |= {f"{name}_{key}": value for key, value in (metrics.over_classes(rows) | errors).items()}
+    return found
+
+
+def answers(parts: Sequence[Scored]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each row of all parts the label, the predicted class and its probability, calibrated."""
+    labels, predicted, confidence = zip(*(part.answers() for part in parts), strict=True)
+    return torch.cat(labels), torch.cat(predicted), torch.cat(confidence)
+
+
+def tables(scored: Sequence[Scored], reported: Sequence[Scored], classes: Sequence[str]) -> dict[str, list[list[Any]]]:
+    """CSV files by name, the header first: the predictions of all, and how classes did in what is reported."""
+    rows = [row for one in scored for row in one.table(classes)]
+    labels, predicted, _ = answers(reported)
+    counts = metrics.confusion_matrix(labels, predicted, len(classes))
+    per_class = metrics.per_class(labels, predicted, classes)
+    return {
+        "predictions.csv": [["split", "image", "label", "predicted", "confidence"], *rows],
+        "confusion_matrix.csv": [["true \\ predicted", *classes], *map(list, zip(classes, *counts.T, strict=True))],
+        "per_class.csv": [list(per_class[0]), *(list(row.values()) for row in per_class)],
+    }
+
+
+def pictures(parts: Sequence[Scored], classes: Sequence[str], split: str) -> dict[str, Figure]:
+    """Figures by name, of the parts of what is called `split`."""
+    labels, predicted, confidence = answers(parts)
+    worst = metrics.most_confident_mistakes(labels, predicted, confidence, 25)
+    examples = plots.examples(
+        torch.stack([_image(parts, place) for place in worst.tolist()]) if len(worst) else torch.empty(0),
+        [classes[i] for i in labels[worst]],
+        [classes[i] for i in predicted[worst]],
+        confidence[worst].tolist(),
+        split,
+    )
+    before = calibration.bins(torch.cat([part.log_p for part in parts]), labels)
+    after = calibration.bins(torch.cat([part.calibrated for part in parts]), labels)
+    return {
+        "confusion_matrix": plots.confusion_matrix(
+            metrics.confusion_matrix(labels, predicted, len(classes)), classes, split
+        ),
+        "per_class": plots.per_class(metrics.per_class(labels, predicted, classes), split),
+        "examples": examples,
+        "reliability": plots.reliability(before, after, parts[0].temperature, split),
+    }
+
+
+def _image(parts: Sequence[Scored], place: int) -> torch.Tensor:
+    """The image of a row, by its place in all parts."""
+    for part in parts:
+        if place < len(part.rows):
+            return part.samples.images[part.rows[place]]
+        place -= len(part.rows)
+    raise IndexError(place)
+
+
+def report(
+    run: Run,
+    scored: Sequence[Scored],
+    classes: Sequence[str],
+    accuracies: dict[str, float],
+    saved_epoch: int,
+    draw: bool,
+) -> None:
+    """A run's predictions, and the tables and plots of the last split that was scored."""
+    for name, rows in tables(scored, scored[-1:], classes).items():
+        run.save_table(name, rows)
+    if not draw:
+        return
+    curve = run.metrics()
+    run.save_plot("accuracy", plots.accuracy(curve, saved_epoch))
+    run.save_plot("loss", plots.loss(curve, saved_epoch))
+    run.save_plot("train_vs_test", plots.train_vs_test(accuracies))
+    for name, figure in pictures(scored[-1:], classes, scored[-1].split).items():
+        run.save_plot(name, figure)

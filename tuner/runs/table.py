@@ -1,0 +1,196 @@
+"""Run folders, read: the result and the metrics of one, and a table of many."""
+
+import io
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from tuner import InputError
+from tuner.targets import current
+
+RESULTS = (  # of a run in a table; the keys of its config stand beside them
+    *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
+    *("saved_epoch", "seconds", "device", "trial", "n_train", "n_val", "n_test", "trained_parameters", "gmacs"),
+    *("val_balanced_accuracy", "val_macro_f1", "test_balanced_accuracy", "test_macro_f1", "test_ece_calibrated"),
+    "error",
+)
+NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "error"))
+REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
+log = logging.getLogger("tuner.runs")
+Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """A folder's result.json. Raises ValueError where that is damaged."""
+    with _named("result.json"):
+        result = json.loads((folder / "result.json").read_text())
+        if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+            raise ValueError("it is not that of a run: it has no status")
+        return result
+
+
+def read_metrics(folder: str | Path) -> pd.DataFrame:
+    """A run's metrics.csv: a row an epoch, without a line that is just being written."""
+    return pd.read_csv(io.StringIO((Path(folder) / "metrics.csv").read_text().rpartition("\n")[0]))
+
+
+def find(*folders: str | Path) -> Iterator[Path]:
+    """The run folders in or below the given ones, at any depth, in the order of their names; through links, once each.
+
+    Raises InputError where a folder is missing.
+    """
+    seen: set[tuple[int, int]] = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(
+                f"there is no folder {folder}; runs are in outputs/ and multirun/, where they were started"
+            )
+        yield from _find(folder, seen)
+
+
+def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    try:
+        str(folder).encode()
+        stat = folder.stat()
+        with os.scandir(folder) as entries:
+            folders = {entry.name: _is_dir(entry) for entry in entries}
+        is_run = not folders.keys().isdisjoint(("result.json", "metrics.csv"))
+        is_run = is_run or (folder / ".hydra" / "config.yaml").is_file()
+    except (OSError, UnicodeEncodeError) as error:  # not ours to read, gone meanwhile, or of a name that is no text
+        log.warning("skipped %s: %s", folder, error)
+        return
+    if (stat.st_dev, stat.st_ino) in seen:
+        return
+    seen.add((stat.st_dev, stat.st_ino))
+    if is_run:
+        yield folder
+    for name in sorted(folders, key=lambda name: (int(name) if name.isdecimal() else math.inf, name)):
+        if folders[name] and name[0] != "." and not (is_run and name == "plots"):
+            yield from _find(folder / name, seen)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to what is not ours to read
+        return False
+
+
+def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
+    """A row for each run in or below the given folders, or outputs/ and multirun/ where none is given.
+
+    Columns: `folder`; RESULTS, of which `status` is complete, pruned, failed or unfinished (it is going on, or was
+    killed); `started`; and the config's keys, such as optimizer.lr; one that is among RESULTS is `config.KEY`. Of what
+    failed or is unfinished epochs, val_accuracy and val_loss are the last of metrics.csv. A damaged folder is logged
+    and left out.
+    resolve: whether a key that refers to another one, as data.seed: ${seed} does, has that one's value.
+    Raises InputError where a given folder is missing.
+    """
+    rows = []
+    for folder in find(*(folders or filter(os.path.isdir, ("outputs", "multirun")))):
+        try:
+            rows.append(_row(folder))
+        except (OSError, ValueError) as error:
+            log.warning("skipped %s: %s", folder, " ".join(str(error).split()))
+    frame = pd.DataFrame(rows, columns=None if rows else ["folder", *RESULTS, "started"])
+    frame = frame.astype(dict.fromkeys(NUMBERS, float))
+    return resolved(frame) if resolve else frame
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    config, started = read_config(folder)
+    finished = (folder / "result.json").exists()
+    result = read_result(folder) if finished else {"status": "unfinished"}
+    if result["status"] in ("unfinished", "failed"):  # neither says how far it came
+        result = _last_epoch(folder / "metrics.csv") | result
+    with _named("result.json"):
+        for name in RESULTS:
+            if not isinstance(result.get(name), (int | float if name in NUMBERS else str) | None):
+                raise ValueError(f"{name} is {result[name]!r}, which is no {'number' if name in NUMBERS else 'text'}")
+            if name in NUMBERS:
+                float(result.get(name) or 0)  # or it is too large
+    row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started}
+    return row | {f"config.{key}" if key in row else key: value for key, value in config.items()}
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
+    """A run's config as it was composed, by keys with dots, and when it was written. Without one: nothing, None."""
+    path = folder / ".hydra" / "config.yaml"
+    if not path.exists():
+        return {}, None
+    with _named(".hydra/config.yaml"):
+        config = yaml.load(path.read_text(), Loader=Yaml)
+        if not isinstance(config, dict):
+            raise ValueError("it is not that of a run: it has no keys")
+        return dict(flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
+
+
+def resolved(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of runs with what references stand for: ${a.b}, and ${.b} and ${..b}, which begin beside and above.
+
+    Resolvers, such as ${oc.env:HOME}, stay as they are: what they gave then is not known.
+    """
+    return frame.assign(**{str(key): _followed(frame, str(key)) for key in frame if _references(frame[key])})
+
+
+def _references(column: pd.Series) -> dict[str, tuple[str, str]]:
+    """The references in a column, and of each its dots and the rest."""
+    texts = [text for text in column.unique() if isinstance(text, str)] if column.dtype.kind == "O" else []
+    return {text: (match[1], match[2]) for text in texts if (match := REFERENCE.fullmatch(text))}
+
+
+def _followed(frame: pd.DataFrame, key: str, before: tuple[str, ...] = ()) -> pd.Series:
+    column = frame[key]
+    for text, (dots, name) in _references(column).items():
+        above = key.removeprefix("config.").split(".")[: -len(dots)] if dots else []
+        target = ".".join([*above, name])
+        target = f"config.{target}" if f"config.{target}" in frame else target
+        if target in frame and target not in (*before, key):  # which only references in a circle are
+            value = _followed(frame, target, (*before, key)).astype(object)
+            column = column.astype(object).mask(column == text, value).infer_objects()
+    return column
+
+
+def flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{above}{key}.")
+        elif isinstance(value, list | dict):
+            yield f"{above}{key}", json.dumps(value, ensure_ascii=False, default=str)
+        elif key == "_target_":
+            yield f"{above}{key}", current(str(value))
+        else:
+            yield f"{above}{key}", value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _last_epoch(path: Path) -> dict[str, float | None]:
+    """What metrics.csv, if there is one, has in its last whole line."""
+    with _named("metrics.csv"):
+        lines = path.read_text().rpartition("\n")[0].split("\n") if path.exists() else []
+        if len(lines) < 2:
+            return {"epochs": 0}
+        names, fields = lines[0].split(","), lines[-1].split(",")
+        if len(names) != len(fields) or "epoch" not in names:
+            raise ValueError(f"its last line {lines[-1][:80]!r} is not that of an epoch")
+        last = dict(zip(names, fields, strict=True))
+        values = {name: float(last[name]) if last.get(name) else None for name in ("val_accuracy", "val_loss")}
+        return {"epochs": int(last["epoch"])} | values
+
+
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    """What is wrong in a file is a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: {error}") from error

@@ -1,0 +1,203 @@
+"""Experiment trackers, which are told what the run folder gets. Their packages are imported where they are chosen."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from tuner import InputError
+
+log = logging.getLogger("tuner.runs.trackers")
+# In a result.json, and no result:
+GIVEN = ("seed", "trial", "n_train", "n_val", "n_test", "test_duplicates", "split_hashes")
+
+
+class UnreachableError(InputError):
+    """A tracker's store or server can't be had."""
+
+
+class Tracker:
+    """A run's tracker, on which the run does not depend: once it fails, a warning says what it has not got."""
+
+    def __init__(self, to: "TensorBoard | MLflow | WandB", folder: Path):
+        self.to, self.folder = to, folder
+        self.failed = False
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        if not self.failed:
+            self._tell(f"epoch {epoch} and those after it", lambda: self.to.log_epoch(epoch, metrics))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """With what result.json says. Also after a failure: a server may be back, and have the run as going on."""
+        self._tell("how the run ended", lambda: self.to.finish(result))
+
+    def _tell(self, what: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except self.to.errors as error:
+            self.failed = True
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            name = type(self.to).__name__
+            log.warning("%s has not got %s; metrics.csv in %s is whole: %s", name, what, self.folder, reason)
+
+
+class TensorBoard:
+    """Event files in the run folder."""
+
+    errors: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, folder: Path, study: str | None, name: str, config: Mapping[str, Any]):
+        with starting("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
+        self.writer: Any = SummaryWriter(str(folder), flush_secs=10)
+        columns = ("val_accuracy", "val_loss", "final/val_accuracy", "final/test_accuracy")  # in the table of trials
+        experiment, begin, self.end = hparams(dict(flat(config)), dict.fromkeys(columns, 0.0))
+        self._write(experiment, begin)
+
+    def _write(self, *summaries: Any) -> None:
+        for summary in summaries:
+            self.writer.file_writer.add_summary(summary)
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self.writer.add_scalar(key, value, epoch)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        for key, value in final(result).items():
+            self.writer.add_scalar(key, value)
+        self.writer.add_text("status", status(result))
+        if result["status"] != "failed":
+            self._write(self.end)
+        self.writer.close()
+
+
+class MLflow:
+    """A run in an experiment, which is the study's or, of single runs, `experiment`. `uri`: a server, or a store."""
+
+    def __init__(
+        self,
+        folder: Path,
+        study: str | None,
+        name: str,
+        config: Mapping[str, Any],
+        *,
+        uri: str | None = None,
+        experiment: str = "tuner",
+    ):
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute, where MLflow's 7 take four
+        if study:
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for each trial
+        with starting("mlflow"):
+            import mlflow
+            from mlflow.exceptions import MlflowException
+            from sqlalchemy.exc import SQLAlchemyError
+        self.errors = (MlflowException, SQLAlchemyError, OSError)
+        self.of = mlflow.entities
+        uri = uri or mlflow.get_tracking_uri()
+        with starting("mlflow", *self.errors):
+            with alone(uri):
+                self.client: Any = mlflow.MlflowClient(uri)
+                number = self._experiment(study or experiment)
+            self.run = self.client.create_run(number, tags={"folder": str(folder)}, run_name=name).info.run_id
+            params = [self.of.Param(key, str(value)) for key, value in flat(config)]
+            for i in range(0, len(params), 100):  # as many as it takes at once
+                self.client.log_batch(self.run, params=params[i : i + 100])
+
+    def _experiment(self, name: str) -> str:
+        """Its number. Other trials may be making it at this moment, so it is made first, and then looked up."""
+        try:
+            return self.client.create_experiment(name)
+        except self.errors[0] as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self.client.get_experiment_by_name(name).experiment_id
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        now = round(time.time() * 1000)
+        self.client.log_batch(self.run, [self.of.Metric(key, value, now, epoch) for key, value in metrics.items()])
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        self.log_epoch(result.get("epochs", 0), final(result))
+        self.client.set_tag(self.run, "status", status(result))
+        ends = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+        self.client.set_terminated(self.run, ends[result["status"]])
+
+
+class WandB:
+    """A run of a project, in its study's group. Its account and server are those of the environment."""
+
+    def __init__(
+        self,
+        folder: Path,
+        study: str | None,
+        name: str,
+        config: Mapping[str, Any],
+        *,
+        project: str = "tuner",
+        mode: Literal["online", "offline"] | None = None,
+    ):
+        with starting("wandb"):
+            import wandb
+        self.errors = (Exception,)  # those of its service are no wandb.Error
+        with starting("wandb", wandb.Error, OSError, ValueError):
+            self.run = wandb.init(
+                project=project,
+                group=study,
+                name=name,
+                config={"folder": str(folder), **config},
+                mode=mode,
+                reinit="create_new",  # one run in a process must not be taken for another
+                settings=wandb.Settings(console="off", silent=study is not None),  # train.log has the console
+            )
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.run.log(dict(metrics), step=epoch)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        self.run.summary.update({"status": status(result), **final(result)})
+        self.run.finish(exit_code=int(result["status"] == "failed"))
+
+
+@contextmanager
+def starting(option: str, *errors: type[Exception]) -> Iterator[None]:
+    """A package that is missing, and the errors of one that can't start, as InputErrors."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != option:
+            raise
+        hint = f"pip install 'tuner[{option}]'"
+        raise InputError(f"logger={option} needs the package {option}: {hint}") from error
+    except errors as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UnreachableError(f"logger={option} cannot start: {reason}") from error
+
+
+def alone(uri: str) -> AbstractContextManager[Any]:
+    """Processes that open a new SQLite file at once would each make MLflow's tables in it."""
+    return FileLock(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:///") else nullcontext()
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A config's values by their dotted keys; lists as text."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value) if isinstance(value, list) else value
+
+
+def final(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a result.json that its run came to, each as final/KEY beside the epochs' values."""
+    return {f"final/{key}": v for key, v in result.items() if isinstance(v, int | float) and key not in GIVEN}
+
+
+def status(result: Mapping[str, Any]) -> str:
+    """complete, pruned, or failed: and its error"""
+    return ": ".join([result["status"], *filter(None, [result.get("error")])])

@@ -1,0 +1,366 @@
+"""Train a stack of heads on tensors: fit() and predict(). Knows torch and nothing else."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.optim import Optimizer
+
+from tuner.device import Batches, exact_float32, has_graphs, repeatable, rng_state, send, set_rng_state, widest_float
+from tuner.networks.blocks import Blocks
+from tuner.training.cuda_graph import CapturedSteps, capturable, lr_from_device
+from tuner.training.heads import Classifier, Stack
+from tuner.training.spec import Fitted, Metrics, Plan
+
+log = logging.getLogger("tuner.training.fit")
+_Labels = list[tuple[torch.Tensor, torch.Tensor | float]]
+
+
+class DivergedError(ArithmeticError):
+    """A loss is not finite."""
+
+
+def fit(
+    plans: Sequence[Plan],
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    num_classes: int,
+    feature_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+    trunk: Blocks | None = None,
+    views: int = 1,
+) -> list[Fitted]:
+    """Train K heads of one `kind` together, each as if it were alone.
+
+    x: [N * views, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N], likewise.
+    precision: of matrix products; the weights and the optimizer's state are float32.
+    trunk: x -> features [B, feature_size], trained with the head, which is the only one then; None: x is the features.
+    views: of each image, in neighbouring rows; an epoch takes one of them, drawn anew; validation takes the first.
+
+    A head whose training ends, or whose loss is not finite, which becomes its `error`, leaves the others.
+    """
+    with repeatable(device):
+        return _fit(plans, x, labels, num_classes, feature_size, device, precision, trunk, views)
+
+
+def _fit(
+    plans: Sequence[Plan],
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    feature_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+    trunk: Blocks | None,
+    views: int,
+) -> list[Fitted]:
+    assert len({plan.kind() for plan in plans}) == 1, "heads that are trained together are of one kind"
+    assert trunk is None or len(plans) == 1, "blocks are trained with one head"
+    torch.manual_seed(plans[0].seed)  # of dropout on a GPU, in the blocks, and of augmentation
+    feeds = list(dict.fromkeys(plan.feed() for plan in plans))  # heads with the same batches share them
+    inputs_of = [feeds.index(plan.feed()) for plan in plans]
+    heads = [plan.head for plan in plans]
+    model = Classifier(trunk, Stack(feature_size, num_classes, heads, device, precision, inputs_of))
+    if trunk is not None:
+        trunk.recompute = plans[0].recompute
+    training = _Training(plans, inputs_of, model, x, labels, views)
+    last = plans[0].stop or plans[0].epochs
+    for epoch in range(training.fitted[0].epochs + 1, last + 1):
+        if training.live:
+            training.epoch(epoch)
+        if plans[0].checkpoint and training.live and epoch < last:
+            plans[0].checkpoint(training.state)
+    return training.end()
+
+
+class _Training:
+    """Heads in training.
+
+    stacked: indices into the plans of the stack's heads, in order.   live: of those still in training.
+    A head that leaves is taken out of the stack at once; where the step is a CUDA graph it stays until half have left,
+    with a learning rate of 0, and is ignored.
+    Each parameter group of the optimizer has the index of its head, `head`, and the `factor` of its lr.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        inputs_of: Sequence[int],
+        model: Classifier,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        views: int,
+    ):
+        self.plans, self.model, self.x, self.labels, self.views = plans, model, x, labels.to(x.device), views
+        self.device = model.stack.device
+        self.live = list(range(len(plans)))
+        self.stacked = self.live
+        self.captured: CapturedSteps | None = None
+        self.fitted = [Fitted() for _ in plans]
+        for k, plan in enumerate(plans):
+            model.load_state(k, plan.initial or {})
+        groups = [
+            {"params": part, **plan.optimizer.keywords, "head": k, "factor": plan.factor(below)}
+            for k, plan in enumerate(plans)
+            for below, part in enumerate(model.parts_of(k))
+            if part
+        ]
+        self.optimizer: Optimizer = plans[0].optimizer.func(groups)
+        self.lrs = [plan.optimizer.keywords.get("lr", self.optimizer.defaults["lr"]) for plan in plans]
+        self.batch_size = plans[0].batch_size
+        self.micro_batch = plans[0].micro_batch or self.batch_size
+        self.augment = plans[0].augment
+        self.steps_done, self.steps = 0, plans[0].epochs * math.ceil(len(plans[0].train) / self.batch_size)
+        self.feeds = [plans[inputs_of.index(number)] for number in range(max(inputs_of) + 1)]  # a plan for each input
+        self.orders = [torch.Generator().manual_seed(plan.seed) for plan in self.feeds]
+        if plans[0].resume:
+            self._restore(plans[0].resume)
+        if has_graphs(self.device) and model.trunk is None and capturable(self.optimizer):
+            self.captured = CapturedSteps(self.device)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """What a step of the stacked heads works with."""
+        stack, plans = self.model.stack, [self.plans[k] for k in self.stacked]
+        self.inputs_of = torch.tensor(stack.inputs_of(), device=self.device)
+        shared = {p for first in stack.firsts for member in first.members for p in member.layers[0]}
+        self.loose = [p for group in self.optimizer.param_groups for p in group["params"] if p not in shared]
+        self.smoothing = torch.tensor([plan.label_smoothing for plan in plans], device=self.device)[:, None]  # [K, 1]
+        self.class_weights = _stacked([plan.class_weights for plan in plans], self.device)
+        self.totals = torch.zeros(2, len(plans), dtype=widest_float(self.device), device=self.device)  # loss, hits
+        if self.captured:
+            self.lr_on_device = torch.zeros(len(plans), device=self.device)
+            lr_from_device(self.optimizer, self.lr_on_device)
+            self.captured.reset()
+
+    def epoch(self, epoch: int) -> None:
+        """Train for an epoch, validate, and note how it went; heads that are done leave."""
+        start = time.perf_counter()
+        columns = self._train()
+        rows = [plan.val for plan in self.feeds if plan.val is not None]
+        if rows:
+            log_p = predict(self.model, self.x, [r * self.views for r in rows], batch_size=self.batch_size)
+            labels = torch.stack([self.labels[r.to(self.labels.device)] for r in rows]).to(self.device)[self.inputs_of]
+            columns |= {f"val_{name}": values for name, values in score(log_p, labels).items()}
+        seconds = time.perf_counter() - start
+        stay = []
+        for k in self.live:
+            place = self.stacked.index(k)
+            metrics = {name: column[place] for name, column in columns.items()} | {"seconds": seconds}
+            going = _note(self.fitted[k], self.model, place, epoch, metrics, self.plans[k])
+            if self.plans[k].on_epoch(epoch, metrics) is not False and going:
+                stay.append(k)
+        self.live = stay
+        least = len(self.stacked) / 2 if self.captured else len(self.stacked) - 1
+        if 0 < len(self.live) <= least:
+            self._shrink()
+
+    def _train(self) -> dict[str, list[float]]:
+        """An epoch's steps; returns train_loss, train_accuracy and lr of each head."""
+        self.model.train()
+        self.totals.zero_()
+        pairs = [self._order(plan.train, g) for plan, g in zip(self.feeds, self.orders, strict=True)]
+        for batches in zip(*(pair.to(self.x.device).split(self.batch_size, dim=1) for pair in pairs), strict=True):
+            lrs = self._set_lr()
+            inputs = [send(self.x[rows], self.device) for _, rows in batches]
+            targets = torch.stack([send(self.labels[images], self.device) for images, _ in batches])
+            if self.captured:  # a stack that is too large may begin again as two only before its first epoch is noted
+                may_raise = len(self.stacked) > 1 and not self.fitted[0].epochs
+                self.captured(self._step, targets, *inputs, may_raise=may_raise)
+            else:
+                self._step(targets, *inputs)
+            self.steps_done += 1
+        losses, accuracies = (self.totals / pairs[0].shape[1]).tolist()  # the one place that waits for the GPU
+        return {"train_loss": losses, "train_accuracy": accuracies, "lr": lrs}
+
+    def _order(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """An epoch's images in a drawn order and, for each, a row of x: [2, N]."""
+        images = images[torch.randperm(len(images), generator=generator)]
+        if self.views == 1:
+            return torch.stack([images, images])
+        return torch.stack([images, images * self.views + torch.randint(self.views, images.shape, generator=generator)])
+
+    def _set_lr(self) -> list[float]:
+        done = self.steps_done / self.steps
+        lrs = {k: self.lrs[k] * self.plans[k].schedule(done) if k in self.live else 0.0 for k in self.stacked}
+        if self.captured:
+            self.lr_on_device.copy_(torch.tensor(list(lrs.values())), non_blocking=True)
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lrs[group["head"]] * group["factor"]
+        return list(lrs.values())
+
+    def _step(self, targets: torch.Tensor, *inputs: torch.Tensor) -> None:
+        """targets: [inputs, B]; inputs: [B, ...] each. Waits for nothing that the device does."""
+        labels: _Labels = [(targets, 1.0)]  # and their shares
+        if self.augment:
+            [images], [target] = inputs, targets
+            images = self.augment.images(images)
+            if self.augment.mixes:
+                images, others, share = self.augment.mix(images, target)
+                labels = [(targets, share), (others[None], 1 - share)]
+            inputs = (images,)
+        for parameter in self.loose:
+            parameter.grad = None  # those of first layers are written anew
+        size = targets.shape[1]
+        for i in range(0, size, self.micro_batch):
+            some = slice(i, i + self.micro_batch)
+            for first in self.model.stack.firsts:
+                first.adds = i > 0
+            part: _Labels = [(t[:, some], s[some] if isinstance(s, torch.Tensor) else s) for t, s in labels]
+            self._backward(part, [x[some] for x in inputs], size)
+        for k in self.stacked:
+            if (clip := self.plans[k].grad_clip) is not None:
+                mine = [p for group in self.optimizer.param_groups if group["head"] == k for p in group["params"]]
+                torch.nn.utils.clip_grad_norm_(mine, clip)
+        self.optimizer.step()
+
+    def _backward(self, labels: _Labels, inputs: Sequence[torch.Tensor], size: int) -> None:
+        """Have the gradient of these images' part in the mean over `size`. labels: [inputs, B], and their shares."""
+        log_p = F.log_softmax(self.model(*inputs), dim=2)  # [K, B, classes]
+        rest = self.smoothing * log_p.mean(2)
+        total = torch.zeros((), device=self.device)
+        for targets, share in labels:
+            target = targets[self.inputs_of]  # [K, B]
+            losses = F.nll_loss(log_p.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+            smoothed = (1 - self.smoothing) * losses - rest
+            if self.class_weights is not None:
+                smoothed = smoothed * self.class_weights.gather(1, target)
+            total = total + (smoothed * share).sum() / size
+            with torch.no_grad():
+                hits = log_p.argmax(2) == target
+                self.totals += torch.stack([(losses * share).sum(1), (hits * share).sum(1)])
+        total.backward()  # heads share no weights: the gradient of the sum is each one's own
+
+    def _shrink(self) -> None:
+        """Take the heads that have left out of the stack."""
+        groups = self.optimizer.param_groups
+        for parameter in (p for group in groups if group["head"] not in self.live for p in group["params"]):
+            self.optimizer.state.pop(parameter, None)
+        groups[:] = [group for group in groups if group["head"] in self.live]
+        inputs = self.model.stack.keep([self.stacked.index(k) for k in self.live])
+        self.feeds, self.orders = [self.feeds[i] for i in inputs], [self.orders[i] for i in inputs]
+        self.stacked = self.live
+        self._set_up()
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of a head's training depends on, where it is alone: tensors, numbers, dicts and lists."""
+        return {
+            "fitted": {name: value for name, value in vars(self.fitted[0]).items() if name != "error"},
+            "steps_done": self.steps_done,
+            "model": self.model.state(0),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "random": [torch.get_rng_state(), rng_state(self.device), *(g.get_state() for g in self._generators())],
+            "device": self.device.type,
+            "precision": str(self.model.stack.precision),
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.fitted, self.steps_done = [Fitted(**state["fitted"])], state["steps_done"]
+        self.model.load_state(0, state["model"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        cpu, own, *others = state["random"]
+        torch.set_rng_state(cpu)
+        now = self.device.type, str(self.model.stack.precision)
+        before = state.get("device", now[0]), state.get("precision", now[1])
+        if before == now:
+            if own is not None:
+                set_rng_state(self.device, own)
+        else:
+            log.warning(
+                "resuming on %s in %s a run that was on %s in %s: the numbers will differ from an uninterrupted run's",
+                *now,
+                *before,
+            )
+        for generator, one in zip(self._generators(), others, strict=True):
+            generator.set_state(one)
+
+    def _generators(self) -> list[torch.Generator]:
+        return [*self.orders, *(member.generator for member in self.model.stack.members)]
+
+    def end(self) -> list[Fitted]:
+        for k in self.live:
+            if self.plans[k].keep == "last":
+                self.fitted[k].state = _copied(self.model.state(self.stacked.index(k)))
+        return self.fitted
+
+
+def _note(fitted: Fitted, model: Classifier, place: int, epoch: int, metrics: Metrics, plan: Plan) -> bool:
+    """Write down the epoch of the head at this place; say whether its training goes on."""
+    fitted.epochs = epoch
+    losses = {"train": metrics["train_loss"], "validation": metrics.get("val_loss", 0.0)}
+    if not all(map(math.isfinite, losses.values())):
+        fitted.error = DivergedError(
+            f"the loss is not finite (train {losses['train']:.3g}, validation {losses['validation']:.3g}) "
+            f"in epoch {epoch} at lr {metrics['lr']:.3g}: lower optimizer.lr, or set grad_clip"
+        )
+        return False
+    value = metrics.get(plan.judge, 0.0)
+    if plan.keep == "last" or value >= fitted.best:
+        fitted.epoch, fitted.metrics = epoch, metrics
+    if plan.keep == "best" and value >= fitted.best:
+        fitted.state = _copied(model.state(place))
+    if value > fitted.best:
+        fitted.best_epoch, fitted.best = epoch, value
+    return plan.patience is None or epoch - fitted.best_epoch < plan.patience
+
+
+def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+@torch.inference_mode()
+def predict(
+    model: Classifier, x: torch.Tensor, rows: Sequence[torch.Tensor], *, batch_size: int, mirrored: bool = False
+) -> torch.Tensor:
+    """Log-probabilities float32 [K, N, classes], without dropout, on the model's device.
+
+    rows: int64 [N], the rows of x for each input that the model takes.
+    mirrored: the images, which x then is, are flipped left to right.
+    """
+    model.eval()
+    device = model.stack.device
+
+    rows = [r.to(x.device) for r in rows]
+
+    def log_p(batch: range) -> torch.Tensor:
+        inputs = [send(x[r[batch.start : batch.stop]], device) for r in rows]
+        return F.log_softmax(model(*(i.flip(-1) if mirrored else i for i in inputs)), dim=2)
+
+    with exact_float32(device):
+        return torch.cat(list(Batches(max(batch_size, 256), device)(log_p, range(len(rows[0])))), dim=1)
+
+
+def score(log_p: torch.Tensor, labels: torch.Tensor) -> dict[str, list[float]]:
+    """Of each head: loss (cross-entropy), accuracy, and balanced_accuracy, the mean of the classes' own accuracies.
+
+    log_p: log-probabilities [K, N, classes].   labels: int64 [N] or [K, N]; a class without images does not count.
+    """
+    labels = labels.to(log_p.device).expand(log_p.shape[:2])
+    losses = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+    wide = widest_float(log_p.device)
+    hits = (log_p.argmax(2) == labels).to(wide)  # [K, N]
+    heads, _, classes = log_p.shape
+    cells = (labels + classes * torch.arange(heads, device=labels.device)[:, None]).flatten()
+    right, all_ = (
+        torch.zeros(heads * classes, dtype=wide, device=labels.device)
+        .index_add_(0, cells, values.flatten())
+        .view(heads, classes)
+        for values in (hits, torch.ones_like(hits))
+    )
+    balanced = (right / all_).nanmean(1)
+    return {"loss": losses.tolist(), "accuracy": hits.mean(1).tolist(), "balanced_accuracy": balanced.tolist()}
+
+
+def _stacked(weights: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:
+    """Class weights of each head, [K, classes], or None where none has any."""
+    given = [w for w in weights if w is not None]
+    if not given:
+        return None
+    return torch.stack([torch.ones_like(given[0]) if w is None else w for w in weights]).to(device)

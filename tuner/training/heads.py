@@ -1,0 +1,312 @@
+"""Trainable classifiers: a stack of K heads over the same features, each as if it were alone."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tuner import InputError
+from tuner.device import is_cpu
+from tuner.networks.blocks import Blocks
+
+
+@dataclass(frozen=True)
+class Head:
+    """A multilayer perceptron: for each width a Linear, ReLU and Dropout, then a Linear to the classes.
+
+    widths: of the hidden layers, features to classes; () is a linear classifier.   dropout: in 0 <= p < 1.
+    seed: of its initial weights, which have the distribution of torch.nn.Linear's own, and of its dropout.
+    Raises InputError for a value out of range.
+    """
+
+    widths: tuple[int, ...]
+    dropout: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not all(type(w) is int and w >= 1 for w in self.widths):
+            raise InputError(f"model.head.width={list(self.widths)} must be whole numbers of at least 1")
+        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
+            raise InputError(f"model.head.dropout={self.dropout} must be at least 0 and less than 1")
+
+
+def widths(width: int | Sequence[int], depth: int | None) -> tuple[int, ...]:
+    """The hidden layers' widths: `depth` layers (None: one) as wide as `width`, or the list that `width` is.
+
+    Raises InputError where the two contradict each other.
+    """
+    if isinstance(width, str):
+        raise InputError(f"model.head.width={width} must be a whole number or a list of them")
+    if isinstance(width, Sequence):
+        if depth not in (None, len(width)):
+            raise InputError(f"model.head.depth={depth} contradicts model.head.width={list(width)}; leave depth null")
+        return tuple(width)
+    if depth is not None and not (type(depth) is int and depth >= 0):
+        raise InputError(f"model.head.depth={depth} must be a whole number of at least 0; 0 is a linear classifier")
+    return (width,) * (1 if depth is None else depth)
+
+
+class Member:
+    """One head of a stack: its parameters and its dropout."""
+
+    def __init__(self, in_features: int, num_classes: int, head: Head, device: torch.device):
+        self.head = head
+        sizes = [in_features, *head.widths, num_classes]
+        self.layers = [  # weight and bias; those of the first layer become views into what the stack shares
+            (nn.Parameter(torch.empty(o, i, device=device)), nn.Parameter(torch.empty(o, device=device)))
+            for i, o in pairwise(sizes)
+        ]
+        self.generator = torch.Generator()
+        self.threshold = min(round(head.dropout * 2**16), 2**16 - 1)  # of 16 random bits: below it, a unit is dropped
+        self.scale = 2**16 / (2**16 - self.threshold)
+
+    @property
+    def width(self) -> int:
+        """Outputs of the first layer."""
+        return len(self.layers[0][0])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight and bias of each layer, from the features to the classes."""
+        return [parameter for layer in self.layers for parameter in layer]
+
+    def initialise(self) -> None:
+        """Draw the weights."""
+        self.generator.manual_seed(self.head.seed)
+        for weight, bias in self.layers:
+            bound = weight.shape[1] ** -0.5
+            for parameter in (weight, bias):
+                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=self.generator)
+                parameter.data.copy_(drawn)
+
+    def drop(self, out: torch.Tensor) -> None:
+        """Draw which units are dropped: bool [B, units], written into `out`. Four a number, by 16 of its bits each."""
+        numbers = torch.empty((out.numel() + 3) // 4, dtype=torch.int64).random_(
+            -(2**63), None, generator=self.generator
+        )
+        bits = numbers.view(torch.int16)[: out.numel()].view(out.shape)
+        torch.lt(bits, self.threshold - 2**15, out=out)
+
+    def after_first(self, h: torch.Tensor, training: bool) -> torch.Tensor:
+        """What the first layer gives, [B, width], where hidden after ReLU and dropout -> logits [B, classes]."""
+        for i, (weight, bias) in enumerate(self.layers[1:], 2):
+            scale = self.scale if training else 1.0  # of inverted dropout; exact, and cheaper than on the units
+            h = torch.addmm(bias.to(h.dtype), h, weight.to(h.dtype).t(), alpha=scale)
+            if i < len(self.layers):
+                h = _Hidden.apply(h, self._mask(h) if training and self.threshold else None)
+        return h
+
+    def _mask(self, h: torch.Tensor) -> torch.Tensor:
+        if not is_cpu(h.device):
+            return torch.rand(h.shape, device=h.device) < self.threshold / 2**16
+        mask = torch.empty(h.shape, dtype=torch.bool)
+        self.drop(mask)
+        return mask
+
+
+class _Hidden(torch.autograd.Function):
+    """ReLU, and 0 where `drop`; in place. A unit that is not above 0 afterwards gets no gradient, for either reason."""
+
+    @staticmethod
+    def forward(ctx: Any, h: torch.Tensor, drop: torch.Tensor | None) -> torch.Tensor:
+        h.clamp_min_(0)
+        if drop is not None:
+            h.masked_fill_(drop, 0)
+        ctx.mark_dirty(h)
+        ctx.save_for_backward(h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return torch.ops.aten.threshold_backward(grad, *ctx.saved_tensors, 0), None
+
+
+class First:
+    """The first layers of heads with one input, side by side in one matrix [R, F]; R is the sum of their widths.
+
+    Its gradient, and copies in the precision of the products, have memory of their own that every step uses again.
+    adds: whether a backward pass adds to the gradient that is there, instead of writing it anew.
+    """
+
+    adds = False
+
+    def __init__(self, number: int, members: list[Member], precision: torch.dtype):
+        self.number, self.members, self.precision = number, members, precision
+        rows, features = sum(m.width for m in members), members[0].layers[0][0].shape[1]
+        device = members[0].layers[0][0].device
+        self.weight, self.weight_grad = torch.zeros(2, rows, features, device=device)
+        self.bias, self.bias_grad = torch.zeros(2, rows, device=device)
+        self.half: tuple[torch.Tensor, ...] = (self.weight, self.weight_grad)
+        if precision != torch.float32:
+            self.half = tuple(torch.empty(2, rows, features, device=device, dtype=precision))
+        self.token = torch.zeros((), device=device, requires_grad=True)  # makes autograd call our backward
+        self.share()
+
+    def share(self) -> None:
+        """Make the members' first parameters, and their gradients, views."""
+        widths = [m.width for m in self.members]
+        rows = sum(widths)
+        self.widths, self.half = widths, tuple(tensor[:rows] for tensor in self.half)
+        self.weight, self.weight_grad = self.weight[:rows], self.weight_grad[:rows]
+        self.bias, self.bias_grad = self.bias[:rows], self.bias_grad[:rows]
+        threshold = [m.threshold for m in self.members for _ in range(m.width)]
+        self.dropped = torch.tensor(threshold, device=self.weight.device) / 2**16
+        for shared, gradient, which in ((self.weight, self.weight_grad, 0), (self.bias, self.bias_grad, 1)):
+            for member, view, grad in zip(self.members, shared.split(widths), gradient.split(widths), strict=True):
+                parameter = member.layers[0][which]
+                view.copy_(parameter.data.clone())  # the two may overlap
+                parameter.data, parameter.grad = view, grad
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        weight, _ = self.half
+        if weight is not self.weight:
+            weight.copy_(self.weight)
+        return torch.addmm(self.bias.to(x.dtype), x, weight.t())
+
+    def drop(self, h: torch.Tensor) -> torch.Tensor | None:
+        """The units to drop, bool [B, R]. On the CPU each head has random numbers of its own, whoever is beside it."""
+        if not any(m.threshold for m in self.members):
+            return None
+        if not is_cpu(h.device):
+            return torch.rand(h.shape, device=h.device) < self.dropped
+        mask = torch.empty(h.shape, dtype=torch.bool)
+        for member, part in zip(self.members, mask.split(self.widths, dim=1), strict=True):
+            member.drop(part)
+        return mask
+
+
+class _Product(torch.autograd.Function):
+    """[B, F] -> [B, R], with the gradients of weights and biases written where the heads' parameters have them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, token: torch.Tensor, first: First) -> torch.Tensor:
+        ctx.first = first
+        ctx.save_for_backward(x)
+        return first.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        (x,), first = ctx.saved_tensors, ctx.first
+        weight, gradient = first.half
+        if not first.adds:
+            torch.mm(grad.t(), x, out=gradient)
+            if gradient is not first.weight_grad:
+                first.weight_grad.copy_(gradient)
+            torch.sum(grad, 0, dtype=torch.float32, out=first.bias_grad)
+        else:
+            first.weight_grad += grad.t() @ x
+            first.bias_grad += grad.sum(0, dtype=torch.float32)
+        return grad @ weight if ctx.needs_input_grad[0] else None, None, None
+
+
+class Stack(nn.Module):
+    """K heads over the same features, each as if it were alone.
+
+    The first layers, where nearly all the arithmetic is, lie side by side in one matrix for all heads that take the
+    same input: one matrix product forward, one backward. Each head has ordinary parameters that are views into it, with
+    gradients that are views, too, so that an optimizer sees K heads. Deeper layers are separate.
+
+    inputs_of: for each head the number of the input that it takes; None: all take the only one.
+    precision: of matrix products; parameters and their gradients are float32.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        heads: Sequence[Head],
+        device: torch.device,
+        precision: torch.dtype = torch.float32,
+        inputs_of: Sequence[int] | None = None,
+    ):
+        super().__init__()
+        self.device, self.precision = device, precision
+        self.members = [Member(in_features, num_classes, head, device) for head in heads]
+        for member in self.members:
+            member.initialise()
+        beside: dict[tuple[int, bool], list[Member]] = {}  # linear heads, which have no hidden layer, lie apart
+        for member, number in zip(self.members, inputs_of or [0] * len(heads), strict=True):
+            beside.setdefault((number, bool(member.head.widths)), []).append(member)
+        self.firsts = [First(number, members, precision) for (number, _), members in beside.items()]
+
+    def parameters_of(self, k: int) -> list[nn.Parameter]:
+        """Head k's parameters: weight and bias of each layer, from the features to the classes."""
+        return self.members[k].parameters()
+
+    def inputs_of(self) -> list[int]:
+        """For each head the number of the input that it takes."""
+        number = {member: first.number for first in self.firsts for member in first.members}
+        return [number[member] for member in self.members]
+
+    def keep(self, ks: Collection[int]) -> list[int]:
+        """Go on with the heads `ks` alone; the others cost nothing from now on. Returns the inputs that are left.
+
+        Heads and inputs are numbered anew, in the same order.
+        """
+        self.members = [member for k, member in enumerate(self.members) if k in ks]
+        for first in self.firsts:
+            first.members = [member for member in first.members if member in self.members]
+        self.firsts = [first for first in self.firsts if first.members]
+        inputs = sorted({first.number for first in self.firsts})
+        for first in self.firsts:
+            first.number = inputs.index(first.number)
+            first.share()
+        return inputs
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Features [B, F], one tensor or as many as the heads have inputs -> logits [K, B, classes].
+
+        Each image's features are first brought to mean 0 and variance 1. That is LayerNorm (Ba et al.,
+        arXiv:1607.06450) without parameters: backbones differ in scale by a factor of 1,000, and one lr should suit
+        them all.
+        """
+        normal = [F.layer_norm(x, x.shape[1:]).to(self.precision) for x in inputs]
+        logits = {}
+        for first in self.firsts:
+            h = _Product.apply(normal[first.number], first.token, first)
+            if first.members[0].head.widths:
+                h = _Hidden.apply(h, first.drop(h) if self.training else None)
+            for member, part in zip(first.members, h.split(first.widths, dim=1), strict=True):
+                logits[member] = member.after_first(part, self.training)
+        return torch.stack([logits[member] for member in self.members])
+
+
+class Classifier(nn.Module):
+    """What a run trains: a stack of heads and, below it, the blocks of the backbone that are not frozen (K = 1 then).
+
+    trunk: cached maps or uint8 images -> features [B, F], or None.
+    """
+
+    def __init__(self, trunk: Blocks | None, stack: Stack):
+        super().__init__()
+        self.trunk, self.stack = trunk, stack
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs [B, ...], as many as the stack takes -> float32 logits [K, B, classes]."""
+        precision, device = self.stack.precision, self.stack.device
+        if self.trunk is not None:
+            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+                inputs = tuple(self.trunk(x) for x in inputs)
+        elif precision == torch.float32:
+            inputs = tuple(x.float() for x in inputs)
+        return self.stack(*inputs).float()
+
+    def parts_of(self, k: int) -> list[list[nn.Parameter]]:
+        """The parameters of head k, then those of each block below it, the nearest first."""
+        blocks = reversed(self.trunk.blocks) if self.trunk else ()
+        return [self.stack.parameters_of(k), *(list(block.parameters()) for block in blocks)]
+
+    def state(self, k: int) -> dict[str, torch.Tensor]:
+        """Head k's tensors, `head.0.weight`, `head.0.bias`, ..., and the blocks', `trunk.NAME`; not copies."""
+        tensors = enumerate(p.data for p in self.stack.parameters_of(k))
+        state = {f"head.{i // 2}.{('weight', 'bias')[i % 2]}": tensor for i, tensor in tensors}
+        return state | {f"trunk.{n}": v for n, v in (self.trunk.tensors() if self.trunk else {}).items()}
+
+    def load_state(self, k: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy into head k, and the blocks, what `state` gave; what it lacks stays as it is."""
+        for name, tensor in self.state(k).items():
+            if name in state:
+                tensor.copy_(state[name])
