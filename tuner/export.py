@@ -131,7 +131,9 @@ def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, flo
     """
     about = metadata(original)
     example = torch.zeros(2, *original.input_shape, dtype=torch.uint8)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        for about_torch in (".*LeafSpec.* is deprecated", "The given buffer is not writable"):  # torch 2.11's own code
+            warnings.filterwarnings("ignore", about_torch)
         try:
             content, run = FORMATS[form](exportable(original), example, about)
         except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
