@@ -45,38 +45,24 @@ def fit(
 
     A head whose training ends, or whose loss is not finite, which becomes its `error`, leaves the others.
     """
-    with repeatable(device):
-        return _fit(plans, x, labels, num_classes, feature_size, device, precision, trunk, views)
-
-
-def _fit(
-    plans: Sequence[Plan],
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    feature_size: int,
-    device: torch.device,
-    precision: torch.dtype,
-    trunk: Blocks | None,
-    views: int,
-) -> list[Fitted]:
     assert len({plan.kind() for plan in plans}) == 1, "heads that are trained together are of one kind"
     assert trunk is None or len(plans) == 1, "blocks are trained with one head"
-    torch.manual_seed(plans[0].seed)  # of dropout on a GPU, in the blocks, and of augmentation
-    feeds = list(dict.fromkeys(plan.feed() for plan in plans))  # heads with the same batches share them
-    inputs_of = [feeds.index(plan.feed()) for plan in plans]
-    heads = [plan.head for plan in plans]
-    model = Classifier(trunk, Stack(feature_size, num_classes, heads, device, precision, inputs_of))
-    if trunk is not None:
-        trunk.recompute = plans[0].recompute
-    training = _Training(plans, inputs_of, model, x, labels, views)
-    last = plans[0].stop or plans[0].epochs
-    for epoch in range(training.fitted[0].epochs + 1, last + 1):
-        if training.live:
-            training.epoch(epoch)
-        if plans[0].checkpoint and training.live and epoch < last:
-            plans[0].checkpoint(training.state)
-    return training.end()
+    with repeatable(device):
+        torch.manual_seed(plans[0].seed)  # of dropout on a GPU, in the blocks, and of augmentation
+        feeds = list(dict.fromkeys(plan.feed() for plan in plans))  # heads with the same batches share them
+        inputs_of = [feeds.index(plan.feed()) for plan in plans]
+        heads = [plan.head for plan in plans]
+        model = Classifier(trunk, Stack(feature_size, num_classes, heads, device, precision, inputs_of))
+        if trunk is not None:
+            trunk.recompute = plans[0].recompute
+        training = _Training(plans, inputs_of, model, x, labels, views)
+        last = plans[0].stop or plans[0].epochs
+        for epoch in range(training.fitted[0].epochs + 1, last + 1):
+            if training.live:
+                training.epoch(epoch)
+            if plans[0].checkpoint and training.live and epoch < last:
+                plans[0].checkpoint(training.state)
+        return training.end()
 
 
 class _Training:
