@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Cuda:
-    """What graph.py calls of CUDA. `fails` is raised by the next capture, after the step's first half."""
+    """What cuda_graph.py calls of CUDA. `fails` is raised by the next capture, after the step's first half."""
 
     def __init__(self, monkeypatch):
         self.captures, self.capturing, self.abandoned, self.fails = 0, None, 0, None
@@ -166,6 +166,25 @@ def test_the_error_that_makes_a_capture_invalid_is_told_and_not_that_of_its_end(
     ran, expected = steps(cuda.captured())
     assert ran == expected
     assert "item() synchronises" in caplog.text
+
+
+def test_a_capture_whose_end_fails_is_left_and_costs_no_step(cuda, caplog, monkeypatch):
+    make = cuda.CUDAGraph
+
+    def unfit():
+        graph = make()
+        graph.capture_end = partial(end, graph.capture_end)
+        return graph
+
+    def end(capture_end):
+        capture_end()
+        raise RuntimeError("the graph can't be instantiated")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", unfit)
+    ran, expected = steps(cuda.captured())
+    assert ran == expected
+    assert cuda.abandoned == 1
+    assert "the graph can't be instantiated" in caplog.text
 
 
 def test_no_memory_for_the_inputs_of_a_capture_is_out_of_memory(cuda, monkeypatch):

@@ -1,4 +1,4 @@
-"""On a CUDA GPU: `python -m pytest -m gpu`. What needs no card is in test_device.py and test_graph.py."""
+"""On a CUDA GPU: `python -m pytest -m gpu`. What needs no card is in test_device.py and test_cuda_graph.py."""
 
 import gc
 import json

@@ -106,14 +106,17 @@ class CapturedSteps:
         with torch.cuda.stream(_side_stream(self.device)):
             # Other threads, such as a tracker's, may go on using CUDA meanwhile.
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            recorded = False
             try:
                 step(*inputs)
+                recorded = True
+                graph.capture_end()
             except BaseException:
-                with suppress(RuntimeError, UserWarning):  # of a capture that the step has made invalid, or left empty
-                    graph.capture_end()
+                if not recorded:
+                    with suppress(RuntimeError, UserWarning):  # the step has made the capture invalid, or left it empty
+                        graph.capture_end()
                 self._leave_capture(generator, before)
                 raise
-            graph.capture_end()
         self.graphs[shapes] = graph, inputs
 
     def _leave_capture(self, generator: torch.Generator, before: torch.Generator) -> None:
