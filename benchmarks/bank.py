@@ -56,8 +56,8 @@ def main() -> None:
     torch.set_flush_denormal(True)  # as in a run
     with initialize_config_dir(str(CONF)):
         cfg = compose("train", overrides)
-    options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "features", "pool")}
-    backbone = Backbone(**options, frozen=cfg.model.features)
+    options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "last_block", "pool")}
+    backbone = Backbone(**options, frozen=cfg.model.last_block)
     pool = fmnist_small.load().pool
     images, labels = pool.images[: args.images], pool.labels[: args.images]
 
@@ -77,7 +77,8 @@ def extraction(
     size = backbone.batch_size(device)
     preprocess = Preprocess(backbone.image_size, backbone.mean, backbone.std, dtype).to(device)
     batches = [preprocess(batch.to(device)) for batch in images.split(size)]
-    layers = vgg16(weights=None).features[: int(str(backbone.blocks[backbone.features].node.target).split(".")[1]) + 1]
+    last_layer = int(str(backbone.blocks[backbone.last_block].node.target).split(".")[1])
+    layers = vgg16(weights=None).features[: last_layer + 1]
     layers.load_state_dict({k.removeprefix("features."): v for k, v in backbone.weights.load().items()}, strict=False)
     layers = layers.eval().to(device, dtype).to(memory_format=torch.channels_last)
 
@@ -107,7 +108,7 @@ def extraction(
         share = results.spread([100 * f / peak for f in flops]) + "%"
         flop_rate = results.spread([f / 1e12 for f in flops], ".3g")
         rows.append([name, results.spread(values), flop_rate, share, results.ratio(values, rates["bare loop"])])
-    note = f"{backbone.name} to {backbone.features} at {backbone.image_size} px, {len(images):,} images, {dtype}; "
+    note = f"{backbone.name} to {backbone.last_block} at {backbone.image_size} px, {len(images):,} images, {dtype}; "
     note += f"best product {peak / 1e12:.3g} TFLOP/s, {shape}."
     results.write("extraction", device, rows, note)
     return banked().to(device)
@@ -183,7 +184,7 @@ def epoch(
     rows = [["epoch", "images/s", "cached features are so many times as fast"]]
     for name, values in rates.items():
         rows.append([name, results.spread(values), results.ratio(rates["cached features"], values)])
-    results.write("epoch", x.device, rows, f"{backbone.name} to {backbone.features} at {backbone.image_size} px.")
+    results.write("epoch", x.device, rows, f"{backbone.name} to {backbone.last_block} at {backbone.image_size} px.")
 
 
 if __name__ == "__main__":

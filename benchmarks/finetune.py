@@ -54,7 +54,7 @@ def main() -> None:
         args.images, args.repeats, args.memory_images, args.memory_size = 32, 1, 32, 32
         args.overrides = ["model.image_size=32", *args.overrides]
     device = choose_device(args.device)
-    given = ["model.features=block5", "model.frozen=block4", "model.pool=null", *args.overrides]
+    given = ["model.last_block=block5", "model.frozen=block4", "model.pool=null", *args.overrides]
     with initialize_config_dir(str(CONF)):
         model = OmegaConf.to_container(compose("train", given).model, resolve=True)
     del model["head"]
@@ -129,7 +129,7 @@ def compare(backbone: Backbone, images: torch.Tensor, device: torch.device, repe
         apart = max(abs(a - b) for a, b in zip(losses["cached"], losses["loop"], strict=True))
         columns = [results.spread(seconds[k], ".2f") for k in ("cached", "loop")]
         rows.append([name, *columns, results.ratio(seconds["loop"], seconds["cached"]), f"{apart:.1g}"])
-    note = f"{backbone.name}, trained behind {backbone.frozen} up to {backbone.features}, {backbone.image_size} px, "
+    note = f"{backbone.name}, trained behind {backbone.frozen} up to {backbone.last_block}, {backbone.image_size} px, "
     note += f"{len(images):,} images; filling the cache takes {filling:.1f} s once (bf16)."
     results.write("blocks on cached maps", device, rows, note)
 

@@ -67,7 +67,7 @@ RESERVE = 5  # seconds before its limit at which a part ends a run, to tell how 
 NO_EPOCHS = 30  # seconds of a fine-tuning run beside its epochs: imports, images, the head alone, scores
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOT = Path(os.environ.get("TUNER_CACHE", "~/.cache/tuner"), "fashion_mnist")
-SMALL = ["model=tiny", "model.features=block2", "data=synthetic", "data.n=80"]
+SMALL = ["model=tiny", "model.last_block=block2", "data=synthetic", "data.n=80"]
 FEATURES, WIDTH, CLASSES, BATCH = 4096, 512, 10, 128
 Row = list[Any]  # what, figure, beside; and a dict of numbers for later parts
 

@@ -30,7 +30,7 @@ NETWORKS = (
     ["model=vgg16_bn", "model.image_size=32"],
     ["model=resnet18", "model.image_size=64"],
     ["model=efficientnet_b0", "model.image_size=64"],
-    ["model=timm", "model.name=timm/regnetx_002", "model.image_size=64", "model.features=s3", "model.pool=null"],
+    ["model=timm", "model.name=timm/regnetx_002", "model.image_size=64", "model.last_block=s3", "model.pool=null"],
 )
 HEADER = ["network", "weights", "trained", "image size", "features", "GMACs", "extraction, images/s"]
 HEADER += ["epochs", "test accuracy", "seconds"]
@@ -87,7 +87,7 @@ def made(cfg: Any) -> Backbone:
 def block_below(overrides: list[str]) -> str:
     backbone = made(composed(overrides))
     names = list(backbone.blocks)
-    return names[names.index(backbone.features) - 1]
+    return names[names.index(backbone.last_block) - 1]
 
 
 def row(overrides: list[str], seeds: int) -> list[str]:
@@ -105,7 +105,7 @@ def row(overrides: list[str], seeds: int) -> list[str]:
     return [
         cut.name,
         "random" if cut.weights is None else cut.weights,
-        f"head on {cut.features}" if cut.frozen == cut.features else f"{cut.features} and head, on {cut.frozen}",
+        f"head on {cut.last_block}" if cut.frozen == cut.last_block else f"{cut.last_block} and head, on {cut.frozen}",
         str(cut.image_size),
         f"{backbone.feature_size:,}",
         f"{first['gmacs']:.3f}",

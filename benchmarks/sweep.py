@@ -415,8 +415,8 @@ def plain_epochs(
     dtype: bfloat16 for autocast, float32 for none.
     """
     torch.manual_seed(seed)
-    options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "features", "pool")}
-    backbone = Backbone(**options, frozen=cfg.model.features)
+    options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "last_block", "pool")}
+    backbone = Backbone(**options, frozen=cfg.model.last_block)
     data = build("data", cfg)
     frozen, head = (part.to(device) for part in plain_model(cfg, backbone, len(data.classes)))
     frozen = frozen.eval().to(memory_format=torch.channels_last)

@@ -41,7 +41,8 @@ def command(tmp_path, monkeypatch, capfd):
         except SystemExit as stop:
             code = stop.code
         output = capfd.readouterr()
-        return code, output.out + output.err
+        said = f"{code}\n" if isinstance(code, str) else ""  # as the interpreter does
+        return (1 if isinstance(code, str) else code), output.out + output.err + said
 
     return run
 

@@ -23,17 +23,17 @@ ALL = list_models(module=torchvision.models)
 
 def vgg16(**options):
     """The real network with the bundled weights, on small images."""
-    given = {"weights": "bundled", "image_size": 32, "features": "block2", "frozen": "block2", "pool": None}
+    given = {"weights": "bundled", "image_size": 32, "last_block": "block2", "frozen": "block2", "pool": None}
     return Backbone("vgg16", **given | options)
 
 
 def last(name, image_size, **options):
     """A network of torchvision, cut at its last block; random weights."""
-    probe = {"weights": None, "image_size": image_size, "features": "", "frozen": None, "pool": None}
+    probe = {"weights": None, "image_size": image_size, "last_block": "", "frozen": None, "pool": None}
     with pytest.raises(InputError, match="is no block of") as error:
         Backbone(name, **probe)
     end = re.search("known: ([^;]*)", str(error.value))[1].split(", ")[-1]
-    return Backbone(name, **probe | {"features": end, "frozen": end} | options)
+    return Backbone(name, **probe | {"last_block": end, "frozen": end} | options)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_blocks(name, image_size, blocks):
     ],
 )
 def test_feature_size(name, block, pool, size):
-    backbone = last(name, 64, features=block, frozen=block, pool=pool)
+    backbone = last(name, 64, last_block=block, frozen=block, pool=pool)
     assert backbone.feature_size == size
     assert backbone.cached_shape == (size,)
 
@@ -201,7 +201,7 @@ def test_pooling_averages_over_places_and_keeps_channels_apart(channels_last):
 
 @pytest.mark.parametrize("block", VGG_ENDS)
 def test_features_equal_plain_torchvision(images, plain, block):
-    backbone = vgg16(features=block, frozen=block)
+    backbone = vgg16(last_block=block, frozen=block)
     preset = VGG16_Weights.IMAGENET1K_FEATURES.transforms()
     x = reference.resize(images.float() / 255, [32, 32], antialias=True)
     x = reference.normalize(x, list(preset.mean), list(preset.std))
@@ -214,8 +214,8 @@ def test_features_equal_plain_torchvision(images, plain, block):
 
 @pytest.mark.parametrize(("frozen", "features"), [*combinations(VGG_ENDS, 2), *((None, b) for b in VGG_ENDS)])
 def test_frozen_part_then_trained_part_is_the_whole(images, frozen, features):
-    whole = vgg16(features=features, frozen=features, pool=1).frozen_part(torch.float32)(images)
-    cut = vgg16(features=features, frozen=frozen, pool=1)
+    whole = vgg16(last_block=features, frozen=features, pool=1).frozen_part(torch.float32)(images)
+    cut = vgg16(last_block=features, frozen=frozen, pool=1)
     x = images if frozen is None else cut.frozen_part(torch.float32)(images)
     if frozen is not None:
         assert x.shape[1:] == cut.cached_shape == cut.blocks[frozen].shape
@@ -233,7 +233,7 @@ def test_preprocessing_equals_torchvision(shape, size):
     preset = VGG16_Weights.IMAGENET1K_FEATURES.transforms()
     x = reference.resize(images.float() / 255, [size, size], antialias=True).expand(-1, 3, -1, -1)
     expected = reference.normalize(x, list(preset.mean), list(preset.std))
-    backbone = vgg16(image_size=size, features="block1", frozen="block1")
+    backbone = vgg16(image_size=size, last_block="block1", frozen="block1")
     got = Preprocess(size, backbone.mean, backbone.std, torch.float32)(images)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
 
@@ -279,7 +279,7 @@ def test_parts_share_nothing(images):
 
 
 def test_bfloat16_is_close_to_float32(images):
-    backbone = vgg16(features="block3", frozen="block3")
+    backbone = vgg16(last_block="block3", frozen="block3")
     exact, rounded = (backbone.frozen_part(dtype)(images) for dtype in (torch.float32, torch.bfloat16))
     assert rounded.dtype == torch.bfloat16
     error = (rounded.float() - exact).norm() / exact.norm()
@@ -303,13 +303,13 @@ COLORS = "red, green and blue, of pixels in 0..1"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": "layer3"}, f"model.features=layer3 is no block of vgg16; known: {BLOCKS}"),
+        ({"last_block": "layer3"}, f"model.last_block=layer3 is no block of vgg16; known: {BLOCKS}"),
         ({"frozen": "block6"}, f"model.frozen=block6 is no block of vgg16; known: {BLOCKS}"),
-        ({"features": None}, f"model.features=None is no block of vgg16; known: {BLOCKS}"),
-        ({"features": ["block1"]}, f"model.features=['block1'] is no block of vgg16; known: {BLOCKS}"),
+        ({"last_block": None}, f"model.last_block=None is no block of vgg16; known: {BLOCKS}"),
+        ({"last_block": ["block1"]}, f"model.last_block=['block1'] is no block of vgg16; known: {BLOCKS}"),
         (
             {"frozen": "block3"},
-            "model.frozen=block3 lies behind model.features=block2, the last block that is used; the order is "
+            "model.frozen=block3 lies behind model.last_block=block2, the last block that is used; the order is "
             f"{BLOCKS}",
         ),
         (
@@ -320,15 +320,15 @@ COLORS = "red, green and blue, of pixels in 0..1"
         *(({"pool": pool}, f"model.pool={pool} {WHOLE}") for pool in (0, -1, 1.5, "2", True)),
         *(({"image_size": size}, f"model.image_size={size} {PIXELS}") for size in (0, -32, 32.0, "abc", None, True)),
         (
-            {"image_size": 16, "features": "block5"},
-            "model.features=block5 is no block of vgg16 at model.image_size=16; known: block1, block2, block3, block4; "
-            "it goes no further (Given input size: (512x1x1). Calculated output size: (512x0x0). Output size is too "
+            {"image_size": 16, "last_block": "block5"},
+            "model.last_block=block5 is no block of vgg16 at model.image_size=16; known: block1, block2, block3, "
+            "block4; it goes no further (Given input size: (512x1x1). Calculated output size: (512x0x0). Output size is too "
             "small): use the size it was made for, 224 for most",
         ),
         (
             {"image_size": 1},
-            "model.features=block2 is no block of vgg16 at model.image_size=1; known: none; it goes no further (Given "
-            "input size: (64x1x1). Calculated output size: (64x0x0). Output size is too small): use the size it was "
+            "model.last_block=block2 is no block of vgg16 at model.image_size=1; known: none; it goes no further "
+            "(Given input size: (64x1x1). Calculated output size: (64x0x0). Output size is too small): use the size it was "
             "made for, 224 for most",
         ),
         *(
@@ -350,7 +350,7 @@ def test_refuses(options, message):
 @pytest.mark.parametrize("name", ["vgg", "maskrcnn_resnet50_fpn", 16, None])
 def test_an_unknown_network_lists_the_known_ones(name):
     with pytest.raises(InputError) as error:
-        Backbone(name, weights=None, image_size=64, features="block1", frozen=None, pool=None)
+        Backbone(name, weights=None, image_size=64, last_block="block1", frozen=None, pool=None)
     text = f"model.name={name} is no classification network of torchvision (timm's are called timm/NAME); known: "
     assert str(error.value) == text + ", ".join(ALL)
 
@@ -362,7 +362,7 @@ def test_an_unknown_network_lists_the_known_ones(name):
 def test_a_network_for_one_image_size_says_so(name, image_size, reason):
     message = f"at model.image_size={image_size}; known: .*; it goes no further \\({reason}.*\\): use the size"
     with pytest.raises(InputError, match=message):
-        Backbone(name, weights=None, image_size=image_size, features="encoder", frozen=None, pool=None)
+        Backbone(name, weights=None, image_size=image_size, last_block="encoder", frozen=None, pool=None)
 
 
 ONLY_SIZE = {"inception_v3": 128, **dict.fromkeys(("maxvit_t", *(n for n in ALL if n.startswith("vit"))), 224)}

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 def vgg16(**options):
     """The real network with the bundled weights, on small images."""
-    given = {"weights": "bundled", "image_size": 32, "features": "block2", "frozen": "block2", "pool": 2}
+    given = {"weights": "bundled", "image_size": 32, "last_block": "block2", "frozen": "block2", "pool": 2}
     return Backbone(**{"name": "vgg16"} | given | options)
 
 
@@ -95,7 +95,7 @@ def test_the_second_time_nothing_runs_and_no_weights_are_read(tmp_path, images, 
     assert message == f"features of 12 images: cached in {files(tmp_path)[0]} (25 kB)"
 
 
-SMALL = {"name": "squeezenet1_1", "weights": None, "features": "features.3", "frozen": "features.3"}
+SMALL = {"name": "squeezenet1_1", "weights": None, "last_block": "features.3", "frozen": "features.3"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ SMALL = {"name": "squeezenet1_1", "weights": None, "features": "features.3", "fr
         pytest.param(SMALL, {"name": "squeezenet1_0"}, id="network"),
         pytest.param(SMALL, {"seed": 1}, id="seed of random weights"),
         pytest.param({}, {"weights": "copy.safetensors"}, id="weights"),
-        pytest.param({}, {"features": "block1", "frozen": "block1"}, id="cut"),
+        pytest.param({}, {"last_block": "block1", "frozen": "block1"}, id="cut"),
         pytest.param({}, {"frozen": "block1"}, id="cut, with a trained block"),
         pytest.param({}, {"pool": 1}, id="pool"),
         pytest.param({}, {"pool": None}, id="no pool"),
@@ -139,7 +139,7 @@ def test_a_change_gets_a_bank_of_its_own(tmp_path, images, monkeypatch, one, cha
         ),
         pytest.param({}, {"images": lambda x: x.repeat(1, 2, 1, 1)[:, :1]}, id="layout of images in memory"),
         pytest.param({"frozen": "block1"}, {"frozen": "block1", "pool": 1}, id="pool of a map behind the cut"),
-        pytest.param({"frozen": "block1"}, {"frozen": "block1", "features": "block3"}, id="last block behind the cut"),
+        pytest.param({"frozen": "block1"}, {"frozen": "block1", "last_block": "block3"}, id="last block"),
     ],
 )
 def test_what_makes_no_difference_shares_a_bank(tmp_path, images, one, other):
@@ -243,7 +243,7 @@ def slowly(*args, **kwargs):
 features.extract = slowly
 images = torch.randint(0, 256, (12, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(12))
 Backbone.batch_size = lambda *_: 8
-backbone = Backbone("vgg16", weights="bundled", image_size=32, features="block2", frozen="block2", pool=2)
+backbone = Backbone("vgg16", weights="bundled", image_size=32, last_block="block2", frozen="block2", pool=2)
 got = features.bank(images, backbone, cache_dir=Path(sys.argv[1]), device=torch.device("cpu"), dtype=torch.float32)
 print(hashlib.sha256(got.numpy()).hexdigest(), flush=True)
 """

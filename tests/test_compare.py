@@ -127,7 +127,7 @@ def test_a_run_without_a_config_does_not_differ():
 def follow(*seeds):
     """The configs of runs with these seeds; of a pair the second is data.seed, which otherwise follows seed."""
     both = [seed if isinstance(seed, tuple) else (seed, "${seed}") for seed in seeds]
-    model = {"features": "block4", "frozen": "${.features}"}
+    model = {"last_block": "block4", "frozen": "${.last_block}"}
     return [{"seed": seed, "data": {"seed": of_data}, "model": model} for seed, of_data in both]
 
 
@@ -153,7 +153,7 @@ def test_a_key_that_follows_another_is_no_difference_of_its_own(compared):
 def test_two_runs_of_which_one_says_what_the_other_refers_to(compared):
     [same, _] = follow(0, 0)
     make("outputs/0", same, RESULT)
-    make("outputs/1", same | {"model": {"features": "block4", "frozen": "block2"}, "data": {"seed": 0}}, RESULT)
+    make("outputs/1", same | {"model": {"last_block": "block4", "frozen": "block2"}, "data": {"seed": 0}}, RESULT)
     both = json.loads(compared("outputs/0", "outputs/1", "--json"))
     assert both["config"] == [{"key": "model.frozen", "a": "block4", "b": "block2"}]
 

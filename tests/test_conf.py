@@ -17,8 +17,8 @@ FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.
 MANDATORY = {  # what an option leaves to the user
     "data/csv": ["data.path=images.csv"],
     "data/image_folder": ["data.root=images"],
-    "model/timm": ["model.name=timm/convnext_atto", "model.features=stages.2"],
-    "model/torchvision": ["model.name=convnext_tiny", "model.features=features.5"],
+    "model/timm": ["model.name=timm/convnext_atto", "model.last_block=stages.2"],
+    "model/torchvision": ["model.name=convnext_tiny", "model.last_block=features.5"],
 }
 
 

@@ -199,7 +199,7 @@ def test_a_stack_trains_and_predicts(fake, choice, heads, resident):
 
 @pytest.mark.parametrize("choice", ["auto", "cuda:0"])
 def test_features_are_extracted(fake, monkeypatch, choice):
-    backbone = Backbone("vgg16", weights=None, image_size=32, features="block2", frozen="block2", pool=2)
+    backbone = Backbone("vgg16", weights=None, image_size=32, last_block="block2", frozen="block2", pool=2)
     network = backbone.frozen_part(torch.bfloat16)
     monkeypatch.setattr(backbone, "frozen_part", lambda dtype: network)
     monkeypatch.setattr(Backbone, "batch_size", lambda *_: 8)
@@ -242,7 +242,7 @@ def test_features_stay_on_a_gpu_that_has_twice_their_size_free(fake):
 
 def test_the_batch_size_goes_by_the_networks_largest_layer(gpus):
     def size(name, image_size, block, on=CPU):
-        cut = {"features": block, "frozen": block, "pool": None, "weights": None}
+        cut = {"last_block": block, "frozen": block, "pool": None, "weights": None}
         return Backbone(name, image_size=image_size, **cut).batch_size(on)
 
     assert [size("vgg16", side, "block3") for side in (32, 64, 224)] == [256, 64, 5]

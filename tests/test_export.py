@@ -98,7 +98,7 @@ NETWORKS = [
 @pytest.mark.parametrize("form", READERS)
 @pytest.mark.parametrize(("name", "block", "size"), NETWORKS)
 def test_other_networks_can_be_exported(trained, call, name, block, size, form):
-    arguments = (f"model={name}", "model.weights=null", f"model.features={block}", f"model.image_size={size}")
+    arguments = (f"model={name}", "model.weights=null", f"model.last_block={block}", f"model.image_size={size}")
     run = trained(*arguments, "model.pool=null", "data.n=60", "data.size=48", "data.channels=3", "epochs=1")
     code, out, err = call("export", run, "--format", form, "--out", "model.file")
     assert code == 0, err

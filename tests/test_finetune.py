@@ -60,7 +60,7 @@ def test_blocks_on_cached_maps_learn_what_they_learn_with_the_whole_network_in_t
     tmp_path, data, name, frozen, features
 ):
     common = VGG if name == "vgg16" else BATCH_NORM
-    backbone = Backbone(name, features=features, frozen=frozen, **common)
+    backbone = Backbone(name, last_block=features, frozen=frozen, **common)
     maps = bank(data.pool.images, backbone, cache_dir=tmp_path, device=CPU, dtype=F32)
     cached, fitted = train(backbone, maps, data, backbone.trained_part())
 
@@ -98,7 +98,7 @@ def test_blocks_on_cached_maps_learn_what_they_learn_with_the_whole_network_in_t
 )
 def test_what_saves_memory_changes_nothing_but_rounding(data, option, same):
     def run(**options):
-        backbone = Backbone("vgg16", features="block2", frozen=None, **VGG)
+        backbone = Backbone("vgg16", last_block="block2", frozen=None, **VGG)
         return train(backbone, data.pool.images, data, backbone.trained_part(), epochs=2, **options)[0]
 
     ours, theirs = run(**option)[0], run()[0]
@@ -107,7 +107,7 @@ def test_what_saves_memory_changes_nothing_but_rounding(data, option, same):
 
 def test_computing_activations_again_notes_no_statistics_twice(data):
     def run(**options):
-        backbone = Backbone("resnet18", features="layer2", frozen="layer1", **BATCH_NORM)
+        backbone = Backbone("resnet18", last_block="layer2", frozen="layer1", **BATCH_NORM)
         x = backbone.frozen_part(F32)(data.pool.images)
         return train(backbone, x, data, backbone.trained_part(), **options)
 
@@ -118,7 +118,7 @@ def test_computing_activations_again_notes_no_statistics_twice(data):
 
 
 def test_in_bfloat16_gradients_are_summed_in_float32(data):
-    backbone = Backbone("vgg16", features="block2", frozen="block1", **VGG)
+    backbone = Backbone("vgg16", last_block="block2", frozen="block1", **VGG)
     x = backbone.frozen_part(F32)(data.pool.images)
     half = {"precision": torch.bfloat16, "epochs": 2}
     one, other = (train(backbone, x, data, backbone.trained_part(), micro_batch=m, **half)[0] for m in (2, None))
@@ -160,7 +160,7 @@ def test_each_block_has_its_own_lr(block_lr, moved):
 
 
 def test_batch_norm_of_frozen_blocks_stays_and_that_of_trained_ones_learns(data):
-    backbone = Backbone("resnet18", features="layer2", frozen="layer1", **BATCH_NORM)
+    backbone = Backbone("resnet18", last_block="layer2", frozen="layer1", **BATCH_NORM)
     before = backbone.frozen_part(F32)(data.pool.images)
     trunk = backbone.trained_part()
     means = {name: t.clone() for name, t in trunk.tensors().items() if name.endswith("running_mean")}
@@ -325,7 +325,7 @@ def test_the_head_is_trained_first_on_cached_features(command):
         (["augment=light", "augment.flip=2", "model.frozen=null"], "augment.flip=2 must be a probability"),
         (["optimizer.backbone_lr_scale=0"], "optimizer.backbone_lr_scale=0 must be a number of more than 0"),
         (["optimizer.backbone_lr_decay=2"], "optimizer.backbone_lr_decay=2 must be more than 0 and at most 1"),
-        (["head_first=3"], "head_first=3 is for blocks that are trained: set model.frozen below model.features"),
+        (["head_first=3"], "head_first=3 is for blocks that are trained: set model.frozen below model.last_block"),
         (["recompute=true"], "recompute=true is for blocks that are trained"),
         (["micro_batch=0"], "micro_batch=0 must be a whole number of at least 1, or null"),
         (["class_weights=some"], "class_weights=some must be balanced, or null"),

@@ -258,7 +258,7 @@ def test_a_capture_that_runs_out_of_memory_is_raised_or_eager(gpu, limited, capl
 
 
 def vgg16(**options):
-    given = {"weights": "bundled", "image_size": 64, "features": "block3", "frozen": "block3", "pool": 4}
+    given = {"weights": "bundled", "image_size": 64, "last_block": "block3", "frozen": "block3", "pool": 4}
     return Backbone("vgg16", **given | options)
 
 

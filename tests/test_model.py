@@ -137,9 +137,9 @@ def damage(name):
         "hydra damaged": lambda folder: (folder / ".hydra" / "hydra.yaml").write_text("a: ["),
         "config of another": lambda folder: (folder / ".hydra" / "config.yaml").write_text("a: b"),
         "weights gone": lambda folder: config(folder, "weights: bundled", "weights: /nowhere/w.safetensors"),
-        "other cut": lambda folder: config(folder, "features: block2", "features: block1"),
+        "other cut": lambda folder: config(folder, "last_block: block2", "last_block: block1"),
         "unset": lambda folder: config(folder, "weights: bundled", "weights: ${oc.env:NOT_SET_AT_ALL}"),
-        "trunk missing": lambda folder: config(folder, "frozen: ${.features}", "frozen: block1"),
+        "trunk missing": lambda folder: config(folder, "frozen: ${.last_block}", "frozen: block1"),
     }[name]
 
 

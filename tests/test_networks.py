@@ -22,15 +22,15 @@ from tuner.networks.weights import find
 
 def blocks_of(name, image_size, **options):
     """A network without weights, cut at its last block."""
-    probe = {"weights": None, "image_size": image_size, "features": "", "frozen": None, "pool": None}
+    probe = {"weights": None, "image_size": image_size, "last_block": "", "frozen": None, "pool": None}
     with pytest.raises(InputError, match="is no block of") as error:
         Backbone(name, **probe)
     end = re.search("known: ([^;]*)", str(error.value))[1].split(", ")[-1]
-    return Backbone(name, **probe | {"features": end, "frozen": end} | options)
+    return Backbone(name, **probe | {"last_block": end, "frozen": end} | options)
 
 
 def message(name, image_size=64, **options):
-    given = {"weights": None, "features": "", "frozen": None, "pool": None}
+    given = {"weights": None, "last_block": "", "frozen": None, "pool": None}
     with pytest.raises(InputError) as error:
         Backbone(name, image_size=image_size, **given | options)
     assert "\n" not in str(error.value)
@@ -102,7 +102,7 @@ def test_timms_blocks(name, image_size, blocks):
     ],
 )
 def test_features_of_tokens_and_of_maps_with_channels_last(name, block, pool, size):
-    backbone = blocks_of(name, 224, features=block, frozen=block, pool=pool)
+    backbone = blocks_of(name, 224, last_block=block, frozen=block, pool=pool)
     assert backbone.feature_size == size
     images = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8)
     assert backbone.frozen_part(torch.float32)(images).shape == (2, size)
@@ -125,18 +125,18 @@ def test_features_of_tokens_and_of_maps_with_channels_last(name, block, pool, si
         ),
         (
             "timm/resnet18",
-            {"features": "layer5"},
-            "model.features=layer5 is no block of timm/resnet18; known: maxpool, layer1, layer2, layer3, layer4",
+            {"last_block": "layer5"},
+            "model.last_block=layer5 is no block of timm/resnet18; known: maxpool, layer1, layer2, layer3, layer4",
         ),
         (
             "timm/vit_tiny_patch16_224",
-            {"image_size": 224, "features": "blocks.3", "pool": 2},
+            {"image_size": 224, "last_block": "blocks.3", "pool": 2},
             "model.pool=2 does not fit blocks.3's 197 tokens; use 1, their mean, or null for all of them",
         ),
         (
             "timm/vit_tiny_patch16_224",
-            {"features": "blocks.3"},
-            "model.features=blocks.3 is no block of timm/vit_tiny_patch16_224 at model.image_size=64; known: none; "
+            {"last_block": "blocks.3"},
+            "model.last_block=blocks.3 is no block of timm/vit_tiny_patch16_224 at model.image_size=64; known: none; "
             "it goes no further (Input height (64) doesn't match model (224).): use the size it was made for, 224 for "
             "most",
         ),
@@ -167,13 +167,13 @@ def test_what_is_refused(name, options, expected):
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     expected = "a model.name that begins with timm/ needs timm: pip install 'tuner[timm]'"
-    assert message("timm/resnet18", features="layer1") == expected
+    assert message("timm/resnet18", last_block="layer1") == expected
     assert blocks_of("resnet18", 64).blocks
 
 
 def test_the_key_says_where_a_network_comes_from():
     """A key that changes has every cached feature of torchvision's networks computed again."""
-    given = {"weights": None, "image_size": 64, "features": "layer3", "frozen": "layer3", "pool": 1}
+    given = {"weights": None, "image_size": 64, "last_block": "layer3", "frozen": "layer3", "pool": 1}
     key = {
         "network": "resnet18",
         "weights": "random-0",
@@ -212,7 +212,7 @@ def test_timms_weights_come_from_the_hub_as_safetensors(hub, spec):
     torch.manual_seed(1)
     model = timm.create_model("resnet18")
     asked = hub({key: value.clone() for key, value in model.state_dict().items()})
-    backbone = Backbone("timm/resnet18", weights=spec, image_size=64, features="layer2", frozen="layer2", pool=1)
+    backbone = Backbone("timm/resnet18", weights=spec, image_size=64, last_block="layer2", frozen="layer2", pool=1)
     assert backbone.key["weights"] == "timm/resnet18.a1_in1k"
     assert asked == []  # nothing is fetched before it is needed
     cfg = timm.models.get_pretrained_cfg("resnet18")
@@ -268,11 +268,11 @@ def test_random_weights_of_timm_follow_the_seed_and_a_file_gives_them_again(tmp_
     assert all(torch.equal(one[key], loaded[key]) for key in one)
 
 
-@pytest.mark.parametrize("frozen", ["${.features}", "layer1", "null"])
+@pytest.mark.parametrize("frozen", ["${.last_block}", "layer1", "null"])
 def test_a_run_with_a_network_of_timm(command, frozen):
     code, output = command(
         *("model=timm", "model.name=timm/test_resnet", "model.weights=null", "model.image_size=32"),
-        *("model.features=layer2", f"model.frozen={frozen}", "data=synthetic", "epochs=2", "batch_size=32"),
+        *("model.last_block=layer2", f"model.frozen={frozen}", "data=synthetic", "epochs=2", "batch_size=32"),
     )
     assert code == 0, output
     assert re.search(r"validation accuracy 0\.\d+, test accuracy", output)
@@ -346,19 +346,19 @@ def test_every_depth_of_training(name):
     state = backbone.weights.load()
     backbone.weights = replace(backbone.weights, load=state.copy)
     names = list(backbone.blocks)
-    for k, backbone.features in enumerate(names):
+    for k, backbone.last_block in enumerate(names):
         backbone.feature_size = backbone._feature_size()
         for backbone.frozen in (None, *names[: k + 1]):
             x = images if backbone.frozen is None else backbone.frozen_part(torch.float32)(images)
             trunk, head = backbone.trained_part(), nn.Linear(backbone.feature_size, 3)
-            assert (trunk is None) == (backbone.frozen == backbone.features)
+            assert (trunk is None) == (backbone.frozen == backbone.last_block)
             learnt = list(trunk.parameters()) if trunk else []
             assert sum(p.numel() for p in learnt) == backbone.trained_parameters()
             F.cross_entropy(head(trunk(x) if trunk else x), labels).backward()
             gradients = {block: [p.grad for p in block.parameters()] for block in (trunk.blocks if trunk else [])}
             for block, of_block in gradients.items():  # not of each parameter: some last norms begin with a scale of 0
                 assert all(g is not None and g.isfinite().all() for g in of_block)
-                assert any(g.any() for g in of_block) or not of_block, (backbone.features, backbone.frozen, block)
+                assert any(g.any() for g in of_block) or not of_block, (backbone.last_block, backbone.frozen, block)
             assert len(gradients) == (
                 0 if trunk is None else k - (names.index(backbone.frozen) if backbone.frozen else -1)
             )

@@ -86,7 +86,7 @@ def test_photographs_go_from_training_to_onnx_runtime(photos, tmp_path, monkeypa
         "data=image_folder",
         f"data.root='{photos}'",
         "model.image_size=64",
-        "model.features=block4",
+        "model.last_block=block4",
         "precision=fp32",
     ]
     train += ["epochs=8", "optimizer.lr=2e-4", "hydra.run.dir=run"]

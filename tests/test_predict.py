@@ -207,7 +207,7 @@ class Corner(torch.nn.Module):
 
 @pytest.mark.slow
 def test_a_block_without_a_map_gets_occlusion_which_is_said(trained, call):
-    vit = ("model=torchvision", "model.name=vit_b_32", "model.weights=null", "model.features=encoder")
+    vit = ("model=torchvision", "model.name=vit_b_32", "model.weights=null", "model.last_block=encoder")
     picture("a.png")
     code, _, err = call("predict", trained(*vit, "model.pool=null", "data.n=40", "epochs=1"), "a.png", "--maps", "m")
     assert code == 0, err
@@ -216,7 +216,7 @@ def test_a_block_without_a_map_gets_occlusion_which_is_said(trained, call):
 
 
 def test_a_map_of_one_place_is_none(trained):
-    model = tuner.load(trained("model.features=block4", "model.image_size=16", "model.pool=null"))
+    model = tuner.load(trained("model.last_block=block4", "model.image_size=16", "model.pool=null"))
     assert maps.Explainer(model).method == "Occlusion map"
 
 

@@ -242,7 +242,7 @@ def test_results_with_more_or_less_in_them(result, expected):
     ("config", "key", "value"),
     [
         ({"seed": 3, "data": {"seed": "${seed}"}}, "data.seed", 3),
-        ({"model": {"features": "block4", "frozen": "${.features}"}}, "model.frozen", "block4"),
+        ({"model": {"last_block": "block4", "frozen": "${.last_block}"}}, "model.frozen", "block4"),
         ({"a": {"b": {"x": "${..y}"}, "y": 2}}, "a.b.x", 2),
         ({"a": "${b.c}", "b": {"c": "${.d}", "d": None}}, "a", None),
         ({"epochs": 25, "t": "${epochs}"}, "t", 25),  # the config's, not those that were trained

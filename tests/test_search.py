@@ -175,13 +175,13 @@ def test_a_diverged_run_is_a_failure_and_not_pruned(command):
 def test_accuracy_against_cost(command):
     code, output = command(
         *("-m", "hparams_search=optuna_pareto", "study=mine", *TINY, "hydra.sweeper.n_trials=4"),
-        *("model.image_size=choice(16,32)", "model.features=choice(block1,block2)", "model.pool=choice(1,2)"),
+        *("model.image_size=choice(16,32)", "model.last_block=choice(block1,block2)", "model.pool=choice(1,2)"),
     )
     assert code == 0, output
     for trial in study().trials:
         r = result(MINE / str(trial.number))
         assert trial.values == [r["val_accuracy"], r["gmacs"]]
-    costs = {(t.params["model.image_size"], t.params["model.features"]): t.values[1] for t in study().trials}
+    costs = {(t.params["model.image_size"], t.params["model.last_block"]): t.values[1] for t in study().trials}
     assert len(set(costs.values())) >= len(costs)
     assert "are dominated by no other one" in output
     solutions = yaml.safe_load((MINE / "optimization_results.yaml").read_text())["solutions"]
@@ -191,7 +191,7 @@ def test_accuracy_against_cost(command):
 def test_the_wide_search_draws_what_fits(command):
     code, output = command(
         *("-m", "hparams_search=optuna_wide", "study=mine", "data=synthetic", "epochs=1", "hydra.sweeper.n_trials=8"),
-        *("model.image_size=choice(32,48)", "model.features=choice(block3,block4)"),
+        *("model.image_size=choice(32,48)", "model.last_block=choice(block3,block4)"),
         "final.seeds=0",
     )
     assert code == 0, output
@@ -199,7 +199,7 @@ def test_the_wide_search_draws_what_fits(command):
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 8
     for trial in trials:
         p = trial.params
-        assert 1 <= p["model.pool"] <= min(4, p["model.image_size"] // 2 ** int(p["model.features"][-1]))
+        assert 1 <= p["model.pool"] <= min(4, p["model.image_size"] // 2 ** int(p["model.last_block"][-1]))
         assert ("model.head.width" in p) == (p["model.head.depth"] > 0)
 
 

@@ -231,7 +231,7 @@ WRONG = [  # arguments, what the one line says
     (("test=maybe",), "test=maybe must be auto, true or false"),
     (("model.head.dropout=1.5",), "model.head.dropout=1.5 must be at least 0 and less than 1"),
     (("model.head.width=0",), r"model.head.width=\[0\] must be whole numbers of at least 1"),
-    (("model.features=block9",), "model.features=block9 is no block of vgg16; known: block1, block2, block3"),
+    (("model.last_block=block9",), "model.last_block=block9 is no block of vgg16; known: block1, block2, block3"),
     (("model.frozen=block9",), "model.frozen=block9 is no block of vgg16; known: block1, block2, block3"),
     (("model.pool=99",), "model.pool=99 does not fit"),
     (("model.weights=nowhere.pth",), r"model.weights=nowhere.pth is no file .*and no weights of vgg16; use bundled"),

@@ -23,7 +23,7 @@ KNOWN = "use bundled, IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT, a path, or nu
 
 
 def vgg16(weights, **options):
-    return Backbone("vgg16", weights=weights, image_size=32, features="block1", frozen="block1", pool=None, **options)
+    return Backbone("vgg16", weights=weights, image_size=32, last_block="block1", frozen="block1", pool=None, **options)
 
 
 def features(backbone):
@@ -199,7 +199,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     ],
 )
 def test_weights_of_another_network_are_refused(network, block, problem):
-    backbone = Backbone(network, weights=str(BUNDLED), image_size=64, features=block, frozen=block, pool=None)
+    backbone = Backbone(network, weights=str(BUNDLED), image_size=64, last_block=block, frozen=block, pool=None)
     with pytest.raises(InputError) as error:
         backbone.frozen_part(torch.float32)
     text = f"model.weights: {BUNDLED} do not fit {network}: {problem}; choose the model they were made for"

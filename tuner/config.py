@@ -11,8 +11,8 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from tuner import InputError
-from tuner.targets import TRUSTED, current
+from tuner import InputError, earlier
+from tuner.targets import TRUSTED
 
 log = logging.getLogger("tuner.config")
 HERE = Path(__file__).resolve().parent
@@ -75,6 +75,7 @@ def anchor(cfg: DictConfig, started: Path) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raises InputError for the first value of the config that is missing or out of range."""
+    earlier.refuse_old_names(f"{group}.{key}" for group in cfg if OmegaConf.is_dict(cfg[group]) for key in cfg[group])
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise InputError(f"{key} has no default; give it, as in {key}=VALUE")
     for key, holds, rule in RULES:
@@ -85,9 +86,9 @@ def check(cfg: DictConfig) -> None:
         raise InputError(
             f"patience={cfg.patience} ends a run after its best epoch, so it needs keep=best, not keep=last"
         )
-    if cfg.model.frozen == cfg.model.features and (cfg.head_first or cfg.recompute):
+    if cfg.model.frozen == cfg.model.last_block and (cfg.head_first or cfg.recompute):
         given = f"head_first={cfg.head_first}" if cfg.head_first else "recompute=true"
-        raise InputError(f"{given} is for blocks that are trained: set model.frozen below model.features")
+        raise InputError(f"{given} is for blocks that are trained: set model.frozen below model.last_block")
     if cfg.final.epochs is not None and not (cfg.final.epochs <= cfg.epochs and cfg.final.seeds):
         raise InputError(
             f"final.epochs={cfg.final.epochs} must be at most epochs={cfg.epochs}, "
@@ -110,7 +111,7 @@ def build(group: str, cfg: DictConfig) -> Any:
     given: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
     given = {key: value for key, value in given.items() if key not in OURS.get(group, ())}
     if "_target_" in given:
-        given["_target_"] = current(str(given["_target_"]))
+        given["_target_"] = earlier.target(str(given["_target_"]))
     with called(group):
         try:
             return hydra.utils.instantiate(given, _convert_="all", _execution_whitelist_=TRUSTED)

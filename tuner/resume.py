@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tuner import InputError
+from tuner import InputError, earlier
 from tuner.config import config_options
 from tuner.runs.run import CHECKPOINT
 
@@ -37,7 +37,8 @@ def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{folder}/.hydra/hydra.yaml does not say how the run was started ({error})") from error
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [sys.executable, "-m", "tuner.train", *options, *given, *more, f"hydra.run.dir='{quoted}'"], cwd
+    overrides = [*map(earlier.override, given), *more, f"hydra.run.dir='{quoted}'"]
+    return [sys.executable, "-m", "tuner.train", *options, *overrides], cwd
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
-from tuner import InputError
+from tuner import InputError, earlier
 from tuner.config import CONF, anchor, build, called, check, wanted
 from tuner.data import Data
 from tuner.device import describe
@@ -266,8 +266,7 @@ def on_epoch(run: Run, bar: tqdm, judge: str, epoch: int, m: Metrics) -> None:
         trial.report(m[judge], epoch)
 
 
-@hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=TRUSTED)
-def main(cfg: DictConfig) -> float | tuple[float, float]:
+def task(cfg: DictConfig) -> float | tuple[float, float]:
     hydra_cfg = HydraConfig.get()
     in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
     folder = Path(hydra_cfg.runtime.output_dir)
@@ -300,6 +299,14 @@ def main(cfg: DictConfig) -> float | tuple[float, float]:
         again = f"go on with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
         log.error("a disk is full (%s): make room, then %s", reason, again)
         sys.exit(1)
+
+
+def main() -> None:
+    try:
+        earlier.refuse_old_names(sys.argv[1:])
+    except InputError as error:
+        sys.exit(str(error))
+    hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=TRUSTED)(task)()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from tuner import InputError
+from tuner import InputError, earlier
 from tuner.config import anchor
 from tuner.data import image_file
 from tuner.device import Batches, choose_device, choose_precision, exact_float32, send
@@ -202,7 +202,9 @@ def config_of(folder: Path) -> DictConfig:
     if not found:
         raise InputError(f"{folder} has no .hydra/config.yaml: keep a model in the folder of its run")
     try:
-        cfg = OmegaConf.load(found[0])
+        written = OmegaConf.to_container(OmegaConf.load(found[0]), resolve=False)
+        earlier.rename_keys(written)
+        cfg = OmegaConf.create(written)  # type: ignore[call-overload]
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{found[0]} can't be read ({' '.join(str(error).split())}): train it again") from error
     if not isinstance(cfg, DictConfig) or not {"model", "seed", "precision"} <= cfg.keys():

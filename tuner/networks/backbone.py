@@ -44,7 +44,7 @@ class Backbone:
 
     name: any classification network of torchvision.   weights: see `weights.find`; random ones come from `seed`.
     image_size: side of the square that images are resized to, pixels.
-    features: the last block whose output is used.   frozen: the last block that is not trained; None trains all.
+    last_block: the last block whose output is used.   frozen: the last block that is not trained; None trains all.
     pool: average-pool the used map to pool x pool; None keeps it.
     mean, std: per channel, of pixels in 0..1; None takes those of the weights (ImageNet's for a file).
     Raises InputError for an unknown network, weights or block, blocks in the wrong order, an impossible size or pool.
@@ -56,7 +56,7 @@ class Backbone:
         *,
         weights: str | None,
         image_size: int,
-        features: str,
+        last_block: str,
         frozen: str | None,
         pool: int | None,
         mean: Sequence[float] | None = None,
@@ -64,7 +64,7 @@ class Backbone:
         seed: int = 0,
     ):
         check(name)
-        self.name, self.image_size, self.features, self.frozen, self.pool = name, image_size, features, frozen, pool
+        self.name, self.image_size, self.last_block, self.frozen, self.pool = name, image_size, last_block, frozen, pool
         if type(image_size) is not int or image_size < 1:
             raise InputError(f"model.image_size={image_size} must be a whole number of pixels, at least 1")
         if pool is not None and (type(pool) is not int or pool < 1):
@@ -80,7 +80,7 @@ class Backbone:
 
     def _check_cut(self) -> None:
         names = list(self.blocks)
-        for key, block in (("features", self.features), ("frozen", self.frozen)):
+        for key, block in (("last_block", self.last_block), ("frozen", self.frozen)):
             if block in names or (key == "frozen" and block is None):
                 continue
             if not names and not self._limit:
@@ -95,18 +95,18 @@ class Backbone:
                     f"{known}; it goes no further ({self._limit}): use the size it was made for, 224 for most"
                 )
             raise InputError(f"model.{key}={block} is no block of {self.name}; known: {known}")
-        if self.frozen is not None and names.index(self.frozen) > names.index(self.features):
+        if self.frozen is not None and names.index(self.frozen) > names.index(self.last_block):
             raise InputError(
-                f"model.frozen={self.frozen} lies behind model.features={self.features}, the last block that is used; "
-                f"the order is {', '.join(names)}"
+                f"model.frozen={self.frozen} lies behind model.last_block={self.last_block}, the last block that is "
+                f"used; the order is {', '.join(names)}"
             )
 
     def _feature_size(self) -> int:
-        block = self.blocks[self.features]
+        block = self.blocks[self.last_block]
         if len(block.shape) == 2 and self.pool is not None:
             if self.pool > 1:
                 raise InputError(
-                    f"model.pool={self.pool} does not fit {self.features}'s {block.shape[0]} tokens; use 1, their "
+                    f"model.pool={self.pool} does not fit {self.last_block}'s {block.shape[0]} tokens; use 1, their "
                     "mean, or null for all of them"
                 )
             return block.shape[1]
@@ -115,7 +115,7 @@ class Backbone:
             return channels * math.prod(sides)
         if self.pool > min(sides):
             raise InputError(
-                f"model.pool={self.pool} does not fit {self.features}'s map of {sides[0]} x {sides[1]} at "
+                f"model.pool={self.pool} does not fit {self.last_block}'s map of {sides[0]} x {sides[1]} at "
                 f"model.image_size={self.image_size}; use 1 to {min(sides)}, null for the whole map, or larger images"
             )
         return channels * self.pool**2
@@ -127,7 +127,7 @@ class Backbone:
             "network": self.name,
             "weights": self.weights.key,
             "block": self.frozen,
-            "pool": self.pool if self.frozen == self.features else None,
+            "pool": self.pool if self.frozen == self.last_block else None,
             "image_size": self.image_size,
             "mean": self.mean,
             "std": self.std,
@@ -138,7 +138,7 @@ class Backbone:
     def cached_shape(self) -> tuple[int, ...]:
         """What the frozen part gives for one image: [F] where only a head is trained, else the map at the cut."""
         assert self.frozen is not None
-        return (self.feature_size,) if self.frozen == self.features else self.blocks[self.frozen].shape
+        return (self.feature_size,) if self.frozen == self.last_block else self.blocks[self.frozen].shape
 
     def frozen_part(self, dtype: torch.dtype) -> nn.Module:
         """Images uint8 [B, 1 or 3, H, W] -> `dtype` [B, *cached_shape]; eval mode, no gradients. Reads the weights.
@@ -148,29 +148,29 @@ class Backbone:
         assert self.frozen is not None
         block = self.blocks[self.frozen]
         [layers] = self._loaded([self._part(None, block.node)])
-        pool = [Pool(self.pool, block.channels_last)] if self.frozen == self.features else []
+        pool = [Pool(self.pool, block.channels_last)] if self.frozen == self.last_block else []
         preprocess = Preprocess(self.image_size, self.mean, self.std, dtype)
         return nn.Sequential(preprocess, layers.to(dtype), *pool).eval().requires_grad_(False)
 
     def trained_part(self) -> Blocks | None:
         """What lies between `frozen` and the head, float32. None where only a head is trained: then nothing is read."""
-        if self.frozen == self.features:
+        if self.frozen == self.last_block:
             return None
         names = list(self.blocks)
         first = 0 if self.frozen is None else names.index(self.frozen) + 1
         ends = [block.node for block in self.blocks.values()]
-        places = range(first, names.index(self.features) + 1)
+        places = range(first, names.index(self.last_block) + 1)
         blocks = self._loaded([self._part(ends[i - 1] if i else None, ends[i]) for i in places])
         preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32) if self.frozen is None else None
-        pool = Pool(self.pool, self.blocks[self.features].channels_last)
+        pool = Pool(self.pool, self.blocks[self.last_block].channels_last)
         return Blocks(preprocess, blocks, pool)
 
     def trained_parameters(self) -> int:
         """How many numbers trained_part() learns."""
-        if self.frozen == self.features:
+        if self.frozen == self.last_block:
             return 0
         start = None if self.frozen is None else self.blocks[self.frozen].node
-        return sum(p.numel() for p in self._part(start, self.blocks[self.features].node).parameters())
+        return sum(p.numel() for p in self._part(start, self.blocks[self.last_block].node).parameters())
 
     def macs(self) -> int:
         """Multiply-adds that the network needs for one image, up to the block that is used."""
@@ -196,7 +196,7 @@ class Backbone:
         """Compute the shapes of one image's way to the block that is used."""
         with torch.no_grad():
             image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
-            self._part(None, self.blocks[self.features].node)(image)
+            self._part(None, self.blocks[self.last_block].node)(image)
 
     def _part(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
         """The network from behind `start` (None: from the images) up to `end`, on the meta device."""

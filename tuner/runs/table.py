@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from tuner import InputError
-from tuner.targets import current
+from tuner import InputError, earlier
 
 RESULTS = (  # of a run in a table; the keys of its config stand beside them
     *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
@@ -132,6 +131,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
         config = yaml.load(path.read_text(), Loader=Yaml)
         if not isinstance(config, dict):
             raise ValueError("it is not that of a run: it has no keys")
+        earlier.rename_keys(config)
         return dict(flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
 
 
@@ -168,7 +168,7 @@ def flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]
         elif isinstance(value, list | dict):
             yield f"{above}{key}", json.dumps(value, ensure_ascii=False, default=str)
         elif key == "_target_":
-            yield f"{above}{key}", current(str(value))
+            yield f"{above}{key}", earlier.target(str(value))
         else:
             yield f"{above}{key}", value if isinstance(value, str | int | float | None) else str(value)
 

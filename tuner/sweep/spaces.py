@@ -13,12 +13,12 @@ WEIGHT_DECAY = {"adamw": (1e-4, 1e-1), "adam": (1e-6, 1e-3), "sgd": (1e-6, 1e-3)
 
 def wide(cfg: DictConfig, trial: Trial) -> None:
     """What hparams_search=optuna_wide draws after the optimizer, the image size, the last block and the depth."""
-    optimizer, features = trial.params["optimizer"], trial.params["model.features"]
+    optimizer, features = trial.params["optimizer"], trial.params["model.last_block"]
     trial.suggest_float("optimizer.lr", *LR[optimizer], log=True)
     trial.suggest_float("optimizer.weight_decay", *WEIGHT_DECAY[optimizer], log=True)
     block = re.fullmatch(r"block(\d)", features)
     if block is None:
-        raise InputError(f"model.features={features} is no block of VGG, for which this space is made")
+        raise InputError(f"model.last_block={features} is no block of VGG, for which this space is made")
     side = trial.params["model.image_size"] // 2 ** int(block[1])  # of the map, which each block halves
     trial.suggest_int("model.pool", 1, min(4, side))
     if trial.params["model.head.depth"] > 0:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tuner import InputError
+from tuner import InputError, earlier
 from tuner.files import replacing
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.table import flat
@@ -51,7 +51,9 @@ class Checkpoint:
         except (RuntimeError, EOFError, UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{self.path} is damaged ({reason}): delete it to begin anew") from error
-        before, now = dict(flat(json.loads(kept["config"]))), dict(flat(self.config))
+        written = json.loads(kept["config"])
+        earlier.rename_keys(written)
+        before, now = dict(flat(written)), dict(flat(self.config))
         keys = [key for key in {**before, **now} if key != "device"]  # another device may go on, with a warning
         differ = [f"{key}={before.get(key)}" for key in keys if before.get(key) != now.get(key)]
         if differ and all(line.startswith("split_hashes.") for line in differ):

@@ -52,7 +52,7 @@ class Parts:
     def head_alone(self) -> "Parts":
         """The same, where all blocks are frozen."""
         backbone = copy.copy(self.backbone)
-        backbone.frozen = backbone.features
+        backbone.frozen = backbone.last_block
         return replace(self, backbone=backbone)
 
     def _inputs(self, samples: Samples, views: int) -> torch.Tensor:

@@ -50,7 +50,7 @@ class Trainer:
     """Trains heads on parts: what plans of one key have in common."""
 
     def __init__(self, parts: Parts):
-        self.parts, self.heads_alone = parts, parts.backbone.frozen == parts.backbone.features
+        self.parts, self.heads_alone = parts, parts.backbone.frozen == parts.backbone.last_block
         self.size, self.classes = parts.backbone.feature_size, len(parts.data.classes)
 
     @cached_property

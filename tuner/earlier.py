@@ -1,0 +1,53 @@
+"""What earlier versions wrote, in today's names. Nothing else knows that names have changed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tuner import InputError
+
+TARGETS = {  # the first part of a `_target_`
+    "tuner.fit.": "tuner.training.schedules.",
+    "tuner.augment.": "tuner.data.augmentation.",
+    "tuner.trackers.": "tuner.runs.trackers.",
+}
+KEYS = {"model.features": "model.last_block"}
+
+
+def target(name: str) -> str:
+    """Today's name of a `_target_`."""
+    for old, new in TARGETS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def key(name: str) -> str:
+    """Today's name of a config key with dots."""
+    return KEYS.get(name, name)
+
+
+def rename_keys(config: Any) -> None:
+    """Give the keys of a run's config their names of today, in place. config: as written, references not resolved."""
+    for old, new in KEYS.items():
+        group, _, name = old.partition(".")
+        values = config.get(group) if isinstance(config, dict) else None
+        if isinstance(values, dict) and name in values:
+            renamed = new.partition(".")[2]
+            values[renamed] = values.pop(name)
+            for other, value in values.items():
+                if value == f"${{.{name}}}":
+                    values[other] = f"${{.{renamed}}}"
+
+
+def override(line: str) -> str:
+    """An override of the command line, such as KEY=VALUE, with today's name of its key."""
+    name, equals, value = line.partition("=")
+    return f"{key(name)}{equals}{value}"
+
+
+def refuse_old_names(names: Iterable[str]) -> None:
+    """Raises InputError for the first name of a config key, or override, that is an earlier version's."""
+    for name in names:
+        old = name.lstrip("+~").partition("=")[0]
+        if old in KEYS:
+            raise InputError(f"{old} is now called {KEYS[old]}")
