@@ -322,14 +322,14 @@ COLORS = "red, green and blue, of pixels in 0..1"
         (
             {"image_size": 16, "last_block": "block5"},
             "model.last_block=block5 is no block of vgg16 at model.image_size=16; known: block1, block2, block3, "
-            "block4; it goes no further (Given input size: (512x1x1). Calculated output size: (512x0x0). Output size is too "
-            "small): use the size it was made for, 224 for most",
+            "block4; it goes no further (Given input size: (512x1x1). Calculated output size: (512x0x0). Output "
+            "size is too small): use the size it was made for, 224 for most",
         ),
         (
             {"image_size": 1},
             "model.last_block=block2 is no block of vgg16 at model.image_size=1; known: none; it goes no further "
-            "(Given input size: (64x1x1). Calculated output size: (64x0x0). Output size is too small): use the size it was "
-            "made for, 224 for most",
+            "(Given input size: (64x1x1). Calculated output size: (64x0x0). Output size is too small): use the size it "
+            "was made for, 224 for most",
         ),
         *(
             ({"mean": mean}, f"model.mean={mean} must be three numbers: {COLORS}")

@@ -75,7 +75,9 @@ def anchor(cfg: DictConfig, started: Path) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raises InputError for the first value of the config that is missing or out of range."""
-    earlier.refuse_old_names(f"{group}.{key}" for group in cfg if OmegaConf.is_dict(cfg[group]) for key in cfg[group])
+    earlier.refuse_old_names(
+        f"{group}.{key}" for group in map(str, cfg) if OmegaConf.is_dict(cfg[group]) for key in map(str, cfg[group])
+    )
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise InputError(f"{key} has no default; give it, as in {key}=VALUE")
     for key, holds, rule in RULES:

@@ -204,7 +204,7 @@ def config_of(folder: Path) -> DictConfig:
     try:
         written = OmegaConf.to_container(OmegaConf.load(found[0]), resolve=False)
         earlier.rename_keys(written)
-        cfg = OmegaConf.create(written)  # type: ignore[call-overload]
+        cfg = OmegaConf.create(written)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{found[0]} can't be read ({' '.join(str(error).split())}): train it again") from error
     if not isinstance(cfg, DictConfig) or not {"model", "seed", "precision"} <= cfg.keys():
