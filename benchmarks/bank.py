@@ -32,7 +32,7 @@ from tuner.networks.blocks import Blocks, Pool, Preprocess
 from tuner.training.fit import fit
 from tuner.training.heads import Head
 from tuner.training.schedules import constant
-from tuner.training.spec import Plan
+from tuner.training.spec import Spec
 
 Shape = tuple[int, int, int]  # m, k, n of a product of [m, k] and [k, n]
 PRODUCTS = ((512, 4096, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192))
@@ -165,12 +165,10 @@ def epoch(
         fixed = {"num_classes": 10, "feature_size": backbone.feature_size, "device": x.device, "precision": dtype}
 
         def run() -> float:
-            seconds: list[float] = []
-            note = lambda _, metrics: seconds.append(metrics["seconds"])  # noqa: E731
-            options = {"epochs": 1, "batch_size": cfg.batch_size, "label_smoothing": 0.1, "on_epoch": note}
-            plan = Plan(head, optimizer, constant, 0, rows, rows[:1], **options)
-            fit([plan], inputs, target, trunk=trunk, **fixed)
-            return len(inputs) / seconds[0]
+            options = {"epochs": 1, "batch_size": cfg.batch_size, "label_smoothing": 0.1}
+            spec = Spec(head, optimizer, constant, 0, rows, rows[:1], **options)
+            [fitted] = fit([spec], inputs, target, trunk=trunk, **fixed)
+            return len(inputs) / fitted.metrics["seconds"]
 
         return run
 

@@ -31,7 +31,7 @@ from tuner.networks.blocks import Blocks
 from tuner.training.fit import fit
 from tuner.training.heads import Head
 from tuner.training.schedules import onecycle
-from tuner.training.spec import Plan
+from tuner.training.spec import Spec
 
 SAVING = {"as it is": {}, "micro_batch=16": {"micro_batch": 16}, "recompute=true": {"recompute": True}}
 
@@ -86,7 +86,7 @@ def train(
 ) -> tuple[float, list[float]]:
     """Seconds of the second epoch, and the training losses of both."""
     rows, curve = torch.arange(len(x)), []
-    plan = Plan(
+    spec = Spec(
         Head((512,), 0.0, 0),
         partial(torch.optim.AdamW, lr=1e-4, fused=True),
         onecycle,
@@ -95,12 +95,11 @@ def train(
         None,
         2,
         128,
-        lambda epoch, metrics: curve.append(metrics),
         **options,
     )
     labels = pool().labels[: len(x)]
     sizes = {"num_classes": 10, "feature_size": backbone.feature_size, "device": device, "precision": precision}
-    fit([plan], x, labels, trunk=trunk.to(device), **sizes)
+    fit([spec], x, labels, on_epoch=lambda _, m: curve.append(m[spec]) or (), trunk=trunk.to(device), **sizes)
     return curve[1]["seconds"], [metrics["train_loss"] for metrics in curve]
 
 

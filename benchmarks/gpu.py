@@ -37,7 +37,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tuner.bank import features
-from tuner.config import CONF, build
+from tuner.config import CONF, parse
 from tuner.data import digests, fashion_mnist, fmnist_small
 from tuner.device import choose_device, choose_precision, is_cpu, repeatable, wait
 from tuner.runs.table import read_metrics, read_result
-from tuner.training import parts
 from tuner.training.fit import fit
 from tuner.training.heads import Head
 from tuner.training.schedules import onecycle
-from tuner.training.spec import Plan
+from tuner.training.setup import backbone_of
+from tuner.training.spec import Metrics, Spec
 
 # Seconds of each part, its imports included; together less than 8 minutes. `accuracy` also gets what the others leave.
 LIMITS = {"ceilings": 20, "tests": 75, "default": 50, "search": 150, "heads": 35, "extraction": 45, "finetune": 35}
@@ -243,18 +243,19 @@ def share_of_peak(rates: list[float], flops: int, args: argparse.Namespace, devi
 def epochs(x: torch.Tensor, labels: torch.Tensor, device: torch.device, *, k: int = 1, **options: Any) -> list[float]:
     """Seconds of five epochs of K heads, without validation, after one in which a GPU captures its graph.
 
-    options: of fit(), such as feature_size, and of the plans.
+    options: of fit(), such as feature_size, and of the specs.
     """
     seconds: list[float] = []
-    notes = [lambda epoch, metrics: seconds.append(metrics["seconds"]), *[lambda epoch, metrics: None] * (k - 1)]
+
+    def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> tuple[Spec, ...]:
+        seconds.append(metrics[specs[0]]["seconds"])
+        return ()
+
     sizes = {"num_classes": CLASSES, "feature_size": options.pop("feature_size"), "trunk": options.pop("trunk", None)}
     options = {"epochs": 6, "batch_size": BATCH, "label_smoothing": 0.1} | options
     optimizer, rows = partial(torch.optim.AdamW, lr=1e-4, weight_decay=1e-2, fused=True), torch.arange(len(x))
-    plans = [
-        Plan(Head((WIDTH,), 0.3, i), optimizer, onecycle, 0, rows, None, on_epoch=note, **options)
-        for i, note in enumerate(notes)
-    ]
-    fit(plans, x, labels, device=device, precision=choose_precision("auto", device), **sizes)
+    specs = [Spec(Head((WIDTH,), 0.3, i), optimizer, onecycle, 0, rows, None, **options) for i in range(k)]
+    fit(specs, x, labels, on_epoch=on_epoch, device=device, precision=choose_precision("auto", device), **sizes)
     return seconds[1:]
 
 
@@ -364,7 +365,7 @@ def extraction(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     pool, _ = images(args, 64 if args.smallest else 60_000)
     known = digests(pool)  # a run has them from reading the images
     for size in (32,) if args.smallest else (64, 224):
-        backbone = parts.backbone(config(*(SMALL if args.smallest else []), f"model.image_size={size}"))
+        backbone = backbone_of(parse(config(*(SMALL if args.smallest else []), f"model.image_size={size}")))
         batch, flops = backbone.batch_size(device), 2 * backbone.macs()
 
         def fill(turn: int, n: int = len(pool), size: int = size, backbone=backbone) -> None:
@@ -395,7 +396,7 @@ def finetune_all(args: argparse.Namespace) -> DictConfig:
 
 def finetune(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     cfg = finetune_all(args)
-    flops = 6 * parts.backbone(cfg).macs()
+    flops = 6 * backbone_of(parse(cfg)).macs()
     for augmented in (False, True):
         rates = fine_tuning(cfg, args, device, augmented)
         name = "augmented as in finetune_all" if augmented else "no augmentation"
@@ -406,10 +407,10 @@ def finetune(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 
 def fine_tuning(cfg: DictConfig, args: argparse.Namespace, device: torch.device, augmented: bool) -> list[float]:
     """Images/s of five epochs that train all blocks."""
-    backbone, (batch, steps) = parts.backbone(cfg), (8, 2) if args.smallest else (BATCH, 100)
+    backbone, (batch, steps) = backbone_of(parse(cfg)), (8, 2) if args.smallest else (BATCH, 100)
     x, labels = images(args, steps * batch)
     trunk = backbone.trained_part().to(device)
-    options = {"feature_size": backbone.feature_size, "augment": build("augment", cfg) if augmented else None}
+    options = {"feature_size": backbone.feature_size, "augment": parse(cfg).augment.build() if augmented else None}
     seconds = epochs(x.to(device), labels, device, batch_size=batch, trunk=trunk, **options)
     return [len(x) / s for s in seconds]
 

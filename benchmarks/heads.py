@@ -14,8 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import results
@@ -25,7 +24,7 @@ from tuner.device import choose_device, choose_precision
 from tuner.training.fit import fit
 from tuner.training.heads import Head
 from tuner.training.schedules import onecycle
-from tuner.training.spec import Plan
+from tuner.training.spec import Metrics, Spec
 
 WIDTHS = (512, 256, 1024)
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -80,26 +79,30 @@ class Trainer:
         self.rows = torch.arange(n).split([args.images, n - args.images])
 
     def together(self, k: int) -> float:
-        return k / self._epoch([self.plan(i) for i in range(k)])
+        return k / self._epoch([self.spec(i) for i in range(k)])
 
     def apart(self, k: int) -> float:
         """From one head of each width that is among the first k."""
-        seconds = [self._epoch([self.plan(i)]) for i in range(min(k, len(WIDTHS)))]
+        seconds = [self._epoch([self.spec(i)]) for i in range(min(k, len(WIDTHS)))]
         return k / sum(seconds[i % len(WIDTHS)] for i in range(k))
 
-    def plan(self, k: int) -> Plan:
+    def spec(self, k: int) -> Spec:
         head = Head((WIDTHS[k % 3],), 0.1 + 0.005 * (k % 100), k)
         optimizer = partial(torch.optim.AdamW, lr=1e-3 / (1 + k % 7), weight_decay=1e-2, fused=True)
         train, val = self.rows
-        options = {"epochs": 4, "batch_size": self.batch_size, "label_smoothing": 0.1, "on_epoch": lambda *_: None}
-        return Plan(head, optimizer, onecycle, 0, train, val, **options)
+        options = {"epochs": 4, "batch_size": self.batch_size, "label_smoothing": 0.1}
+        return Spec(head, optimizer, onecycle, 0, train, val, **options)
 
-    def _epoch(self, plans: Sequence[Plan]) -> float:
+    def _epoch(self, specs: Sequence[Spec]) -> float:
         """Seconds of an epoch of these heads: the median but for the first, in which a GPU captures its graph."""
         seconds: list[float] = []
-        plans = [*plans[:-1], replace(plans[-1], on_epoch=lambda _, metrics: seconds.append(metrics["seconds"]))]
+
+        def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> tuple[Spec, ...]:
+            seconds.append(metrics[specs[0]]["seconds"])
+            return ()
+
         fixed = {"num_classes": 10, "feature_size": self.x.shape[1], "device": self.device}
-        fit(plans, self.x, self.labels, precision=self.precision, **fixed)
+        fit(specs, self.x, self.labels, on_epoch=on_epoch, precision=self.precision, **fixed)
         return statistics.median(seconds[1:])
 
 

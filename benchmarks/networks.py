@@ -16,14 +16,13 @@ from typing import Any
 
 import results
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from tuner.config import build
+from tuner.config import CONF, parse
 from tuner.device import choose_device
-from tuner.networks.backbone import Backbone
 from tuner.runs.run import Run
 from tuner.runs.table import read_result
-from tuner.train import CONF, train
+from tuner.train import train
+from tuner.training.setup import backbone_of
 
 NETWORKS = (
     ["model=vgg16", "model.image_size=32"],
@@ -68,7 +67,7 @@ def main() -> None:
             rows.append(row(tuned, args.seeds))
         print(*(" | ".join(row) for row in rows[-2:]), sep="\n", flush=True)
     cfg = composed(args.overrides)
-    count = len(build("data", cfg).test)
+    count = len(parse(cfg).data.target.build().test)
     note = f"Test accuracy: {count:,} images, mean of {args.seeds} seeds (standard deviation)."
     results.write("networks", choose_device(cfg.device), rows, note)
 
@@ -78,14 +77,8 @@ def composed(overrides: list[str]) -> Any:
         return compose("train", [*overrides, "plots=false"])
 
 
-def made(cfg: Any) -> Backbone:
-    options: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    del options["head"]
-    return Backbone(**options, seed=cfg.seed)
-
-
 def block_below(overrides: list[str]) -> str:
-    backbone = made(composed(overrides))
+    backbone = backbone_of(parse(composed(overrides)))
     names = list(backbone.blocks)
     return names[names.index(backbone.last_block) - 1]
 
@@ -96,9 +89,9 @@ def row(overrides: list[str], seeds: int) -> list[str]:
     for seed in range(seeds):
         cfg = composed([*overrides, f"seed={seed}"])
         with tempfile.TemporaryDirectory() as folder:
-            train(cfg, Run(Path(folder)), in_sweep=False)
+            train(parse(cfg), Run(Path(folder)))
             runs.append(read_result(Path(folder)))
-    first, backbone, cut = runs[0], made(cfg), cfg.model
+    first, backbone, cut = runs[0], backbone_of(parse(cfg)), cfg.model
     images = first["n_train"] + first["n_val"] + first["n_test"]
     accuracies = [run["test_accuracy"] for run in runs]
     spread = f" ({statistics.stdev(accuracies):.4f})" if seeds > 1 else ""

@@ -48,13 +48,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tuner.config import build
+from tuner.config import CONF, parse
 from tuner.data import Data
 from tuner.device import choose_device, wait
 from tuner.networks.backbone import Backbone
 from tuner.runs.table import read_result
 from tuner.sweep.progress import duration
-from tuner.train import CONF
 from tuner.training.heads import widths
 
 WORKERS = max(2, joblib.cpu_count() - 2)  # processes of the plain pipeline's DataLoader
@@ -280,7 +279,7 @@ def searches(cfg: DictConfig, args: argparse.Namespace) -> tuple[dict[str, list[
 
 
 PLACES = {  # of a search's time -> functions, of which the innermost on the stack decides
-    "the last run, which retrains the best": ("retrain (",),
+    "the last run, which retrains the best": ("finish (",),
     "training: steps": ("_step (", "_train (", "fit ("),
     "training: validation": ("predict (",),
     "training: each epoch's row, report and pruning": ("on_epoch (",),
@@ -417,10 +416,11 @@ def plain_epochs(
     torch.manual_seed(seed)
     options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "last_block", "pool")}
     backbone = Backbone(**options, frozen=cfg.model.last_block)
-    data = build("data", cfg)
+    config = parse(cfg)
+    data = config.data.target.build()
     frozen, head = (part.to(device) for part in plain_model(cfg, backbone, len(data.classes)))
     frozen = frozen.eval().to(memory_format=torch.channels_last)
-    optimizer = build("optimizer", cfg)(head.parameters())
+    optimizer = config.optimizer.target.build()(head.parameters())
     train, val = plain_loaders(cfg, data, backbone, device)
 
     def classify(images: torch.Tensor) -> torch.Tensor:

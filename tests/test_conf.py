@@ -6,12 +6,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from tuner.config import build, check
-from tuner.networks.backbone import Backbone
+from tuner.config import CONF, parse
 from tuner.sweep import sampling
 from tuner.sweep.plugin import PRUNERS
-from tuner.train import CONF
-from tuner.training.heads import Head, widths
+from tuner.training.setup import backbone_of
+from tuner.training.spec import head_of
 
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml") if path.parent != CONF)
 MANDATORY = {  # what an option leaves to the user
@@ -33,14 +32,12 @@ def composed(file):
 def test_it_composes(file):
     cfg = composed(file)
     task = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    check(task)
-    model = OmegaConf.to_container(task.model, resolve=True)
-    head = model.pop("head")
-    assert Backbone(**model, seed=0).feature_size > 0
-    assert Head(widths(head["width"], head["depth"]), head["dropout"], seed=0)
-    assert build("optimizer", task)([torch.nn.Parameter(torch.zeros(1))])
-    assert 0 < build("scheduler", task)(0.0) <= 1
-    assert build("augment", task).mixes == (file.name in ("mix", "finetune_all"))
+    config = parse(task)
+    assert backbone_of(config).feature_size > 0
+    assert head_of(config.model.head, seed=0)
+    assert config.optimizer.target.build()([torch.nn.Parameter(torch.zeros(1))])
+    assert 0 < config.scheduler.build()(0.0) <= 1
+    assert config.augment.build().mixes == (file.name in ("mix", "finetune_all"))
 
 
 SEARCHES = [file.name for file in FILES if file.parent.name == "hparams_search" and file.name[0] != "_"]

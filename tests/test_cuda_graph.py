@@ -18,7 +18,7 @@ from tuner.training.cuda_graph import WARM_UP, CapturedSteps, capturable, lr_fro
 from tuner.training.fit import fit
 from tuner.training.heads import Head
 from tuner.training.schedules import constant
-from tuner.training.spec import Plan
+from tuner.training.spec import Spec
 
 CPU = torch.device("cpu")
 
@@ -247,12 +247,13 @@ def trained(capture, *, smallest=3e-3):
     rows = torch.randperm(200, generator=g)
     curves = [[] for _ in range(HEADS)]
 
-    def note(k, epoch, metrics):
-        curves[k].append((metrics["train_loss"], metrics["val_loss"], metrics["lr"]))
-        return LEAVE.get(k) != epoch
+    def on_epoch(epoch, metrics):
+        for spec, m in metrics.items():
+            curves[specs.index(spec)].append((m["train_loss"], m["val_loss"], m["lr"]))
+        return [spec for k, spec in enumerate(specs) if LEAVE.get(k) == epoch]
 
-    plans = [
-        Plan(
+    specs = [
+        Spec(
             Head((8 + k,), 0.0, k),
             partial(torch.optim.SGD, lr=smallest * (k + 1), momentum=0.9, fused=True),
             constant,
@@ -261,16 +262,15 @@ def trained(capture, *, smallest=3e-3):
             rows[150:],
             epochs=6,
             batch_size=40,
-            on_epoch=partial(note, k),
         )
         for k in range(HEADS)
     ]
-    options = {"num_classes": 3, "feature_size": 20, "device": CPU, "precision": torch.float32}
+    options = {"on_epoch": on_epoch, "num_classes": 3, "feature_size": 20, "device": CPU, "precision": torch.float32}
     with pytest.MonkeyPatch.context() as patch:
         if capture:
             patch.setattr(fit_module, "has_graphs", lambda device: True)
             patch.setattr(fit_module, "CapturedSteps", capture)
-        fitted = fit(plans, x, labels, **options)
+        fitted = fit(specs, x, labels, **options)
     return curves, [one.state for one in fitted]
 
 

@@ -24,7 +24,7 @@ from tuner.networks.blocks import averaged
 from tuner.training.fit import fit, predict
 from tuner.training.heads import Classifier, Head, Stack
 from tuner.training.schedules import constant
-from tuner.training.spec import Plan
+from tuner.training.spec import Spec
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 GB = 2**30
@@ -75,7 +75,7 @@ def fake(gpus):
     for optimizer in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):
         gpus.setattr(optimizer, "step", lambda *_: None)
     gpus.setattr("tuner.training.fit.has_graphs", lambda device: False)
-    gpus.setattr(Plan, "feed", lambda plan: plan.seed)
+    gpus.setattr(Spec, "batches", lambda spec: spec.seed)
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -173,8 +173,8 @@ def test_a_stack_trains_and_predicts(fake, choice, heads, resident):
         assert precision == torch.bfloat16
         x = torch.zeros(50, 64, dtype=precision, device=chosen if resident else CPU)
         labels = torch.zeros(50, dtype=torch.int64)
-        plans = [
-            Plan(
+        specs = [
+            Spec(
                 Head((8,) * (k + 1), 0.5, k),
                 partial(torch.optim.AdamW, lr=1e-3, fused=True),
                 constant,
@@ -182,17 +182,17 @@ def test_a_stack_trains_and_predicts(fake, choice, heads, resident):
                 *rows[k],
                 epochs=2,
                 batch_size=16,
-                on_epoch=lambda epoch, metrics: seen.append(metrics),
                 label_smoothing=0.1,
                 class_weights=torch.ones(3),
             )
             for k in range(heads)
         ]
         options = {"num_classes": 3, "feature_size": 64, "device": chosen, "precision": precision}
-        fitted = fit(plans, x, labels, **options)
+        options["on_epoch"] = lambda epoch, metrics: seen.extend(metrics) or ()
+        fitted = fit(specs, x, labels, **options)
         assert len(seen) == 2 * heads
         assert all(tensor.device == chosen for one in fitted for tensor in one.state.values())
-        stack = Stack(64, 3, [plan.head for plan in plans], chosen, precision)
+        stack = Stack(64, 3, [spec.head for spec in specs], chosen, precision)
         log_p = predict(Classifier(None, stack), x, [torch.arange(20)], batch_size=8)
         assert (log_p.device, log_p.shape) == (chosen, (heads, 20, 3))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers import record
 from torch import nn
 
 from tuner import InputError, resume
@@ -20,11 +21,10 @@ from tuner.bank.features import bank
 from tuner.data import synthetic
 from tuner.networks.backbone import Backbone
 from tuner.networks.blocks import Blocks, Pool
-from tuner.training import recipe
 from tuner.training.fit import fit
 from tuner.training.heads import Head
 from tuner.training.schedules import onecycle
-from tuner.training.spec import Plan
+from tuner.training.spec import Spec, balanced_weights
 
 CPU, F32 = torch.device("cpu"), torch.float32
 TINY = ("data=synthetic", "data.n=120", "model=tiny", "batch_size=32", "precision=fp32", "plots=false")
@@ -36,16 +36,16 @@ def train(backbone, x, data, trunk, *, precision=F32, **options):
     """The curve of three epochs of a head and the blocks below it, and what came of them."""
     curve = []
     given = {"epochs": 3, "batch_size": 32, "head": Head((16,), 0.0, 0), "seed": 0, "schedule": onecycle} | options
-    plan = Plan(
+    spec = Spec(
         optimizer=given.pop("optimizer", partial(torch.optim.AdamW, lr=1e-3)),
         train=data.train,
         val=data.val,
-        on_epoch=lambda epoch, metrics: curve.append({k: v for k, v in metrics.items() if k != "seconds"}),
         **given,
     )
     sizes = {"num_classes": len(data.classes), "feature_size": backbone.feature_size}
-    [fitted] = fit([plan], x, data.pool.labels, **sizes, device=CPU, precision=precision, trunk=trunk)
-    return curve, fitted
+    options = sizes | {"device": CPU, "precision": precision, "trunk": trunk}
+    [fitted] = fit([spec], x, data.pool.labels, on_epoch=record(curve), **options)
+    return [{name: value for name, value in m.items() if name != "seconds"} for m in curve], fitted
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_each_block_has_its_own_lr(block_lr, moved):
     for block in blocks:
         block.weight.data = torch.eye(4)
     x, labels = torch.eye(4), torch.tensor([0, 1, 0, 1])
-    plan = Plan(
+    spec = Spec(
         Head((), 0.0, 0),
         partial(torch.optim.SGD, lr=1.0),
         lambda progress: 1.0,
@@ -144,16 +144,15 @@ def test_each_block_has_its_own_lr(block_lr, moved):
         None,
         1,
         4,
-        lambda epoch, metrics: None,
         block_lr=block_lr,
     )
     options = {"num_classes": 2, "feature_size": 4, "device": CPU, "precision": F32}
     steps = []
-    for one in (plan, Plan(**vars(plan) | {"block_lr": (1.0, 1.0)})):
+    for each in (spec, Spec(**vars(spec) | {"block_lr": (1.0, 1.0)})):
         trunk = Blocks(None, [nn.Linear(4, 4, bias=False) for _ in range(2)], Pool(None, False))
         for block in trunk.blocks:
             block.weight.data = torch.eye(4)
-        fit([one], x, labels, trunk=trunk, **options)
+        fit([each], x, labels, trunk=trunk, **options)
         steps.append([(block.weight.data - torch.eye(4)).norm().item() for block in reversed(trunk.blocks)])
     ours, whole = steps
     assert [a / b for a, b in zip(ours, whole, strict=True)] == pytest.approx(list(moved), rel=1e-3, abs=1e-6)
@@ -185,10 +184,8 @@ def test_an_epoch_takes_one_view_of_each_image_and_validation_the_first():
 
     trunk = Blocks(None, [Eye()], Pool(None, False))
     rows = torch.arange(n)
-    plan = Plan(
-        Head((), 0.0, 0), partial(torch.optim.SGD, lr=0.1), onecycle, 0, rows[:48], rows[48:], 2, 16, lambda e, m: None
-    )
-    fit([plan], x, labels, num_classes=2, feature_size=3, device=CPU, precision=F32, trunk=trunk, views=views)
+    spec = Spec(Head((), 0.0, 0), partial(torch.optim.SGD, lr=0.1), onecycle, 0, rows[:48], rows[48:], 2, 16)
+    fit([spec], x, labels, num_classes=2, feature_size=3, device=CPU, precision=F32, trunk=trunk, views=views)
     trained = [torch.cat([v for training, v in seen[i : i + 4] if training]) for i in (0, 4)]
     for epoch in trained:
         assert sorted(epoch.floor().int().tolist()) == list(range(48))
@@ -199,7 +196,7 @@ def test_an_epoch_takes_one_view_of_each_image_and_validation_the_first():
 
 def test_class_weights_give_each_class_the_same_part():
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
-    weights = recipe.balanced(labels, 4)
+    weights = balanced_weights(labels, 4)
     parts = [weights[c].item() * (labels == c).sum().item() for c in range(3)]
     assert parts == pytest.approx([parts[0]] * 3)
     assert weights[labels].mean().item() == pytest.approx(3 / 4)
@@ -212,7 +209,7 @@ def uneven(**options):
     x = torch.randn(300, 8, generator=g) + 1.2 * labels[:, None]
     rows = torch.randperm(300, generator=g)
     curve = []
-    plan = Plan(
+    spec = Spec(
         Head((16,), 0.0, 0),
         partial(torch.optim.AdamW, lr=1e-2),
         onecycle,
@@ -221,26 +218,26 @@ def uneven(**options):
         rows,
         4,
         32,
-        lambda epoch, metrics: curve.append(metrics),
         **options,
     )
-    [fitted] = fit([plan], x, labels, num_classes=2, feature_size=8, device=CPU, precision=F32)
+    options = {"num_classes": 2, "feature_size": 8, "device": CPU, "precision": F32}
+    [fitted] = fit([spec], x, labels, on_epoch=record(curve), **options)
     return curve, fitted, labels
 
 
 def test_class_weights_find_the_few():
     plain, _, labels = uneven()
-    weighted, _, _ = uneven(class_weights=recipe.balanced(labels, 2))
+    weighted, _, _ = uneven(class_weights=balanced_weights(labels, 2))
     assert weighted[-1]["val_balanced_accuracy"] > plain[-1]["val_balanced_accuracy"] + 0.02
     assert plain[-1]["val_accuracy"] >= weighted[-1]["val_accuracy"]
 
 
-@pytest.mark.parametrize("judge", ["val_accuracy", "val_balanced_accuracy"])
-def test_the_epoch_that_is_kept_is_the_best_in_what_judges(judge):
-    curve, fitted, _ = uneven(keep="best", judge=judge)
-    values = [m[judge] for m in curve]
-    assert fitted.epoch == max(i for i, v in enumerate(values, 1) if v == max(values))
-    assert fitted.best == max(values)
+@pytest.mark.parametrize("monitor", ["val_accuracy", "val_balanced_accuracy"])
+def test_the_epoch_that_is_kept_is_the_best_of_the_monitored_metric(monitor):
+    curve, fitted, _ = uneven(keep="best", monitor=monitor)
+    values = [m[monitor] for m in curve]
+    assert fitted.saved_epoch == max(i for i, v in enumerate(values, 1) if v == max(values))
+    assert fitted.best_value == max(values)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -405,14 +402,14 @@ def interrupted(command, *arguments, by=KeyboardInterrupt):
     """A run that ends in its second epoch, in here/."""
     from tuner import train as train_room
 
-    def interrupt(*args):
-        if args[-2] == 2:
+    def interrupt(job, epoch, metrics):
+        if epoch == 2:
             raise by
-        real(*args)
+        real(job, epoch, metrics)
 
-    real = train_room.on_epoch
+    real = train_room.Prepared.on_epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_room, "on_epoch", interrupt)
+        patch.setattr(train_room.Prepared, "on_epoch", interrupt)
         try:
             return command(*arguments, "hydra.run.dir=here")
         except KeyboardInterrupt:

@@ -6,16 +6,16 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import record
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from tuner.config import build
+from tuner.config import CONF, parse
 from tuner.networks.blocks import Blocks, Pool
-from tuner.train import CONF
 from tuner.training.fit import fit, predict, score
 from tuner.training.heads import Classifier, Head, Stack
 from tuner.training.schedules import constant, cosine, onecycle
-from tuner.training.spec import Plan
+from tuner.training.spec import Spec
 
 CPU, F32 = torch.device("cpu"), torch.float32
 
@@ -36,13 +36,10 @@ def run(specs, *, make=torch.optim.AdamW, schedule=onecycle, on_epoch=None, seed
     defaults = {"batch_size": 32, "epochs": 3, "seed": 0, "train": train, "val": val}
     curves = [[] for _ in specs]
 
-    def note(k):
-        return on_epoch or (lambda epoch, metrics: curves[k].append(metrics))
-
-    plans = [
-        Plan(
+    specs = [
+        Spec(
             **defaults
-            | {"head": head, "schedule": schedule, "label_smoothing": smoothing, "on_epoch": note(k)}
+            | {"head": head, "schedule": schedule, "label_smoothing": smoothing}
             | {"optimizer": partial(make, lr=lr, weight_decay=weight_decay)}
             | ({"seed": seeds[k]} if seeds else {})
             | options
@@ -50,7 +47,7 @@ def run(specs, *, make=torch.optim.AdamW, schedule=onecycle, on_epoch=None, seed
         for k, (head, lr, weight_decay, smoothing) in enumerate(specs)
     ]
     fixed = {"num_classes": 5, "feature_size": 40, "precision": F32} | given
-    return fit(plans, x.to(device), labels, device=device, **fixed), curves
+    return fit(specs, x.to(device), labels, device=device, on_epoch=on_epoch or record(*curves), **fixed), curves
 
 
 SPECS = [
@@ -63,7 +60,8 @@ SPECS = [
 
 def config(group, option):
     with initialize_config_dir(str(CONF)):
-        return build(group, compose("train", [f"{group}={option}"]))
+        config = parse(compose("train", [f"{group}={option}"]))
+    return (config.optimizer.target if group == "optimizer" else config.scheduler).build()
 
 
 NUMBERS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
@@ -94,12 +92,13 @@ def test_heads_that_leave_do_not_change_the_others(option):
     for leaving in (0, 1, 3):
         curves = [[] for _ in SPECS]
 
-        def note(epoch, metrics, curves=curves, leaving=leaving):
-            k = next(k for k in range(4) if len(curves[k]) < epoch and (k != leaving or epoch <= 2))
-            curves[k].append(metrics)
-            return not (k == leaving and epoch == 2)
+        note = record(*curves)
 
-        results, _ = run(SPECS, on_epoch=note, **options)
+        def on_epoch(epoch, metrics, note=note, leaving=leaving):
+            note(epoch, metrics)
+            return [list(metrics)[leaving]] if epoch == 2 else ()
+
+        results, _ = run(SPECS, on_epoch=on_epoch, **options)
         assert [len(curve) for curve in curves] == [2 if k == leaving else 6 for k in range(4)]
         assert [result.epochs for result in results] == [2 if k == leaving else 6 for k in range(4)]
         for k in range(4):
@@ -144,14 +143,14 @@ def test_the_weights_that_are_kept_have_the_accuracy_that_is_given(keep):
     [kept], [curve] = run([spec], epochs=8, schedule=constant, keep=keep)
     accuracies = [epoch["val_accuracy"] for epoch in curve]
     latest_best = max(range(8), key=lambda i: (accuracies[i], i))
-    assert kept.epochs == 8
-    assert kept.epoch == (8 if keep == "last" else latest_best + 1)
+    assert kept.saved_epochs == 8
+    assert kept.saved_epoch == (8 if keep == "last" else latest_best + 1)
     assert latest_best < 7  # or this test would not tell the two apart
     x, labels, _, val = problem()
     model = Classifier(None, Stack(40, 5, [spec[0]], CPU))
     model.load_state(0, kept.state)
     [accuracy] = score(predict(model, x, [val], batch_size=32), labels[val])["accuracy"]
-    assert accuracy == kept.metrics["val_accuracy"] == accuracies[kept.epoch - 1]
+    assert accuracy == kept.metrics["val_accuracy"] == accuracies[kept.saved_epoch - 1]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
@@ -169,7 +168,7 @@ def test_patience_ends_a_head_that_no_longer_improves():
     assert run([stuck], **options)[0][0].epochs == 4
     slow = (Head((64,), 0.0, 1), 1e-5, 0.0, 0.0)
     results, curves = run([fast, slow], **options)
-    assert (results[0].epoch, results[0].epochs) == (early.epoch, early.epochs)
+    assert (results[0].saved_epoch, results[0].epochs) == (early.saved_epoch, early.epochs)
     assert results[1].epochs == len(curves[1]) > early.epochs == len(curves[0])  # the other went on
 
 
@@ -235,6 +234,7 @@ def test_what_on_epoch_raises_ends_the_training():
         seen.append(epoch)
         if epoch == 2:
             raise KeyboardInterrupt
+        return ()
 
     with pytest.raises(KeyboardInterrupt):
         run([SPECS[0]], epochs=5, on_epoch=stop)

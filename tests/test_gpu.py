@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers import record
 from PIL import Image
 from safetensors.torch import load_file
 from test_finetune import TINY, interrupted, killed
@@ -25,7 +26,7 @@ from tuner.training.cuda_graph import WARM_UP, CapturedSteps
 from tuner.training.fit import fit
 from tuner.training.heads import Head
 from tuner.training.schedules import constant
-from tuner.training.spec import Plan
+from tuner.training.spec import Spec
 
 pytestmark = [
     pytest.mark.gpu,
@@ -178,19 +179,25 @@ def departing(gpu, optimizer, schedule, precision, heads=6):
     x = x.to(gpu, precision)
     curves = [[] for _ in range(2 * heads)]
 
-    def note(k, epoch, metrics):
-        curves[k].append(metrics)
-        return epoch < min(k % heads + 1, heads - 1)
-
-    def plan(k):
+    def spec(k):
         make = partial(optimizer.func, **optimizer.keywords | {"lr": 1e-3 * (1 + k % heads)})
-        options = {"epochs": heads, "batch_size": 32, "on_epoch": partial(note, k), "label_smoothing": 0.1}
-        return Plan(Head((16 + k % heads,), 0.0, k % heads), make, schedule, k % 2, train, val, **options)
+        options = {"epochs": heads, "batch_size": 32, "label_smoothing": 0.1}
+        return Spec(Head((16 + k % heads,), 0.0, k % heads), make, schedule, k % 2, train, val, **options)
 
     sizes = {"num_classes": 5, "feature_size": 40, "device": gpu, "precision": precision}
-    fit([plan(k) for k in range(heads)], x, labels, **sizes)
+
+    def fit_from(specs, first):
+        def on_epoch(epoch, metrics):
+            for spec, m in metrics.items():
+                curves[first + specs.index(spec)].append(m)
+            places = ((spec, (first + k) % heads) for k, spec in enumerate(specs))
+            return [spec for spec, k in places if epoch >= min(k + 1, heads - 1)]
+
+        fit(specs, x, labels, on_epoch=on_epoch, **sizes)
+
+    fit_from([spec(k) for k in range(heads)], 0)
     for k in range(heads):
-        fit([plan(heads + k)], x, labels, **sizes)
+        fit_from([spec(k)], heads + k)
     return curves[:heads], curves[heads:]
 
 
@@ -319,7 +326,8 @@ def test_one_head_whose_dropout_is_drawn_in_a_graph_differs_from_step_to_step(gp
     """A graph that was captured with a fixed random state would drop the same units in each step."""
     x, labels, train, val = problem()
     losses = []
-    options = {"epochs": 6, "batch_size": len(train), "on_epoch": lambda _, metrics: losses.append(metrics)}
-    plan = Plan(Head((32,), 0.5, 0), partial(torch.optim.SGD, lr=1e-9, fused=True), constant, 0, train, val, **options)
-    fit([plan], x.to(gpu), labels, num_classes=5, feature_size=40, device=gpu, precision=F32)
+    options = {"epochs": 6, "batch_size": len(train)}
+    spec = Spec(Head((32,), 0.5, 0), partial(torch.optim.SGD, lr=1e-9, fused=True), constant, 0, train, val, **options)
+    sizes = {"num_classes": 5, "feature_size": 40, "device": gpu, "precision": F32}
+    fit([spec], x.to(gpu), labels, on_epoch=record(losses), **sizes)
     assert len({round(metrics["train_loss"], 7) for metrics in losses}) == 6

@@ -158,7 +158,7 @@ REFUSED = [
     ("config of another", r"config\.yaml is not the config of a run"),
     ("weights gone", r"model\.weights=/nowhere/w\.safetensors is no file that can be read"),
     ("other cut", r"has no head from 256 features to 4 classes"),
-    ("unset", r"don't belong together"),
+    ("unset", r"the config of .*run cannot be used: the config cannot be resolved: .*NOT_SET_AT_ALL"),
     ("trunk missing", r"don't belong together .*: train it again"),
 ]
 

@@ -1,131 +1,61 @@
-"""From a config to what it names: its values checked, its parts built, its device and precision chosen."""
+"""The config of a run: parsed and checked once, from what Hydra composed to typed objects; and what a `_target_` names.
+
+conf/ has the defaults that a command uses. Those here are for configs of earlier versions, which lack newer keys.
+"""
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import hydra
+import yaml
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError, earlier
+from tuner.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Rule, check_fields, number, one_of, or_null, whole
 from tuner.targets import TRUSTED
 
 log = logging.getLogger("tuner.config")
 HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed, or a checkout
 PATHS = (("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"))  # that may be relative
-OURS = {  # keys of a group that are not for what its _target_ makes
-    "data": ("views", "test_views"),
-    "optimizer": ("backbone_lr_scale", "backbone_lr_decay"),
-}
+IN_A_SINGLE_RUN = one_of("auto", True, False)
 
 
-def _whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and value >= least
+@dataclass(frozen=True)
+class Target:
+    """The part of a config group that is for the function or class that its `_target_` names.
 
+    keywords: `_target_`, `_partial_` and the keyword arguments.
+    """
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    group: str
+    keywords: Mapping[str, Any] = field(default_factory=dict)
 
-
-RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("seed", _whole(0), "a whole number of at least 0"),
-    ("epochs", _whole(1), "a whole number of at least 1"),
-    ("batch_size", _whole(1), "a whole number of at least 1"),
-    ("label_smoothing", lambda v: _number(v) and 0 <= v < 1, "at least 0 and less than 1"),
-    ("grad_clip", lambda v: v is None or (_number(v) and v > 0), "more than 0, or null"),
-    ("patience", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
-    ("keep", lambda v: v in ("last", "best"), "last or best"),
-    ("class_weights", lambda v: v in (None, "balanced"), "balanced, or null"),
-    ("head_first", _whole(0), "a whole number of at least 0"),
-    ("micro_batch", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
-    ("recompute", lambda v: v in (True, False), "true or false"),
-    ("data.views", _whole(1), "a whole number of at least 1"),
-    ("data.test_views", lambda v: v in (1, 2), "1, or 2 for the mirror image, too"),
-    ("optimizer.backbone_lr_scale", lambda v: _number(v) and v > 0, "a number of more than 0"),
-    ("optimizer.backbone_lr_decay", lambda v: _number(v) and 0 < v <= 1, "more than 0 and at most 1"),
-    ("optimizer.lr", lambda v: _number(v) and v > 0, "a number of more than 0"),
-    ("optimizer.weight_decay", lambda v: v is None or (_number(v) and v >= 0), "a number of at least 0"),
-    ("precision", lambda v: v in ("auto", "bf16", "fp32"), "auto, bf16 or fp32"),
-    (
-        "objective",
-        lambda v: v in ("accuracy", "balanced_accuracy", "accuracy_and_cost"),
-        "accuracy, balanced_accuracy or accuracy_and_cost",
-    ),
-    ("final.seeds", _whole(0), "a whole number of at least 0"),
-    ("final.temperature", lambda v: v is None or (_number(v) and v > 0), "more than 0, or null"),
-    ("final.epochs", lambda v: v is None or _whole(1)(v), "a whole number of at least 1, or null"),
-    ("test", lambda v: v in ("auto", True, False), "auto, true or false"),
-    ("plots", lambda v: v in ("auto", True, False), "auto, true or false"),
-)
-
-
-def anchor(cfg: DictConfig, started: Path) -> None:
-    """Make relative paths absolute that are there, seen from where the run was started."""
-    written: Any = OmegaConf.to_container(cfg, resolve=False)
-    for group, key in PATHS:
-        value = written.get(group, {}).get(key)
-        if isinstance(value, str) and (path := started / value).exists():
-            cfg[group][key] = str(path)
-
-
-def check(cfg: DictConfig) -> None:
-    """Raises InputError for the first value of the config that is missing or out of range."""
-    earlier.refuse_old_names(
-        f"{group}.{key}" for group in map(str, cfg) if OmegaConf.is_dict(cfg[group]) for key in map(str, cfg[group])
-    )
-    for key in sorted(OmegaConf.missing_keys(cfg)):
-        raise InputError(f"{key} has no default; give it, as in {key}=VALUE")
-    for key, holds, rule in RULES:
-        value = OmegaConf.select(cfg, key)
-        if not holds(value):
-            raise InputError(f"{key}={value} must be {rule}")
-    if cfg.patience is not None and cfg.keep == "last":
-        raise InputError(
-            f"patience={cfg.patience} ends a run after its best epoch, so it needs keep=best, not keep=last"
-        )
-    if cfg.model.frozen == cfg.model.last_block and (cfg.head_first or cfg.recompute):
-        given = f"head_first={cfg.head_first}" if cfg.head_first else "recompute=true"
-        raise InputError(f"{given} is for blocks that are trained: set model.frozen below model.last_block")
-    if cfg.final.epochs is not None and not (cfg.final.epochs <= cfg.epochs and cfg.final.seeds):
-        raise InputError(
-            f"final.epochs={cfg.final.epochs} must be at most epochs={cfg.epochs}, "
-            f"and final.seeds={cfg.final.seeds} at least 1"
-        )
-
-
-def cache_dir(cfg: DictConfig) -> Path:
-    return Path(cfg.cache_dir).expanduser()
-
-
-def wanted(choice: bool | str, in_sweep: bool) -> bool:
-    return not in_sweep if choice == "auto" else bool(choice)
-
-
-def build(group: str, cfg: DictConfig) -> Any:
-    """What the `_target_` of a config group makes. Raises InputError for a target or a keyword that it can't take."""
-    if group not in cfg:
-        raise InputError(f"the config has no group {group}")
-    given: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
-    given = {key: value for key, value in given.items() if key not in OURS.get(group, ())}
-    if "_target_" in given:
-        given["_target_"] = earlier.target(str(given["_target_"]))
-    with called(group):
-        try:
-            return hydra.utils.instantiate(given, _convert_="all", _execution_whitelist_=TRUSTED)
-        except InstantiationException as error:
-            hint = "; name packages you trust in TUNER_TRUST, as in TUNER_TRUST='mypackage.*'"
-            reason = " ".join(str(error).split())
-            raise InputError(reason + (hint if "whitelist" in reason else "")) from error
+    def build(self) -> Any:
+        """Call the target. Raises InputError for a target that is not trusted, and for arguments that it refuses."""
+        if not self.keywords:
+            raise InputError(f"the config has no group {self.group}")
+        keywords = dict(self.keywords)
+        if "_target_" in keywords:
+            keywords["_target_"] = earlier.target(str(keywords["_target_"]))
+        with argument_errors(self.group):
+            try:
+                return hydra.utils.instantiate(keywords, _convert_="all", _execution_whitelist_=TRUSTED)
+            except InstantiationException as error:
+                hint = "; name packages you trust in TUNER_TRUST, as in TUNER_TRUST='mypackage.*'"
+                reason = " ".join(str(error).split())
+                raise InputError(reason + (hint if "whitelist" in reason else "")) from error
 
 
 @contextmanager
-def called(group: str) -> Iterator[None]:
-    """Python's and torch's complaints about the arguments that a config group gives, as InputErrors."""
+def argument_errors(group: str) -> Iterator[None]:
+    """Turn the complaints of Python and torch about the arguments of a config group into InputErrors."""
     try:
         yield
     except InputError:
@@ -134,8 +64,240 @@ def called(group: str) -> Iterator[None]:
         raise InputError(f"{group}: {str(error).splitlines()[0]}") from error
 
 
+@dataclass(frozen=True)
+class HeadConfig:
+    """`model.head`; its values are checked by tuner.training.heads."""
+
+    width: Any = 512
+    depth: Any = None
+    dropout: Any = 0.3
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """`model`; its values are checked by tuner.networks.backbone."""
+
+    name: Any
+    weights: Any
+    image_size: Any
+    last_block: Any
+    frozen: Any
+    pool: Any
+    mean: Any = None
+    std: Any = None
+    head: HeadConfig = HeadConfig()
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`data`: how many views of an image are used, and the target that loads the data set."""
+
+    target: Target = Target("data")
+    views: Annotated[int, whole(1)] = 1
+    test_views: Annotated[int, Rule(lambda v: v in (1, 2), "1, or 2 for the mirror image, too")] = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """`optimizer`: the learning rates of trained blocks, and a class of torch.optim with its keywords."""
+
+    target: Target = Target("optimizer")
+    backbone_lr_scale: Annotated[float, POSITIVE] = 0.1
+    backbone_lr_decay: Annotated[float, number(lambda v: 0 < v <= 1, "more than 0 and at most 1")] = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "optimizer.")
+        if keywords := self.target.keywords:
+            POSITIVE.check("optimizer.lr", keywords.get("lr"))
+            or_null(NOT_NEGATIVE).check("optimizer.weight_decay", keywords.get("weight_decay"))
+
+
+@dataclass(frozen=True)
+class FinalConfig:
+    """`final`: the end of a search. `epochs` is given in the run that retrains its best trial, and only there."""
+
+    seeds: Annotated[int, whole(0)] = 3
+    epochs: Annotated[int | None, or_null(whole(1))] = None
+    temperature: Annotated[float | None, or_null(number(lambda v: v > 0, "more than 0"))] = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "final.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run's config. conf/train.yaml says what each key means; `plain` is all of it as dicts, lists and values."""
+
+    seed: Annotated[int, whole(0)]
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: Target = Target("scheduler")
+    augment: Target = Target("augment")
+    logger: Target = Target("logger")
+    final: FinalConfig = FinalConfig()
+    epochs: Annotated[int, whole(1)] = 25
+    batch_size: Annotated[int, whole(1)] = 128
+    label_smoothing: Annotated[float, BELOW_ONE] = 0.1
+    grad_clip: Annotated[float | None, or_null(number(lambda v: v > 0, "more than 0"))] = None
+    keep: Annotated[str, one_of("last", "best")] = "last"
+    patience: Annotated[int | None, or_null(whole(1))] = None
+    precision: Annotated[str, one_of("auto", "bf16", "fp32")] = "auto"
+    device: str = "auto"
+    cache_dir: str = "~/.cache/tuner"
+    objective: str = "accuracy"
+    class_weights: Annotated[str | None, Rule(lambda v: v in (None, "balanced"), "balanced, or null")] = None
+    warm_start: str | None = None
+    head_first: Annotated[int, whole(0)] = 0
+    micro_batch: Annotated[int | None, or_null(whole(1))] = None
+    recompute: Annotated[bool, one_of(True, False)] = False
+    study: str | None = None
+    test: Annotated[bool | str, IN_A_SINGLE_RUN] = "auto"
+    plots: Annotated[bool | str, IN_A_SINGLE_RUN] = "auto"
+    plain: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "")
+        if self.patience is not None and self.keep == "last":
+            raise InputError(
+                f"patience={self.patience} ends a run after its best epoch, so it needs keep=best, not keep=last"
+            )
+        if self.model.frozen == self.model.last_block and (self.head_first or self.recompute):
+            given = f"head_first={self.head_first}" if self.head_first else "recompute=true"
+            raise InputError(f"{given} is for blocks that are trained: set model.frozen below model.last_block")
+        if self.warm_start is not None and self.head_first:
+            raise InputError(
+                f"warm_start={self.warm_start} brings a trained head: leave head_first={self.head_first} at 0"
+            )
+        epochs, seeds = self.final.epochs, self.final.seeds
+        if epochs is not None and not (epochs <= self.epochs and seeds):
+            raise InputError(
+                f"final.epochs={epochs} must be at most epochs={self.epochs}, and final.seeds={seeds} at least 1"
+            )
+
+    @property
+    def cache_folder(self) -> Path:
+        return Path(self.cache_dir).expanduser()
+
+
+def parse(config: DictConfig | Mapping[str, Any]) -> RunConfig:
+    """A composed config as typed objects.
+
+    Raises InputError for the first value that is missing or breaks its rule, and for a key by the name that it had in
+    an earlier version. Further keys at the top are allowed: a search, or the user, may have added them.
+    """
+    if isinstance(config, DictConfig):
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
+        config = _resolved(config)
+    earlier.refuse_old_names(
+        f"{group!s}.{key}" for group, values in config.items() if isinstance(values, Mapping) for key in values
+    )
+    return _section(RunConfig, config, "")
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"the config cannot be resolved: {' '.join(str(error).split())}") from error
+    return plain
+
+
+def _section(section: Any, values: Any, prefix: str) -> Any:
+    """An object of a dataclass above, from the values of its part of the config; `prefix` is of their keys."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{prefix.rstrip('.')}={values} must be a group of keys")
+    types = get_type_hints(section)
+    known = {key for key in types if key not in ("target", "plain")}
+    given: dict[str, Any] = {}
+    for key in (key for key in values if key in known):
+        if types[key] is Target:
+            given[key] = Target(key, values[key] or {})
+        else:
+            given[key] = (
+                _section(types[key], values[key], f"{prefix}{key}.") if is_dataclass(types[key]) else values[key]
+            )
+    others = {key: value for key, value in values.items() if key not in known}
+    if section is RunConfig:
+        given["plain"] = values
+    elif "target" in types:
+        given["target"] = Target(prefix.rstrip("."), others)
+    elif others:
+        first = next(iter(others))
+        raise InputError(f"{prefix}{first} is no key of this config; there are {', '.join(sorted(known))}")
+    for required in fields(section):
+        if required.name not in given and required.default is MISSING and required.default_factory is MISSING:
+            raise InputError(f"{prefix}{required.name} has no default; give it, as in {prefix}{required.name}=VALUE")
+    return section(**given)
+
+
+def of_run(folder: Path) -> RunConfig:
+    """The config of a finished run. Raises InputError where there is none, or it is damaged."""
+    config = written(folder)
+    try:
+        return parse(config)
+    except InputError as error:
+        raise InputError(f"the config of {folder} cannot be used: {error}") from error
+
+
+def written(folder: Path) -> DictConfig:
+    """A run's config as it was composed, in today's names of keys, with paths that hold in any working folder.
+
+    Raises InputError where there is none, or it is damaged.
+    """
+    candidates = (folder / ".hydra" / "config.yaml", folder / "conf" / "config.yaml")
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise InputError(f"{folder} has no .hydra/config.yaml: keep a model in the folder of its run")
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} can't be read ({' '.join(str(error).split())}): train it again") from error
+    if not isinstance(plain, dict) or not {"model", "seed", "precision"} <= plain.keys():
+        raise InputError(f"{path} is not the config of a run: it must have model, seed and precision")
+    earlier.rename_keys(plain)
+    config = OmegaConf.create(plain)
+    if started := _start_folder(path.with_name("hydra.yaml")):
+        make_paths_absolute(config, started)
+    return config
+
+
+def _start_folder(hydra_yaml: Path) -> Path | None:
+    """The folder that a run was started in, from its hydra.yaml; None where there is no such file."""
+    if not hydra_yaml.is_file():
+        return None
+    try:
+        cwd = OmegaConf.select(OmegaConf.load(hydra_yaml), "hydra.runtime.cwd")
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{hydra_yaml} can't be read ({' '.join(str(error).split())}): train it again") from error
+    return cwd and Path(cwd)
+
+
+def make_paths_absolute(config: DictConfig, start: Path) -> None:
+    """Resolve existing relative paths against the start directory."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for group, key in PATHS:
+        value = plain.get(group, {}).get(key)
+        if isinstance(value, str) and (path := start / value).exists():
+            config[group][key] = str(path)
+
+
+def plain_run_yaml(config: DictConfig) -> str:
+    """The config of a search's last run as YAML of a plain run, with the run folders of train.yaml: for --config-name."""
+    root = OmegaConf.masked_copy(OmegaConf.load(CONF / "train.yaml"), ["study", "hydra"])  # type: ignore[arg-type]
+    with open_dict(config):
+        plain = OmegaConf.merge(config, root, {"final": {"epochs": None, "temperature": None}})
+    assert isinstance(plain, DictConfig)
+    make_paths_absolute(plain, Path.cwd())
+    return OmegaConf.to_yaml(plain)
+
+
 def config_options(hydra: Mapping[str, Any]) -> list[str]:
-    """What Hydra was told beside overrides, from a run's .hydra/hydra.yaml: --config-dir and --config-name."""
+    """The options --config-dir and --config-name that Hydra was given, from a run's .hydra/hydra.yaml."""
     folders = [s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "command-line"]
     name = hydra["job"]["config_name"]
     options = [text for path in folders for text in ("--config-dir", path)]

@@ -1,6 +1,6 @@
 """What earlier versions wrote, in today's names. Nothing else knows that names have changed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tuner import InputError
@@ -11,6 +11,7 @@ TARGETS = {  # the first part of a `_target_`
     "tuner.trackers.": "tuner.runs.trackers.",
 }
 KEYS = {"model.features": "model.last_block"}
+FITTED = {"epoch": "saved_epoch", "best": "best_value"}
 
 
 def target(name: str) -> str:
@@ -37,6 +38,11 @@ def rename_keys(config: Any) -> None:
             for other, value in values.items():
                 if value == f"${{.{name}}}":
                     values[other] = f"${{.{renamed}}}"
+
+
+def fitted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of tuner.training.spec.Fitted, as a checkpoint has them."""
+    return {FITTED.get(name, name): value for name, value in values.items()}
 
 
 def override(line: str) -> str:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from tuner import InputError, output, plots
-from tuner.config import CONF, OURS, build
+from tuner.config import CONF, RunConfig, parse, written
 from tuner.data import Data, Samples
 from tuner.device import CHOICES, Batches, send
 from tuner.inference import model
@@ -36,10 +36,10 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as
 OF_FILES = ("tuner.data.image_folder.load", "tuner.data.csv_file.load")  # which bring files to a shape themselves
 
 
-def data_config(
+def config_with_data(
     cfg: DictConfig, overrides: Sequence[str], folder: Path | None = None, files: Mapping[str, Any] | None = None
-) -> DictConfig:
-    """A run's config, in which `data` is what the overrides say.
+) -> RunConfig:
+    """A run's config with the `data` group changed by overrides.
 
     overrides: data=NAME, for another option of the group, and data.KEY=VALUE.
     folder: of the user's own configs, as of --config-dir.
@@ -48,31 +48,31 @@ def data_config(
     """
     if foreign := [line for line in overrides if not line.lstrip("+~").startswith(("data=", "data."))]:
         raise InputError(f"{foreign[0]}: a run is evaluated as it is; only data=NAME and data.KEY=VALUE may be given")
-    if ours := [line for line in overrides if line.startswith(tuple(f"data.{key}=" for key in OURS["data"]))]:
+    if ours := [line for line in overrides if line.startswith(("data.views=", "data.test_views="))]:
         raise InputError(f"{ours[0]} is the model's own: leave it out")
     options = [line.removeprefix("data=") for line in overrides if line.startswith("data=")]
     values = [line for line in overrides if not line.startswith("data=")]
-    made = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "data" or not options])
+    config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "data" or not options])
     try:
         if options:
             _check_known(options[-1], folder)
             name = f"data/{options[-1]}"
             own = folder is not None and (folder / f"{name}.yaml").is_file()
             with hydra.initialize_config_dir(str(folder.absolute() if folder and own else CONF)):
-                made.data = hydra.compose(name, values).data
+                config.data = hydra.compose(name, values).data
         else:
-            OmegaConf.set_struct(made, True)
+            OmegaConf.set_struct(config, True)
             for override in OverridesParser.create().parse_overrides(values):
-                OmegaConf.update(made, override.key_or_group, override.value(), force_add=override.is_add())
-        if made.data.get("_target_") in OF_FILES:
+                OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
+        if config.data.get("_target_") in OF_FILES:
             for key, value in (files or {}).items():
                 if not any(line.lstrip("+").startswith(f"data.{key}=") for line in values):
-                    OmegaConf.update(made, f"data.{key}", value, force_add=True)
-        if missing := sorted(key for key in OmegaConf.missing_keys(made) if key.startswith("data.")):
+                    OmegaConf.update(config, f"data.{key}", value, force_add=True)
+        if missing := sorted(key for key in OmegaConf.missing_keys(config) if key.startswith("data.")):
             raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from error
-    return made
+    return parse(config)
 
 
 def _check_known(name: str, folder: Path | None) -> None:
@@ -170,12 +170,12 @@ def summary(parts: Sequence[Scored], classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _learnt(cfg: DictConfig, overrides: Sequence[str], split: str) -> str | None:
+def _learnt(config: RunConfig, overrides: Sequence[str], split: str) -> str | None:
     """Why images that don't look like it are not new to the model, or None."""
     others = ("data=", "data.root=", "data.path=", "data.test_path=")
     if overrides and not any(line.lstrip("+").startswith(others) for line in overrides):
         return "the run's own data set, divided or made in another way"
-    retrained = OmegaConf.select(cfg, "final.epochs") is not None
+    retrained = config.final.epochs is not None
     return "a search's last run trains on validation, too" if retrained and split == "val" else None
 
 
@@ -200,11 +200,11 @@ def main() -> None:
     if args.split is None:
         log.info("split: %s (%s)", split, "of other data than the run's" if args.overrides else "of the run's own data")
     files = {"size": list(one.input_shape), "fit": one.fit, "divide": split != "all"} if args.overrides else None
-    cfg = data_config(model.config_of(folder), args.overrides, args.config_dir, files)
-    data: Data = build("data", cfg)
+    config = config_with_data(written(folder), args.overrides, args.config_dir, files)
+    data: Data = config.data.target.build()
     if not args.overrides and split != "all":
         check_unchanged(data, split, folder)
-    if learnt := _learnt(cfg, args.overrides, split):
+    if learnt := _learnt(config, args.overrides, split):
         log.warning("%s: the model may have learnt from some of these images", learnt)
     theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], one.input_shape))
     if theirs != ours:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tuner import InputError, output
-from tuner.config import build
+from tuner.config import of_run
 from tuner.data.image_file import named
 from tuner.files import replacing
 from tuner.inference import model
@@ -159,7 +159,7 @@ def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[tor
         found = named(inputs)[:IMAGES]
         return torch.stack([original.read(path) for path in found]), "of the files given"
     try:
-        test = build("data", model.config_of(model.file_of(run).parent)).test.images
+        test = of_run(model.file_of(run).parent).data.target.build().test.images
         if test.shape[1:] == original.input_shape:
             return test[:IMAGES].clone(), "of the run's test images"
         reason = f"they are {list(test.shape[1:])} now"

@@ -1,12 +1,17 @@
-"""Fine-tune a pretrained image network: `python -m tuner.train`. The one place where everything is put together."""
+"""Fine-tune a pretrained image network: `python -m tuner.train`.
+
+A run has three stages: prepare, fit_together, finish. A single run goes through them one after another; under
+hydra/launcher=fused many runs are prepared, then trained together, then finished.
+"""
 
 import logging
 import math
 import statistics
 import sys
 import time
-from dataclasses import replace
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +19,11 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tuner import InputError, earlier
-from tuner.config import CONF, anchor, build, called, check, wanted
+from tuner.config import CONF, RunConfig, argument_errors, parse, plain_run_yaml
 from tuner.data import Data
 from tuner.device import describe
 from tuner.files import no_space
@@ -26,279 +31,375 @@ from tuner.runs import calibration
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.scoring import Scored, measures, report
 from tuner.runs.trackers import Tracker, UnreachableError
-from tuner.sweep import plugin, trial
-from tuner.sweep.fused import together
+from tuner.sweep import plugin
+from tuner.sweep.trial import RunningTrial, Stages, TrialPruned
 from tuner.targets import TRUSTED
-from tuner.training.checkpoint import Checkpoint
+from tuner.training.checkpoint import with_checkpoints
 from tuner.training.fit import DivergedError
-from tuner.training.parts import Parts, parts
-from tuner.training.recipe import begun, hidden, judge, plan
-from tuner.training.spec import Metrics, OnEpoch, Plan
-from tuner.training.trainer import Trainer, train_all
+from tuner.training.initial import with_initial_weights
+from tuner.training.setup import Setup, setup_of
+from tuner.training.spec import Fitted, Metrics, Spec, head_of, spec_of
+from tuner.training.together import fit_all, trained_head
 
 plugin.register()
 log = logging.getLogger("tuner.train")
 
 
-def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, float]:
-    """One run, from the config to the run folder. Returns the objective: the validation accuracy of the saved weights.
+@dataclass(eq=False)
+class Prepared:
+    """A run that is ready to train.
 
-    With objective=accuracy_and_cost that and the billions of multiply-adds for an image.
+    specs: one; where a search's best trial is retrained, one for each of `final.seeds`.
+    yaml: the config as YAML that `--config-name` takes, where a search's best trial is retrained.
     """
-    made = prepare(cfg, run, in_sweep)
-    data = made.data
-    run.result |= {"n_train": len(data.train), "n_val": len(data.val)}
-    x = features(run, made, "x")
-    trainer = Trainer(made)
-    run.result |= trainer.cost(hidden(cfg, cfg.seed))
-    with tqdm(total=cfg.epochs, desc="training", unit="epoch", disable=in_sweep or None) as bar:
-        ours = plan(cfg, made, cfg.seed, partial(on_epoch, run, bar, judge(cfg)), data.train, data.val)
-        ours = begun(cfg, made, ours) if in_sweep else resumable(cfg, made, ours, run)
-        if ours.resume:
-            bar.update(ours.resume["fitted"]["epochs"])
-        fitted = together(ours, key=trainer.key(ours), work=trainer)
-    trained = trainer.trained(ours, fitted)
-    val_log_p, _ = trained.score(x, data.pool.labels, data.val)
-    temperature = calibration.temperature(val_log_p, data.pool.labels[data.val])
-    run.save_model(fitted.state, about(made, temperature))
 
-    # Score the saved weights; the test split is read here, once, or not at all.
-    val_accuracy, value = fitted.metrics["val_accuracy"], fitted.metrics[judge(cfg)]
-    _, train_accuracy = trained.score(x, data.pool.labels, data.train)
-    accuracies = {"train": train_accuracy, "validation": val_accuracy}
-    scored = [Scored("validation", data.pool, data.val, val_log_p, temperature)]
-    if wanted(cfg.test, in_sweep):
-        rows = torch.arange(len(data.test))
-        log_p, accuracies["test"] = trained.score(features(run, made, "x_test"), data.test.labels, rows)
-        scored.append(Scored("test", data.test, rows, log_p, temperature))
-    report(run, scored, data.classes, accuracies, fitted.epoch, draw=wanted(cfg.plots, in_sweep))
+    config: RunConfig
+    run: Run
+    trial: RunningTrial | None
+    setup: Setup
+    specs: list[Spec]
+    bar: tqdm
+    in_sweep: bool
+    yaml: str | None
 
-    measured = measures(scored, data.classes)
-    measured["val_balanced_accuracy"] = fitted.metrics["val_balanced_accuracy"]
-    run.finish(
-        "complete",
-        val_accuracy=val_accuracy,
-        val_loss=fitted.metrics["val_loss"],
-        train_accuracy=train_accuracy,
-        test_accuracy=accuracies.get("test"),
-        temperature=temperature,
-        **measured,
-        epochs=fitted.epochs,
-        saved_epoch=fitted.epoch,
-        reported_split=scored[-1].split,
-    )
-    test = f", test accuracy {accuracies['test']:.4f} ({len(data.test):,} images)" if "test" in accuracies else ""
-    log.info("validation accuracy %.4f%s, %.0f s: %s", val_accuracy, test, run.seconds(), run.folder)
-    if uneven(data):
-        named = {"validation": measured["val_balanced_accuracy"], "test": measured["test_balanced_accuracy"]}
-        found = [f"{name} {value:.4f}" for name, value in named.items() if value is not None]
-        log.info("balanced accuracy, each class counting alike: %s", ", ".join(found))
-    return (value, run.result["gmacs"]) if cfg.objective == "accuracy_and_cost" else value
+    def on_epoch(self, epoch: int, metrics: Metrics) -> None:
+        """Record an epoch of the first head: in metrics.csv, on the bar or in the log, and in the study.
+
+        Raises TrialPruned where that ends the trial.
+        """
+        self.run.log_epoch(epoch, metrics)
+        text = f"loss {metrics['train_loss']:.4f}, accuracy {metrics['train_accuracy']:.4f}"
+        if "val_loss" in metrics:
+            text = f"loss {metrics['train_loss']:.4f} (val {metrics['val_loss']:.4f}), "
+            text += f"accuracy {metrics['train_accuracy']:.4f} (val {metrics['val_accuracy']:.4f})"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        self.bar.refresh()
+        if self.bar.disable:
+            self.run.log.info("%sepoch %d/%d: %s", self._prefix, epoch, self.bar.total, text)
+        # A diverged run has failed; it is not reported, or it would count as pruned.
+        if self.trial and "val_loss" in metrics and math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
+            self.trial.report(metrics[self.specs[0].monitor], epoch)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.run.folder.name}: " if self.run.folder.name.isdecimal() else ""
 
 
-def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
-    """A search's last run: `final.epochs` on train + validation, `final.seeds` times, each tested once.
+# 1. Prepare
 
-    Returns the mean accuracy on test. model.safetensors, the tables and the plots are the first seed's; the other
-    seeds' weights are model-SEED.safetensors. conf/config.yaml is the configuration as a run of its own.
+
+def prepare(
+    config: RunConfig, run: Run, trial: RunningTrial | None = None, number: int | None = None, yaml: str | None = None
+) -> Prepared:
+    """Load and split the images, cut the network, compute the features.
+
+    number: of the job in a sweep, or None.   yaml: the config for Run.save_config, where a best trial is retrained.
     """
-    made = prepare(cfg, run, in_sweep)
-    data = made.data
-    seeds = list(range(cfg.seed, cfg.seed + cfg.final.seeds))
-    temperature = cfg.final.temperature or 1.0
-    if cfg.final.temperature is None:
-        log.info("temperature: 1 (there are no validation images to fit it on, and final.temperature is not given)")
-    rows = torch.cat([data.train, data.val])
-    run.result |= {"n_train": len(rows), "n_val": 0, "seeds": seeds}
-    x = features(run, made, "x")
-    run.result |= Trainer(made).cost(hidden(cfg, cfg.seed))
-    with tqdm(total=cfg.final.epochs, desc="training", unit="epoch", disable=in_sweep or None) as bar:
-        notes: list[OnEpoch] = [partial(on_epoch, run, bar, judge(cfg))]  # the run's curve is the first seed's
-        notes += [lambda epoch, metrics: None for _ in seeds[1:]]
-        plans = [plan(cfg, made, seed, note, rows, None) for seed, note in zip(seeds, notes, strict=True)]
-        trained = train_all(made, [begun(cfg, made, one) for one in plans])
-
-    z, everything = features(run, made, "x_test"), torch.arange(len(data.test))
-    scores = [one.score(z, data.test.labels, everything) for one in trained]
-    tests = [accuracy for _, accuracy in scores]
-    for seed, one in zip(seeds, trained, strict=True):
-        name = "model.safetensors" if seed == cfg.seed else f"model-{seed}.safetensors"
-        run.save_model(one.fitted.state, about(made, temperature), name)
-    _, train_accuracy = trained[0].score(x, data.pool.labels, rows)
-    accuracies = {"train": train_accuracy, "test": tests[0]}
-    fitted = trained[0].fitted
-    scored = [Scored("test", data.test, everything, scores[0][0], temperature)]
-    report(run, scored, data.classes, accuracies, fitted.epoch, draw=cfg.plots is not False)
-    run.save_config(runnable(cfg))
-
-    mean, spread = statistics.mean(tests), statistics.stdev(tests) if len(tests) > 1 else 0.0
-    run.finish(
-        "complete",
-        val_accuracy=None,
-        val_loss=None,
-        train_accuracy=train_accuracy,
-        test_accuracy=mean,
-        test_accuracy_std=spread,
-        test_accuracies=tests,
-        temperature=temperature,
-        **measures(scored, data.classes),
-        epochs=fitted.epochs,
-        saved_epoch=fitted.epoch,
-        reported_split="test",
-    )
-    of = f", standard deviation {spread:.4f}, of {len(seeds)} seeds" if len(seeds) > 1 else ", of 1 seed"
-    log.info("test accuracy %.4f%s: %s", mean, of, run.folder)
-    return mean
-
-
-def runnable(cfg: DictConfig) -> DictConfig:
-    """The config as one that @hydra.main takes: a plain run, with the run folders of train.yaml."""
-    root = OmegaConf.masked_copy(OmegaConf.load(CONF / "train.yaml"), ["study", "hydra"])  # type: ignore[arg-type]
-    with open_dict(cfg):
-        config = OmegaConf.merge(cfg, root, {"final": {"epochs": None, "temperature": None}})
-    assert isinstance(config, DictConfig)
-    anchor(config, Path.cwd())
-    return config
-
-
-def resumable(cfg: DictConfig, made: Parts, plan: Plan, run: Run) -> Plan:
-    """The plan of a single run, which goes on where it was killed when it is started again in its folder."""
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    for group in (config, config["data"]):  # what decides nothing
-        for key in ("study", "cache_dir"):
-            group.pop(key, None)
-    checkpoint = Checkpoint(run, config | {"split_hashes": made.data.hashes})
-    resume = checkpoint.load()
-    plan = plan if resume else begun(cfg, made, plan)
-    return replace(plan, resume=resume, checkpoint=checkpoint.save)
-
-
-def prepare(cfg: DictConfig, run: Run, in_sweep: bool) -> Parts:
-    """Check the config, have the parts made, and write down what they are."""
-    check(cfg)
+    head = head_of(config.model.head, config.seed)  # a mistake here is reported before images are read
     torch.set_flush_denormal(True)  # an optimizer's fading averages end in numbers that CPUs are very slow with
-    hidden(cfg, cfg.seed)  # its mistakes are told before images are read
-    link = trial.link()
-    run.result |= {"seed": cfg.seed}
-    run.result |= {"study": link and link.study, "trial": HydraConfig.get().job.num if in_sweep else None}
-    run.result |= {"storage": link and link.storage}
-    run.tracker = tracker(cfg, run.folder, in_sweep)
-    made = parts(cfg, shared=in_sweep)
-    run.result |= {"device": describe(made.device), "precision": str(made.precision).removeprefix("torch.")}
-    data = made.data
-    if uneven(data) and not (in_sweep or cfg.class_weights):
+    in_sweep = number is not None
+    study, storage = (trial.study, trial.storage) if trial else (None, None)
+    run.result |= {"seed": config.seed, "study": study, "trial": number, "storage": storage}
+    run.tracker = tracker(config, run.folder, study or (config.study if in_sweep else None), number)
+    setup = setup_of(config, shared=in_sweep)
+    describe_setup(config, run, setup, in_sweep)
+    run.result |= setup.cost(head)
+    specs = retraining_specs(config, run, setup) if config.final.epochs else training_specs(config, run, setup)
+    features(run, setup, "x")
+    if not (in_sweep or config.final.epochs):
+        specs = [with_checkpoints(spec, run, config, setup.data.hashes) for spec in specs]
+    specs = [spec if spec.resume else with_initial_weights(config, setup, spec) for spec in specs]
+    epochs = config.final.epochs or config.epochs
+    bar = tqdm(total=epochs, desc="training", unit="epoch", disable=in_sweep or None)
+    if resume := specs[0].resume:
+        bar.update(resume["fitted"]["epochs"])
+    return Prepared(config, run, trial, setup, specs, bar, in_sweep, yaml)
+
+
+def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
+    """How the head is trained: on the training split, judged on the validation split."""
+    data = setup.data
+    run.result |= {"n_train": len(data.train), "n_val": len(data.val)}
+    return [spec_of(config, setup, config.seed, data.train, data.val)]
+
+
+def retraining_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
+    """The end of a search: `final.epochs` on train + validation, `final.seeds` times."""
+    if config.final.temperature is None:
+        log.info("temperature: 1 (there are no validation images to fit it on, and final.temperature is not given)")
+    rows = torch.cat([setup.data.train, setup.data.val])
+    seeds = list(range(config.seed, config.seed + config.final.seeds))
+    run.result |= {"n_train": len(rows), "n_val": 0, "seeds": seeds}
+    return [spec_of(config, setup, seed, rows, None) for seed in seeds]
+
+
+def tracker(config: RunConfig, folder: Path, study: str | None, number: int | None) -> Tracker | None:
+    """The experiment tracker of the config, or None for logger=csv. number: of the job in a sweep.
+
+    Raises InputError if it cannot be used. In a sweep, an unreachable server is a warning, and the run has no tracker.
+    """
+    if not config.logger.keywords:
+        return None
+    in_sweep = number is not None
+    name = "best" if config.final.epochs else str(number) if in_sweep else folder.name
+    plain = {key: value for key, value in config.plain.items() if key != "logger"}
+    try:
+        with argument_errors("logger"):
+            return Tracker(config.logger.build()(folder, study, name, plain), folder)
+    except UnreachableError as error:
+        if not in_sweep:
+            raise
+        log.warning("%s; trial %s goes on without it", error, name)  # an outage must not cost a night
+        return None
+
+
+def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) -> None:
+    """Write to result.json what the run trains on; log it if the classes are uneven."""
+    data = setup.data
+    run.result |= {"device": describe(setup.device), "precision": str(setup.precision).removeprefix("torch.")}
+    run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
+    run.result |= {"split_hashes": data.hashes}
+    if data.is_uneven and not (in_sweep or config.class_weights):
         counts = torch.bincount(data.pool.labels).tolist()
-        few, many = (f(counts) for f in (min, max))
         log.info(
             "classes are uneven, from %d images (%s) to %d: class_weights=balanced gives them the same part, and "
             "objective=balanced_accuracy judges by it",
-            few,
-            data.classes[counts.index(few)],
-            many,
+            min(counts),
+            data.classes[counts.index(min(counts))],
+            max(counts),
         )
-    run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
-    run.result |= {"split_hashes": data.hashes}
-    return made
 
 
-def about(made: Parts, temperature: float) -> dict[str, Any]:
-    """What the weights that are saved need beside the config, to be a model."""
-    data = made.data
-    shape, weights = list(data.pool.images.shape[1:]), made.backbone.weights.key
-    names = {"class_names": data.classes, "input_shape": shape, "fit": data.fit}
-    return names | {"temperature": temperature, "weights": weights}
-
-
-def uneven(data: Data) -> bool:
-    """Whether a class has more than twice the images of another."""
-    counts = torch.bincount(data.pool.labels, minlength=len(data.classes))
-    return bool(counts.max() > 2 * counts.min())
-
-
-def features(run: Run, made: Parts, name: str) -> torch.Tensor:
-    """One of the parts' inputs to the head, and the time that it took to have it."""
+def features(run: Run, setup: Setup, name: str) -> torch.Tensor:
+    """`x` or `x_test` of the setup. The time to compute or read features is added to the run's result."""
     begin = time.perf_counter()
-    inputs: torch.Tensor = getattr(made, name)
-    if made.backbone.frozen is not None:
+    inputs: torch.Tensor = getattr(setup, name)
+    if setup.backbone.frozen is not None:
         seconds = run.result.get("seconds_features", 0) + time.perf_counter() - begin
         run.result["seconds_features"] = round(seconds, 2)
     return inputs
 
 
-def tracker(cfg: DictConfig, folder: Path, in_sweep: bool) -> Tracker | None:
-    """What else is told of the run, by its study and its number there, or as best; None with logger=csv.
+# 2. Train
 
-    Raises InputError where it can't be; inside a sweep a store that can't be reached is a warning, and None.
-    """
-    if not OmegaConf.select(cfg, "logger"):
-        return None
-    link = trial.link()
-    study = link.study if link else cfg.study if in_sweep else None
-    name = "best" if cfg.final.epochs else str(HydraConfig.get().job.num) if in_sweep else folder.name
-    config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "logger"])
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+
+def fit_together(jobs: Sequence[Prepared]) -> list[list[Fitted]]:
+    """Train the heads of these runs: as one stack where they can be. Returns for each run what came of its specs."""
+    job_of = {job.specs[0]: job for job in jobs}  # a run's curve is that of its first spec
+    errors: dict[Spec, Exception] = {}
+
+    def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> Collection[Spec]:
+        for spec in (spec for spec in metrics if spec in job_of):
+            try:
+                job_of[spec].on_epoch(epoch, metrics[spec])
+            except Exception as error:  # noqa: BLE001 - it ends this run alone, whose last stage raises it
+                errors[spec] = error
+                if isinstance(error, TrialPruned):
+                    record_end(job_of[spec].run, error)
+        return errors
+
     try:
-        with called("logger"):
-            return Tracker(build("logger", cfg)(folder, study, name, plain), folder)
-    except UnreachableError as error:
-        if not in_sweep:
-            raise
-        log.warning("%s; trial %s goes on without it", error, name)  # a server's bad hour must not cost a night
-        return None
+        results = iter(fit_all([(job.setup, spec) for job in jobs for spec in job.specs], on_epoch))
+    finally:
+        for job in jobs:
+            job.bar.close()
+    fitted = [[next(results) for _ in job.specs] for job in jobs]
+    return [
+        [Fitted(error=errors[job.specs[0]])] if job.specs[0] in errors else of_job
+        for job, of_job in zip(jobs, fitted, strict=True)
+    ]
 
 
-def on_epoch(run: Run, bar: tqdm, judge: str, epoch: int, m: Metrics) -> None:
-    """Write an epoch down and show it: on the bar, or as a line where the output is no terminal.
+# 3. Finish
 
-    In a search it is also reported. Raises TrialPruned where that ends the trial.
+
+def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple[float, float]:
+    """Score the saved weights, and write the model, tables, plots and result.json.
+
+    Returns the objective: the monitored metric of the saved weights on the validation split; with
+    objective=accuracy_and_cost also the billions of multiply-adds for an image. Where a search's best trial is
+    retrained: the mean test accuracy.
     """
-    run.log_epoch(epoch, m)
-    text = f"loss {m['train_loss']:.4f}, accuracy {m['train_accuracy']:.4f}"
-    if "val_loss" in m:
-        text = f"loss {m['train_loss']:.4f} (val {m['val_loss']:.4f}), "
-        text += f"accuracy {m['train_accuracy']:.4f} (val {m['val_accuracy']:.4f})"
-    bar.set_postfix_str(text, refresh=False)
-    bar.update()
-    bar.refresh()
-    if bar.disable:
-        log.info("%sepoch %d/%d: %s", run.prefix, epoch, bar.total, text)
-    if "val_loss" in m and math.isfinite(m["train_loss"] + m["val_loss"]):  # a diverged run is no pruned one
-        trial.report(m[judge], epoch)
+    try:
+        if isinstance(fitted, BaseException):
+            raise fitted
+        return _finish(job, fitted)
+    except BaseException as error:
+        record_end(job.run, error)
+        raise
+    finally:
+        job.run.close()
+
+
+def _finish(job: Prepared, fitted: list[Fitted]) -> float | tuple[float, float]:
+    config, run, setup, spec = job.config, job.run, job.setup, job.specs[0]
+    data, x, first = setup.data, setup.x, fitted[0]
+    retrains = config.final.epochs is not None
+    accuracies: dict[str, float] = {}
+    scored: list[Scored] = []
+
+    head = trained_head(setup, spec, first)
+    _, accuracies["train"] = head.score(x, data.pool.labels, spec.train)
+    if spec.val is None:
+        temperature = config.final.temperature or 1.0
+    else:
+        accuracies["validation"] = first.metrics["val_accuracy"]
+        log_p, _ = head.score(x, data.pool.labels, spec.val)
+        temperature = calibration.temperature(log_p, data.pool.labels[spec.val])
+        scored.append(Scored("validation", data.pool, spec.val, log_p, temperature))
+    for each, result in zip(job.specs, fitted, strict=True):
+        result.raise_error()
+        name = "model.safetensors" if each is spec else f"model-{each.seed}.safetensors"
+        run.save_model(result.state, model_metadata(setup, temperature), name)
+
+    tests: list[float] = []
+    if retrains or wanted(config.test, job.in_sweep):  # the test split is read here, once, or not at all
+        rows, x_test = torch.arange(len(data.test)), features(run, setup, "x_test")
+        for each, result in zip(job.specs, fitted, strict=True):
+            of_seed = head if each is spec else trained_head(setup, each, result)
+            log_p, accuracy = of_seed.score(x_test, data.test.labels, rows)
+            tests.append(accuracy)
+            if each is spec:
+                scored.append(Scored("test", data.test, rows, log_p, temperature))
+        accuracies["test"] = tests[0]
+
+    draw = wanted(config.plots, job.in_sweep and not retrains)
+    report(run, scored, data.classes, accuracies, first.saved_epoch, draw=draw)
+    if job.yaml:
+        run.save_config(job.yaml)
+    outcome: dict[str, Any] = measures(scored, data.classes)
+    outcome |= {name: first.metrics.get(name) for name in ("val_accuracy", "val_loss")}
+    if spec.val is not None:
+        outcome["val_balanced_accuracy"] = first.metrics["val_balanced_accuracy"]
+    outcome |= {"train_accuracy": accuracies["train"], "test_accuracy": statistics.mean(tests) if tests else None}
+    if retrains:
+        spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
+        outcome |= {"test_accuracy_std": spread, "test_accuracies": tests}
+    run.finish(
+        "complete",
+        temperature=temperature,
+        epochs=first.epochs,
+        saved_epoch=first.saved_epoch,
+        reported_split=scored[-1].split,
+        **outcome,
+    )
+    log_summary(run, data, outcome, len(job.specs))
+    if retrains:
+        return float(outcome["test_accuracy"])
+    value = first.metrics[spec.monitor]
+    return (value, run.result["gmacs"]) if config.objective == "accuracy_and_cost" else value
+
+
+def model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
+    """What the saved weights need beside the config to be a model."""
+    shape = list(setup.data.pool.images.shape[1:])
+    about = {"class_names": setup.data.classes, "input_shape": shape, "fit": setup.data.fit}
+    return about | {"temperature": temperature, "weights": setup.backbone.weights.key}
+
+
+def wanted(choice: bool | str, in_sweep: bool) -> bool:
+    """Whether `test` or `plots` is on: auto means in a single run, not inside a sweep."""
+    return not in_sweep if choice == "auto" else bool(choice)
+
+
+def log_summary(run: Run, data: Data, outcome: Mapping[str, Any], seeds: int) -> None:
+    """The last lines of a run."""
+    if "test_accuracies" in outcome:
+        spread = f", standard deviation {outcome['test_accuracy_std']:.4f}" if seeds > 1 else ""
+        count = f"{seeds} seed{'s' * (seeds > 1)}"
+        log.info("test accuracy %.4f%s, of %s: %s", outcome["test_accuracy"], spread, count, run.folder)
+        return
+    test = outcome["test_accuracy"]
+    tested = "" if test is None else f", test accuracy {test:.4f} ({len(data.test):,} images)"
+    log.info("validation accuracy %.4f%s, %.0f s: %s", outcome["val_accuracy"], tested, run.seconds(), run.folder)
+    if data.is_uneven:
+        names = {"validation": "val_balanced_accuracy", "test": "test_balanced_accuracy"}
+        balanced = [f"{split} {outcome[key]:.4f}" for split, key in names.items() if outcome[key] is not None]
+        log.info("balanced accuracy, each class counting alike: %s", ", ".join(balanced))
+
+
+def record_end(run: Run, error: BaseException) -> None:
+    """Write to result.json that a run was pruned or has failed, unless its end is recorded."""
+    if run.has_ended:
+        return
+    if isinstance(error, TrialPruned):
+        last = run.metrics().iloc[-1]
+        run.finish("pruned", epochs=int(last.epoch), val_accuracy=last.val_accuracy, val_loss=last.val_loss)
+        run.log.info("%s", error)
+    else:
+        run.finish("failed", error=f"{type(error).__name__}: {error}")
+
+
+def train(config: RunConfig, run: Run) -> float | tuple[float, float]:
+    """A single run, outside of Hydra."""
+    with recorded(run):
+        job = prepare(config, run)
+    return finish(job, fit_together([job])[0])
+
+
+# The command: Hydra calls the task, or a launcher calls its stages.
+
+
+def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> Prepared:
+    """Open the run folder of a Hydra job, check its config, and prepare the run."""
+    hydra_cfg = HydraConfig.get()
+    run = Run(Path(hydra_cfg.runtime.output_dir))
+    with recorded(run):
+        config = parse(cfg)
+        number = hydra_cfg.job.num if hydra_cfg.mode == RunMode.MULTIRUN else None
+        return prepare(config, run, trial, number, plain_run_yaml(cfg) if config.final.epochs else None)
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """An exception in this context ends the run, and is written to its result.json."""
+    try:
+        yield
+    except BaseException as error:
+        record_end(run, error)
+        run.close()
+        raise
+
+
+STAGES = Stages(prepare_job, fit_together, finish)
 
 
 def task(cfg: DictConfig) -> float | tuple[float, float]:
+    """One run, from its Hydra config to its folder. A user's mistake ends it in one line."""
     hydra_cfg = HydraConfig.get()
     in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
-    folder = Path(hydra_cfg.runtime.output_dir)
     if not in_sweep and (search := hydra_cfg.runtime.choices.get("hparams_search")):
         log.warning("hparams_search=%s searches with -m alone: this is one run", search)
+    folder = Path(hydra_cfg.runtime.output_dir)
+    with one_line_errors(folder, raises=in_sweep):
+        return STAGES.run(cfg, None)
+
+
+@contextmanager
+def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
+    """Exit after a line about a user's mistake, a diverged run or a full disk, instead of with a traceback.
+
+    raises: leave that to the caller.
+    """
     try:
-        run = Run(folder)
-        try:
-            return (train if cfg.final.epochs is None else retrain)(cfg, run, in_sweep=in_sweep)
-        except trial.TrialPruned as pruned:
-            last = run.metrics().iloc[-1]
-            run.finish("pruned", epochs=int(last.epoch), val_accuracy=last.val_accuracy, val_loss=last.val_loss)
-            log.info("%s", pruned)
-            raise
-        except BaseException as error:
-            run.finish("failed", error=f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            run.close()
+        yield
     except (InputError, DivergedError) as error:
-        if in_sweep:
-            raise  # the sweeper's to tell
+        if raises:
+            raise
         log.error("%s", error)
         log.debug("where it came from, for hydra.verbose=true", exc_info=error)
-        sys.exit(1)  # the line above says it all: no traceback
+        sys.exit(1)
     except Exception as error:
         reason = no_space(error)
-        if in_sweep or reason is None:
+        if raises or reason is None:
             raise
         again = f"go on with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
         log.error("a disk is full (%s): make room, then %s", reason, again)
         sys.exit(1)
+
+
+task.stages = STAGES  # type: ignore[attr-defined]
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from tuner import device, train
 from tuner.runs.run import METRICS
-from tuner.training import fit, trainer
+from tuner.training import fit, together
 
 log = logging.getLogger("program")
 TINY = ("data=synthetic", "model=tiny", "model.head.width=16", "epochs=3", "batch_size=64", "device=cpu")
@@ -57,17 +57,17 @@ class Fits(list):
 
     most = 100
 
-    def __call__(self, plans, *arguments, **options):
-        self.append(len(plans))
-        if len(plans) > self.most:
+    def __call__(self, specs, *arguments, **options):
+        self.append(len(specs))
+        if len(specs) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it")
-        return fit.fit(plans, *arguments, **options)
+        return fit.fit(specs, *arguments, **options)
 
 
 @pytest.fixture
 def sizes(monkeypatch):
     fits = Fits()
-    monkeypatch.setattr(trainer, "fit", fits)
+    monkeypatch.setattr(together, "fit", fits)
     return fits
 
 
@@ -228,31 +228,31 @@ def test_a_stack_that_is_too_large_for_the_memory_is_split(command, sizes):
 def test_heads_that_have_begun_are_not_begun_again(command, monkeypatch):
     calls = []
 
-    def small(plans, *arguments, **options):
-        calls.append(len(plans))
-        plans[0].on_epoch(1, dict.fromkeys(METRICS, 0.5))
+    def small(specs, *arguments, on_epoch, **options):
+        calls.append(len(specs))
+        on_epoch(1, {spec: dict.fromkeys(METRICS, 0.5) for spec in specs})
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(trainer, "fit", small)
+    monkeypatch.setattr(together, "fit", small)
     code, _ = command(*SWEEP, "optimizer.lr=1e-3,2e-3")
     assert code == 1
     assert calls == [2]
     assert statuses(Path("fused")) == ["failed", "failed"]
-    assert [len(curve(Path("fused", n))) for n in "01"] == [1, 0]
+    assert [len(curve(Path("fused", n))) for n in "01"] == [1, 1]
     assert "OutOfMemoryError: CUDA out of memory." in result(Path("fused/1"))["error"]
 
 
 def test_an_interrupt_ends_every_job_and_the_study_goes_on(command, monkeypatch):
-    real = train.on_epoch
+    real = train.Prepared.on_epoch
 
-    def interrupted(run, bar, judge, epoch, metrics):
-        real(run, bar, judge, epoch, metrics)
-        if run.folder.name == "1" and epoch == 2:
+    def interrupted(job, epoch, metrics):
+        real(job, epoch, metrics)
+        if job.run.folder.name == "1" and epoch == 2:
             raise KeyboardInterrupt
 
     lrs = "optimizer.lr=choice(1e-3,2e-3,3e-3)"
     with monkeypatch.context() as patch:
-        patch.setattr(train, "on_epoch", interrupted)
+        patch.setattr(train.Prepared, "on_epoch", interrupted)
         code, output = command(*GRID, lrs)
     assert code == 130, output
     assert "go on with: " in output
@@ -269,7 +269,7 @@ def test_an_interrupt_ends_every_job_and_the_study_goes_on(command, monkeypatch)
     assert set(states()) == {"COMPLETE", "FAIL"}
 
 
-def test_programs_that_never_ask_run_as_under_the_basic_launcher(toy):
+def test_programs_without_stages_run_as_under_the_basic_launcher(toy):
     left = {}
     for launcher in ("basic", "fused"):
         folder = Path("multirun", launcher)
@@ -292,12 +292,12 @@ def test_programs_that_never_ask_run_as_under_the_basic_launcher(toy):
 
 
 def test_a_head_too_large_for_the_memory_fails_alone(command, monkeypatch):
-    def limited(plans, *arguments, **options):
-        if any(plan.head.widths[0] > 100 for plan in plans):
+    def limited(specs, *arguments, **options):
+        if any(spec.head.widths[0] > 100 for spec in specs):
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return fit.fit(plans, *arguments, **options)
+        return fit.fit(specs, *arguments, **options)
 
-    monkeypatch.setattr(trainer, "fit", limited)
+    monkeypatch.setattr(together, "fit", limited)
     _, output = command(*SWEEP, "model.head.width=16,32,64,500")
     assert statuses(Path("fused")) == ["complete"] * 3 + ["failed"]
     assert "CUDA out of memory" in result(Path("fused/3"))["error"], output

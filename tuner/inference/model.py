@@ -9,17 +9,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from tuner import InputError, earlier
-from tuner.config import anchor
+from tuner import InputError
+from tuner.config import of_run
 from tuner.data import image_file
 from tuner.device import Batches, choose_device, choose_precision, exact_float32, send
 from tuner.runs.model_file import State, read
-from tuner.training import parts
+from tuner.training.setup import backbone_of
 
 
 class Layers(nn.Module):
@@ -144,13 +141,15 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
         raise InputError(f"precision={precision} must be auto, bf16 or fp32")
     path = file_of(run)
     about, state = read(path)
-    cfg = config_of(path.parent)
+    config = of_run(path.parent)
     try:
-        backbone = parts.backbone(cfg)
+        backbone = backbone_of(config)
         chosen = choose_device(device)
-        dtype = choose_precision(cfg.precision if precision == "auto" else precision, chosen)
+        dtype = choose_precision(config.precision if precision == "auto" else precision, chosen)
         if backbone.weights.key != about["weights"]:
-            raise InputError(f"model.weights={cfg.model.weights} are not those that it was trained on: put those back")
+            raise InputError(
+                f"model.weights={config.model.weights} are not those that it was trained on: put those back"
+            )
         head = {name: tensor for name, tensor in state.items() if name.startswith("head.")}
         trunk = backbone.trained_part()
         if trunk is not None:
@@ -167,12 +166,11 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
         frozen = None if backbone.frozen is None else backbone.frozen_part(dtype)
     except InputError as error:
         raise InputError(f"the model of {path} can't be had: {error}") from error
-    except (OmegaConfBaseException, KeyError, IndexError, RuntimeError) as error:
+    except (KeyError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} and the config beside it don't belong together ({reason}): train it again") from error
     size = backbone.batch_size(chosen)
-    mirrors = OmegaConf.select(cfg, "data.test_views", default=1) > 1
-    return Model(frozen, trunk, layers, about, mirrors=mirrors, device=chosen, batch_size=size)
+    return Model(frozen, trunk, layers, about, mirrors=config.data.test_views > 1, device=chosen, batch_size=size)
 
 
 def file_of(run: str | Path) -> Path:
@@ -191,35 +189,3 @@ def file_of(run: str | Path) -> Path:
     if not (path / ".hydra").is_dir() and not (path / "metrics.csv").exists():
         raise InputError(f"{path} is no run folder: it has no model.safetensors; python -m tuner.compare lists runs")
     raise InputError(f"{path} has no model.safetensors: the run goes on, or was killed, pruned or failed")
-
-
-def config_of(folder: Path) -> DictConfig:
-    """A run's config, as it was composed; its files are found from any working folder, where they are still there.
-
-    Raises InputError where there is none, or it is damaged.
-    """
-    found = [path for path in (folder / ".hydra" / "config.yaml", folder / "conf" / "config.yaml") if path.is_file()]
-    if not found:
-        raise InputError(f"{folder} has no .hydra/config.yaml: keep a model in the folder of its run")
-    try:
-        written = OmegaConf.to_container(OmegaConf.load(found[0]), resolve=False)
-        earlier.rename_keys(written)
-        cfg = OmegaConf.create(written)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{found[0]} can't be read ({' '.join(str(error).split())}): train it again") from error
-    if not isinstance(cfg, DictConfig) or not {"model", "seed", "precision"} <= cfg.keys():
-        raise InputError(f"{found[0]} is not the config of a run: it must have model, seed and precision")
-    if started := _started(found[0].with_name("hydra.yaml")):
-        anchor(cfg, started)
-    return cfg
-
-
-def _started(hydra: Path) -> Path | None:
-    """The folder that a run was started in, from its hydra.yaml; None where there is no such file."""
-    if not hydra.is_file():
-        return None
-    try:
-        cwd = OmegaConf.select(OmegaConf.load(hydra), "hydra.runtime.cwd")
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{hydra} can't be read ({' '.join(str(error).split())}): train it again") from error
-    return cwd and Path(cwd)

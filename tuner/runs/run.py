@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
 
 from tuner import InputError, __version__, plots
 from tuner.files import replacing
@@ -35,12 +34,16 @@ log = logging.getLogger("tuner.runs")
 class Run:
     """A run folder that is being written.
 
-    metrics.csv grows by a row an epoch; everything else is written once, whole. result.json comes last: where it is
-    missing, the run is going on or was killed.
+    metrics.csv grows by a row an epoch; every other file is written once, whole. result.json comes last: without it,
+    the run is still going or was killed.
+
+    log: writes to the log of the run's job, also when the program is busy with other jobs.
+    result: what finish() writes to result.json beside its arguments.
+    tracker: gets what metrics.csv and result.json get.
     """
 
     def __init__(self, folder: Path):
-        """Raises InputError where `folder` holds a run that is finished, or going on: it would be overwritten."""
+        """Raises InputError where `folder` holds a run that is finished or still going."""
         self.lock = FileLock(folder / ".lock")
         try:
             self.lock.acquire(timeout=0)
@@ -52,18 +55,19 @@ class Run:
             self._unlock()
             raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
         self.folder = folder
-        self.prefix = f"{folder.name}: " if folder.name.isdecimal() else ""  # a sweep's are numbers
+        self.log = _job_log()
         self.result: dict[str, Any] = {}
-        self.tracker: Tracker | None = None  # is told what metrics.csv and result.json get
+        self.tracker: Tracker | None = None
         self.start = time.perf_counter()
-        self._begin()
+        self.has_ended = False
+        self._remove_leftovers()
 
     def _unlock(self) -> None:
         Path(self.lock.lock_file).unlink(missing_ok=True)
         self.lock.release()
 
-    def _begin(self) -> None:
-        """Take away what an earlier run that failed left here, but for what this one may go on from."""
+    def _remove_leftovers(self) -> None:
+        """Remove a failed run's files, except a resumable checkpoint."""
         for left in ("result.json", "model.safetensors"):
             (self.folder / left).unlink(missing_ok=True)
         if not (self.folder / CHECKPOINT).exists():
@@ -71,13 +75,13 @@ class Run:
                 file.write((",".join(METRICS) + "\n").encode())
 
     def cut_metrics(self, epochs: int) -> None:
-        """Take later epochs' rows out of metrics.csv."""
+        """Remove the rows of later epochs from metrics.csv."""
         lines = (self.folder / "metrics.csv").read_text().splitlines(keepends=True)
         with replacing(self.folder / "metrics.csv") as file:
             file.write("".join(lines[: 1 + epochs]).encode())
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Append an epoch's row to metrics.csv; what there is no metric for stays empty."""
+        """Append an epoch's row to metrics.csv; a missing metric's cell is empty."""
         with (self.folder / "metrics.csv").open("a", newline="") as file:
             values = (f"{metrics[name]:.6g}" if name in metrics else "" for name in METRICS[1:])
             csv.writer(file, lineterminator="\n").writerow([epoch, *values])
@@ -88,13 +92,13 @@ class Run:
         return read_metrics(self.folder)
 
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began, including those before it was killed and resumed."""
         return time.perf_counter() - self.start
 
     def save_model(
         self, state: "Mapping[str, torch.Tensor]", about: Mapping[str, Any], name: str = "model.safetensors"
     ) -> None:
-        """What was trained, with what else a model must know in its metadata, each value as JSON."""
+        """Save tensors, with `about` in the file's metadata, each value as JSON."""
         from safetensors.torch import save
 
         tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
@@ -105,11 +109,11 @@ class Run:
         """A CSV file of the given rows, the first of which is the header."""
         write_table(self.folder / name, rows)
 
-    def save_config(self, config: DictConfig) -> None:
-        """conf/config.yaml, with interpolations as they are. Apart, as Hydra takes folders beside it for groups."""
+    def save_config(self, text: str) -> None:
+        """Write conf/config.yaml. It has its own folder because Hydra takes folders beside it for config groups."""
         (self.folder / "conf").mkdir(exist_ok=True)
         with replacing(self.folder / "conf" / "config.yaml") as file:
-            file.write(OmegaConf.to_yaml(config).encode())
+            file.write(text.encode())
 
     def save_plot(self, name: str, figure: Figure) -> None:
         """plots/NAME.png"""
@@ -117,19 +121,32 @@ class Run:
         plots.save(figure, self.folder / "plots" / f"{name}.png")
 
     def finish(self, status: str, **more: Any) -> None:
-        """result.json: `status` is complete, pruned or failed."""
+        """Write result.json. status: complete, pruned or failed."""
         seconds = round(self.seconds(), 2)
         result = {"status": status, **self.result, **more, "seconds": seconds, "versions": versions()}
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self.has_ended = True
         if status == "complete":
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Tell the tracker how the run ended. It may take its time, and no interrupt changes result.json any more."""
+        """Unlock the folder, and send the tracker how the run ended; that may take time, but result.json is final."""
         self._unlock()
+        for handler in set(self.log.handlers) - set(logging.getLogger().handlers):
+            handler.close()
         if self.tracker and (self.folder / "result.json").exists():  # else the disk is full, or the like
             self.tracker.finish(read_result(self.folder))
+
+
+def _job_log() -> logging.Logger:
+    """A logger of its own with the handlers that Hydra has set up for this job, and which the next job replaces."""
+    job = logging.Logger("tuner.train")
+    job.handlers = logging.getLogger().handlers[:]
+    for handler in job.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.mode = "a"  # closed by the next job's set-up, it opens again only in this mode
+    return job
 
 
 def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:

@@ -36,7 +36,7 @@ from tuner.sweep.account import LOCKS, Account, allowed_failures
 from tuner.sweep.compose import Composer
 from tuner.sweep.join import join
 from tuner.sweep.progress import Progress
-from tuner.sweep.trial import Job, LastRun, Link, Outcome
+from tuner.sweep.trial import Job, LastRun, Outcome, RunningTrial
 
 log = logging.getLogger("tuner.sweep")
 
@@ -397,8 +397,8 @@ class AsyncSweeper(OptunaSweeperImpl):
         overrides = [*self.space.overrides(best.params), f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
         if "temperature" in result and "temperature" in self.config.final:
             overrides.append(f"final.temperature={result['temperature']}")
-        link = Link(self.study.study_name, number, storage.shown(self.spec))
-        [job] = self._launcher(LastRun(self.task_function, link)).launch([overrides], initial_job_idx=number)
+        trial = RunningTrial(self.study.study_name, number, storage.shown(self.spec))
+        [job] = self._launcher(LastRun(self.task_function, trial)).launch([overrides], initial_job_idx=number)
         if job.status is JobStatus.FAILED:
             log_file = self.folder / "best" / f"{self.config.hydra.job.name}.log"
             raise InputError(f"retraining trial {number} failed: {job._return_value}; see {log_file}, then sweep again")

@@ -1,4 +1,4 @@
-"""A trial, seen from its job: what it reports, whether it is pruned, and its outcome, written down before it ends."""
+"""A trial in its job: intermediate values, pruning, and its outcome, which is recorded before the job ends."""
 
 import functools
 import logging
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,35 +31,67 @@ TrialPruned = optuna.TrialPruned
 OUTCOME = "outcome"  # system attribute of a trial: its Outcome as a dict, from the job to whoever tells the study
 
 
-@dataclass(frozen=True)
-class Link:
-    """Where the running trial belongs: `storage` is without a password, null in memory."""
+class RunningTrial:
+    """The trial that a job runs, or the best trial, in the job that retrains it.
 
-    study: str
-    trial: int
-    storage: str | None
+    study: its name.   number: of the trial.   storage: a URL without a password, or None for a study in memory.
+    """
+
+    def __init__(self, study: str, number: int, storage: str | None, trial: Trial | None = None):
+        self.study, self.number, self.storage, self.trial = study, number, storage, trial
+
+    def report(self, value: float, step: int) -> None:
+        """Report an intermediate value of the objective, once a step.
+
+        Raises TrialPruned where the study's pruner ends the trial. A study with several objectives is not pruned.
+        """
+        if self.trial is None or len(self.trial.study.directions) > 1:
+            return
+        self.trial.report(value, step)
+        if self.trial.should_prune():
+            set_outcome(self.trial, Outcome("PRUNED"))  # a kill from here on does not run it again
+            raise TrialPruned(f"pruned at step {step} with {value:.6g}")
 
 
-_running: ContextVar[tuple[Link, Trial | None] | None] = ContextVar("running", default=None)
-
-
-def link() -> Link | None:
-    """The running trial's study and number, or None outside of a search."""
-    running = _running.get()
-    return running[0] if running else None
+# For report() alone: programs in which Hydra calls the task function with a config and nothing else.
+_running: ContextVar[RunningTrial | None] = ContextVar("running", default=None)
 
 
 def report(value: float, step: int) -> None:
-    """Tell the study a value of the objective on the way, once a step. Outside of a search: nothing.
+    """Report an intermediate value of the running trial from anywhere in its job. Outside a search: nothing.
 
-    Raises TrialPruned where the study's pruner ends the trial. A study with several objectives is not pruned.
+    Raises TrialPruned where the study's pruner ends the trial.
     """
-    trial = (_running.get() or (None, None))[1]
-    if trial is None or len(trial.study.directions) > 1:
-        return
-    trial.report(value, step)
-    if trial.should_prune():
-        raise TrialPruned(f"pruned at step {step} with {value:.6g}")
+    if running := _running.get():
+        running.report(value, step)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A task function in three stages, so that a launcher can train many jobs together.
+
+    prepare: config, trial or None -> prepared; called in the job's Hydra context.
+    fit_together: prepared jobs -> what came of each, in order; called once for many jobs, in no job's context.
+    finish: prepared, and what came of it or the exception that ended it -> the objective; in the job's context.
+    """
+
+    prepare: Callable[[DictConfig, RunningTrial | None], Any]
+    fit_together: Callable[[Sequence[Any]], Sequence[Any]]
+    finish: Callable[[Any, Any], Any]
+
+    def run(self, cfg: DictConfig, trial: RunningTrial | None) -> Any:
+        """One job, from start to end."""
+        prepared = self.prepare(cfg, trial)
+        try:
+            [fitted] = self.fit_together([prepared])
+        except BaseException as error:  # noqa: BLE001 - the last stage records it and raises it
+            fitted = error
+        return self.finish(prepared, fitted)
+
+
+def stages_of(task: Any) -> Stages | None:
+    """The stages of a task function, its attribute `stages`; None for one that runs in one piece."""
+    return getattr(task, "stages", None)
 
 
 @dataclass(frozen=True)
@@ -105,8 +137,8 @@ class Outcome:
 class Job:
     """The task function of a search's jobs, around the user's. It finds its trial by hydra.job.num.
 
-    It travels to worker processes, and opens the storage there for itself. A study in memory is out of their reach, so
-    that its trials are not pruned.
+    It travels to worker processes and opens the storage there. A study in memory is out of their reach, so their trials
+    are not pruned.
     """
 
     task: TaskFunction
@@ -121,22 +153,56 @@ class Job:
         return self.__dict__ | {"study": None}
 
     def __call__(self, cfg: DictConfig) -> Any:
+        started = self._start()
+        stages = stages_of(self.task)
+        if stages:
+            return self._attempt(started, lambda: stages.run(cfg, started.trial))
+        token = _running.set(started.trial)
+        try:
+            return self._attempt(started, lambda: self.task(cfg))
+        finally:
+            _running.reset(token)
+
+    @property
+    def stages(self) -> Stages | None:
+        """The task's stages, each of which also accounts for the trial."""
+        inner = stages_of(self.task)
+        if inner is None:
+            return None
+
+        def prepare(cfg: DictConfig, trial: RunningTrial | None) -> tuple[_Started, Any]:
+            started = self._start()
+            return started, self._attempt(started, lambda: inner.prepare(cfg, started.trial), last=False)
+
+        def fit_together(jobs: Sequence[tuple[_Started, Any]]) -> Sequence[Any]:
+            return inner.fit_together([prepared for _, prepared in jobs])
+
+        def finish(job: tuple[_Started, Any], fitted: Any) -> Any:
+            _quiet_console()
+            return self._attempt(job[0], lambda: inner.finish(job[1], fitted))
+
+        return Stages(prepare, fit_together, finish)
+
+    def _start(self) -> "_Started":
         hydra = HydraConfig.get()
         trial = self._trial(hydra.job.num)
-        if hydra.verbose is False:
-            _keep_the_console_for_the_sweep()
+        _quiet_console()
         if os.getpid() != self.parent == os.getppid():
             _watch(self.parent)
         if os.getpid() != self.parent and "ray" in sys.modules:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
-        attributes: dict[str, Any] = {"output_dir": hydra.runtime.output_dir, "host": socket.gethostname()}
-        _set(trial, attributes)
-        token = _running.set((Link(self.study_name, hydra.job.num, storage.shown(self.spec)), trial))
-        start = time.perf_counter()
+        folder = hydra.runtime.output_dir
+        _set(trial, {"output_dir": folder, "host": socket.gethostname()})
+        running = RunningTrial(self.study_name, hydra.job.num, storage.shown(self.spec), trial)
+        return _Started(running, Path(folder), time.perf_counter())
+
+    def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:
+        """Run a part of the job. The trial's outcome is written if that fails, and after the last part."""
         outcome = None
         try:
-            returned = self.task(cfg)
-            outcome = Outcome.of(returned, self.objectives)
+            returned = part()
+            if last:
+                outcome = Outcome.of(returned, self.objectives)
         except TrialPruned:
             returned = Pruned()
             outcome = Outcome("PRUNED")
@@ -149,9 +215,8 @@ class Job:
             outcome = None if no_space(error) else Outcome.failed(error)
             raise  # Hydra logs it, in the job's folder
         finally:
-            _running.reset(token)
-            if outcome:  # otherwise it was interrupted, or the disk is full: it is to run again
-                _finish(trial, outcome, Path(hydra.runtime.output_dir), time.perf_counter() - start)
+            if outcome:  # otherwise it was interrupted, or the disk is full: the trial is run again
+                started.end(outcome)
         return returned
 
     def _trial(self, number: int) -> Trial | None:
@@ -165,20 +230,41 @@ class Job:
 
 
 @dataclass
+class _Started:
+    """A job that has started: its trial, its folder, and when."""
+
+    trial: RunningTrial
+    folder: Path
+    time: float
+
+    def end(self, outcome: Outcome) -> None:
+        """Record how the trial went; the outcome last, for from then on nothing of it can be lost."""
+        trial = self.trial.trial
+        if trial is None:
+            return
+        result = read_result(self.folder)
+        seconds = round(time.perf_counter() - self.time, 3)
+        _set(trial, {"seconds": seconds} | {key: result[key] for key in ("device", "epochs") if key in result})
+        if outcome.error:
+            _set(trial, {"error": outcome.error, "traceback": outcome.traceback})
+        set_outcome(trial, outcome)
+
+
+@dataclass
 class LastRun:
-    """The task function of the job that retrains a study's best configuration: of the study, but none of its trials."""
+    """The task function of the job that retrains a study's best trial."""
 
     task: TaskFunction
-    link: Link
+    best: RunningTrial
 
     def __call__(self, cfg: DictConfig) -> Any:
-        if HydraConfig.get().verbose is False:
-            _keep_the_console_for_the_sweep()
-        token = _running.set((self.link, None))
-        try:
-            return self.task(cfg)
-        finally:
-            _running.reset(token)
+        _quiet_console()
+        stages = stages_of(self.task)
+        return stages.run(cfg, self.best) if stages else self.task(cfg)
+
+
+def set_outcome(trial: Trial, outcome: Outcome) -> None:
+    trial.storage.set_trial_system_attr(trial._trial_id, OUTCOME, outcome.__dict__)
 
 
 def _set(trial: Trial | None, attributes: dict[str, Any]) -> None:
@@ -187,19 +273,10 @@ def _set(trial: Trial | None, attributes: dict[str, Any]) -> None:
             trial.set_user_attr(key, value)
 
 
-def _finish(trial: Trial | None, outcome: Outcome, folder: Path, seconds: float) -> None:
-    """Write down how the trial went; the outcome last, for from then on nothing of it can be lost."""
-    if trial is None:
+def _quiet_console() -> None:
+    """Jobs log to their own files; the console, which shows the sweep's progress, gets only their warnings."""
+    if HydraConfig.get().verbose is not False:
         return
-    result = read_result(folder)
-    _set(trial, {"seconds": round(seconds, 3)} | {key: result[key] for key in ("device", "epochs") if key in result})
-    if outcome.error:
-        _set(trial, {"error": outcome.error, "traceback": outcome.traceback})
-    trial.storage.set_trial_system_attr(trial._trial_id, OUTCOME, outcome.__dict__)
-
-
-def _keep_the_console_for_the_sweep() -> None:
-    """Jobs log to their own files; on the console, where the sweep tells how it goes, only warnings."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
@@ -207,7 +284,7 @@ def _keep_the_console_for_the_sweep() -> None:
 
 @functools.cache
 def _watch(parent: int) -> None:
-    """In a worker process, once: end it when its parent is gone. A forked one has no mark for the reaper to find."""
+    """End this worker process when its parent is gone. A forked worker has no mark for the reaper to find."""
 
     def end_with_it() -> None:
         while os.getppid() == parent:

@@ -4,45 +4,50 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from tuner import InputError, earlier
+from tuner.config import RunConfig
 from tuner.files import replacing
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.table import flat
+from tuner.training.spec import Spec
 
 log = logging.getLogger(__name__)
 MOST = 1 / 20  # of a run's time that goes into writing
+IRRELEVANT = ("study", "cache_dir")  # keys that do not affect the training
 LONG = 60  # seconds of a run after which its log says how to go on with it
 
 
 class Checkpoint:
-    """checkpoint.pt of a run: its config, its seconds until then, and what its training goes on from."""
+    """checkpoint.pt of a run: its config, the seconds that it took so far, and the state of its training."""
 
-    def __init__(self, run: Run, config: Mapping[str, Any]):
-        self.run, self.config, self.path = run, config, run.folder / CHECKPOINT
-        self.seconds = 0.0  # that writing took
-        self.told = False
+    def __init__(self, run: Run, config: RunConfig, split_hashes: Mapping[str, str]):
+        self.run, self.path = run, run.folder / CHECKPOINT
+        self.config = _without_irrelevant(config.plain) | {"split_hashes": split_hashes}
+        self.seconds = 0.0  # spent on writing
+        self.has_said_how = False
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Write it anew, unless too much of the time has gone into that. state: tensors, numbers, dicts and lists."""
+        """Write the file, unless writing has taken too large a share of the run so far."""
         if self.seconds > MOST * self.run.seconds():
             return
         start = time.perf_counter()
         with replacing(self.path) as file:
             torch.save({"config": json.dumps(self.config), "seconds": self.run.seconds(), "state": state()}, file)
-        if not self.told and self.run.seconds() > LONG:
-            self.told = True
+        if not self.has_said_how and self.run.seconds() > LONG:
+            self.has_said_how = True
             log.info("if it is killed, go on with: python -m tuner.resume %s", self.run.folder)
         self.seconds += time.perf_counter() - start
 
     def load(self) -> dict[str, Any] | None:
-        """What the run was killed after, or None; metrics.csv is cut to the epochs until then.
+        """The state to continue from, or None without a file. metrics.csv loses the rows of later epochs.
 
-        Raises InputError where it was a run of another config, or of other images, or is damaged.
+        Raises InputError if the file belongs to another config or other images, or is damaged.
         """
         if not self.path.exists():
             return None
@@ -72,3 +77,15 @@ class Checkpoint:
         self.run.start -= kept["seconds"]
         log.info("going on after epoch %d, from %s", epochs, self.path)
         return state
+
+
+def with_checkpoints(spec: Spec, run: Run, config: RunConfig, split_hashes: Mapping[str, str]) -> Spec:
+    """The spec of a single run, which writes checkpoints and resumes from the one in its folder, if there is one."""
+    checkpoint = Checkpoint(run, config, split_hashes)
+    return replace(spec, resume=checkpoint.load(), checkpoint=checkpoint.save)
+
+
+def _without_irrelevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the keys that do not affect the training."""
+    kept = {key: value for key, value in config.items() if key not in IRRELEVANT}
+    return kept | {"data": {key: value for key, value in config["data"].items() if key not in IRRELEVANT}}

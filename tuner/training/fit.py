@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch.optim import Optimizer
 
+from tuner import earlier
 from tuner.device import Batches, exact_float32, has_graphs, repeatable, rng_state, send, set_rng_state, widest_float
 from tuner.networks.blocks import Blocks
 from tuner.training.cuda_graph import CapturedSteps, capturable, lr_from_device
 from tuner.training.heads import Classifier, Stack
-from tuner.training.spec import Fitted, Metrics, Plan
+from tuner.training.spec import Fitted, Metrics, OnEpoch, Spec
 
 log = logging.getLogger("tuner.training.fit")
+PROGRESS = ("epochs", "saved_epoch", "best_epoch", "best_value", "metrics", "state")  # of Fitted, in a checkpoint
 _Labels = list[tuple[torch.Tensor, torch.Tensor | float]]
 
 
@@ -25,10 +27,11 @@ class DivergedError(ArithmeticError):
 
 
 def fit(
-    plans: Sequence[Plan],
+    specs: Sequence[Spec],
     x: torch.Tensor,
     labels: torch.Tensor,
     *,
+    on_epoch: OnEpoch = lambda epoch, metrics: (),
     num_classes: int,
     feature_size: int,
     device: torch.device,
@@ -36,122 +39,125 @@ def fit(
     trunk: Blocks | None = None,
     views: int = 1,
 ) -> list[Fitted]:
-    """Train K heads of one `kind` together, each as if it were alone.
+    """Train K heads of one `kind` as a stack, each as if it were alone.
 
-    x: [N * views, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N], likewise.
+    x: [N * views, ...] features, cached maps or uint8 images, on any device.   labels: int64 [N], on any device.
+    on_epoch: called once an epoch with the metrics of all heads; see OnEpoch.
     precision: of matrix products; the weights and the optimizer's state are float32.
-    trunk: x -> features [B, feature_size], trained with the head, which is the only one then; None: x is the features.
-    views: of each image, in neighbouring rows; an epoch takes one of them, drawn anew; validation takes the first.
+    trunk: x -> features [B, feature_size], trained together with a single head; None: x is the features.
+    views: of each image, in neighbouring rows. An epoch takes one of them at random; validation takes the first.
 
-    A head whose training ends, or whose loss is not finite, which becomes its `error`, leaves the others.
+    A head leaves the stack when its training ends, or when its loss is not finite: then its `error` is a DivergedError.
     """
-    assert len({plan.kind() for plan in plans}) == 1, "heads that are trained together are of one kind"
-    assert trunk is None or len(plans) == 1, "blocks are trained with one head"
+    assert len({spec.kind() for spec in specs}) == 1, "the heads of a stack must be of one kind"
+    assert trunk is None or len(specs) == 1, "blocks are trained with a single head"
     with repeatable(device):
-        torch.manual_seed(plans[0].seed)  # of dropout on a GPU, in the blocks, and of augmentation
-        feeds = list(dict.fromkeys(plan.feed() for plan in plans))  # heads with the same batches share them
-        inputs_of = [feeds.index(plan.feed()) for plan in plans]
-        heads = [plan.head for plan in plans]
+        torch.manual_seed(specs[0].seed)  # of dropout on a GPU, in the blocks, and of augmentation
+        distinct = list(dict.fromkeys(spec.batches() for spec in specs))
+        inputs_of = [distinct.index(spec.batches()) for spec in specs]
+        heads = [spec.head for spec in specs]
         model = Classifier(trunk, Stack(feature_size, num_classes, heads, device, precision, inputs_of))
         if trunk is not None:
-            trunk.recompute = plans[0].recompute
-        training = _Training(plans, inputs_of, model, x, labels, views)
-        last = plans[0].stop or plans[0].epochs
+            trunk.recompute = specs[0].recompute
+        training = _Training(specs, inputs_of, model, x, labels, views, on_epoch)
+        last = specs[0].stop or specs[0].epochs
         for epoch in range(training.fitted[0].epochs + 1, last + 1):
             if training.live:
                 training.epoch(epoch)
-            if plans[0].checkpoint and training.live and epoch < last:
-                plans[0].checkpoint(training.state)
+            if specs[0].checkpoint and training.live and epoch < last:
+                specs[0].checkpoint(training.state)
         return training.end()
 
 
 class _Training:
-    """Heads in training.
+    """The training of a stack.
 
-    stacked: indices into the plans of the stack's heads, in order.   live: of those still in training.
-    A head that leaves is taken out of the stack at once; where the step is a CUDA graph it stays until half have left,
-    with a learning rate of 0, and is ignored.
+    stacked: indices into `specs` of the heads in the stack, in order.   live: indices of the heads still training.
+    A head that leaves is removed from the stack at once. If the step is a CUDA graph, it stays, with a learning rate of
+    0, until half of the heads have left.
     Each parameter group of the optimizer has the index of its head, `head`, and the `factor` of its lr.
     """
 
     def __init__(
         self,
-        plans: Sequence[Plan],
+        specs: Sequence[Spec],
         inputs_of: Sequence[int],
         model: Classifier,
         x: torch.Tensor,
         labels: torch.Tensor,
         views: int,
+        on_epoch: OnEpoch,
     ):
-        self.plans, self.model, self.x, self.labels, self.views = plans, model, x, labels.to(x.device), views
+        self.specs, self.model, self.x, self.labels, self.views = specs, model, x, labels.to(x.device), views
+        self.on_epoch = on_epoch
         self.device = model.stack.device
-        self.live = list(range(len(plans)))
+        self.live = list(range(len(specs)))
         self.stacked = self.live
         self.captured: CapturedSteps | None = None
-        self.fitted = [Fitted() for _ in plans]
-        for k, plan in enumerate(plans):
-            model.load_state(k, plan.initial or {})
+        self.fitted = [Fitted() for _ in specs]
+        for k, spec in enumerate(specs):
+            model.load_state(k, spec.initial or {})
         groups = [
-            {"params": part, **plan.optimizer.keywords, "head": k, "factor": plan.factor(below)}
-            for k, plan in enumerate(plans)
+            {"params": part, **spec.optimizer.keywords, "head": k, "factor": spec.lr_factor(below)}
+            for k, spec in enumerate(specs)
             for below, part in enumerate(model.parts_of(k))
             if part
         ]
-        self.optimizer: Optimizer = plans[0].optimizer.func(groups)
-        self.lrs = [plan.optimizer.keywords.get("lr", self.optimizer.defaults["lr"]) for plan in plans]
-        self.batch_size = plans[0].batch_size
-        self.micro_batch = plans[0].micro_batch or self.batch_size
-        self.augment = plans[0].augment
-        self.steps_done, self.steps = 0, plans[0].epochs * math.ceil(len(plans[0].train) / self.batch_size)
-        self.feeds = [plans[inputs_of.index(number)] for number in range(max(inputs_of) + 1)]  # a plan for each input
-        self.orders = [torch.Generator().manual_seed(plan.seed) for plan in self.feeds]
-        if plans[0].resume:
-            self._restore(plans[0].resume)
+        self.optimizer: Optimizer = specs[0].optimizer.func(groups)
+        self.lrs = [spec.optimizer.keywords.get("lr", self.optimizer.defaults["lr"]) for spec in specs]
+        self.batch_size = specs[0].batch_size
+        self.micro_batch = specs[0].micro_batch or self.batch_size
+        self.augment = specs[0].augment
+        self.steps_done, self.steps = 0, specs[0].epochs * math.ceil(len(specs[0].train) / self.batch_size)
+        self.inputs = [specs[inputs_of.index(number)] for number in range(max(inputs_of) + 1)]  # a spec for each input
+        self.orders = [torch.Generator().manual_seed(spec.seed) for spec in self.inputs]
+        if specs[0].resume:
+            self._restore(specs[0].resume)
         if has_graphs(self.device) and model.trunk is None and capturable(self.optimizer):
             self.captured = CapturedSteps(self.device)
         self._set_up()
 
     def _set_up(self) -> None:
-        """What a step of the stacked heads works with."""
-        stack, plans = self.model.stack, [self.plans[k] for k in self.stacked]
+        """Make what a step needs for the heads that are in the stack."""
+        stack, specs = self.model.stack, [self.specs[k] for k in self.stacked]
         self.inputs_of = torch.tensor(stack.inputs_of(), device=self.device)
         shared = {p for first in stack.firsts for member in first.members for p in member.layers[0]}
         self.loose = [p for group in self.optimizer.param_groups for p in group["params"] if p not in shared]
-        self.smoothing = torch.tensor([plan.label_smoothing for plan in plans], device=self.device)[:, None]  # [K, 1]
-        self.class_weights = _stacked([plan.class_weights for plan in plans], self.device)
-        self.totals = torch.zeros(2, len(plans), dtype=widest_float(self.device), device=self.device)  # loss, hits
+        self.smoothing = torch.tensor([spec.label_smoothing for spec in specs], device=self.device)[:, None]  # [K, 1]
+        self.class_weights = _stacked([spec.class_weights for spec in specs], self.device)
+        self.totals = torch.zeros(2, len(specs), dtype=widest_float(self.device), device=self.device)  # loss, hits
         if self.captured:
-            self.lr_on_device = torch.zeros(len(plans), device=self.device)
+            self.lr_on_device = torch.zeros(len(specs), device=self.device)
             lr_from_device(self.optimizer, self.lr_on_device)
             self.captured.reset()
 
     def epoch(self, epoch: int) -> None:
-        """Train for an epoch, validate, and note how it went; heads that are done leave."""
+        """Train for an epoch, validate, report; heads whose training ends leave."""
         start = time.perf_counter()
         columns = self._train()
-        rows = [plan.val for plan in self.feeds if plan.val is not None]
+        rows = [spec.val for spec in self.inputs if spec.val is not None]
         if rows:
             log_p = predict(self.model, self.x, [r * self.views for r in rows], batch_size=self.batch_size)
             labels = torch.stack([self.labels[r.to(self.labels.device)] for r in rows]).to(self.device)[self.inputs_of]
             columns |= {f"val_{name}": values for name, values in score(log_p, labels).items()}
         seconds = time.perf_counter() - start
-        stay = []
+        metrics, ended = {}, set()
         for k in self.live:
-            place = self.stacked.index(k)
-            metrics = {name: column[place] for name, column in columns.items()} | {"seconds": seconds}
-            going = _note(self.fitted[k], self.model, place, epoch, metrics, self.plans[k])
-            if self.plans[k].on_epoch(epoch, metrics) is not False and going:
-                stay.append(k)
-        self.live = stay
+            place, spec = self.stacked.index(k), self.specs[k]
+            metrics[spec] = {name: column[place] for name, column in columns.items()} | {"seconds": seconds}
+            if _has_ended(self.fitted[k], self.model, place, epoch, metrics[spec], spec):
+                ended.add(spec)
+        ended.update(self.on_epoch(epoch, metrics))
+        self.live = [k for k in self.live if self.specs[k] not in ended]
         least = len(self.stacked) / 2 if self.captured else len(self.stacked) - 1
         if 0 < len(self.live) <= least:
             self._shrink()
 
     def _train(self) -> dict[str, list[float]]:
-        """An epoch's steps; returns train_loss, train_accuracy and lr of each head."""
+        """Run an epoch's steps. Returns train_loss, train_accuracy and lr of each head in the stack."""
         self.model.train()
         self.totals.zero_()
-        pairs = [self._order(plan.train, g) for plan, g in zip(self.feeds, self.orders, strict=True)]
+        pairs = [self._order(spec.train, g) for spec, g in zip(self.inputs, self.orders, strict=True)]
         for batches in zip(*(pair.to(self.x.device).split(self.batch_size, dim=1) for pair in pairs), strict=True):
             lrs = self._set_lr()
             inputs = [send(self.x[rows], self.device) for _, rows in batches]
@@ -166,7 +172,7 @@ class _Training:
         return {"train_loss": losses, "train_accuracy": accuracies, "lr": lrs}
 
     def _order(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """An epoch's images in a drawn order and, for each, a row of x: [2, N]."""
+        """The images of an epoch in random order, and a row of x for each: [2, N]."""
         images = images[torch.randperm(len(images), generator=generator)]
         if self.views == 1:
             return torch.stack([images, images])
@@ -174,7 +180,7 @@ class _Training:
 
     def _set_lr(self) -> list[float]:
         done = self.steps_done / self.steps
-        lrs = {k: self.lrs[k] * self.plans[k].schedule(done) if k in self.live else 0.0 for k in self.stacked}
+        lrs = {k: self.lrs[k] * self.specs[k].schedule(done) if k in self.live else 0.0 for k in self.stacked}
         if self.captured:
             self.lr_on_device.copy_(torch.tensor(list(lrs.values())), non_blocking=True)
         else:
@@ -183,7 +189,7 @@ class _Training:
         return list(lrs.values())
 
     def _step(self, targets: torch.Tensor, *inputs: torch.Tensor) -> None:
-        """targets: [inputs, B]; inputs: [B, ...] each. Waits for nothing that the device does."""
+        """targets: [inputs, B]; inputs: [B, ...] each. Does not wait for the device."""
         labels: _Labels = [(targets, 1.0)]  # and their shares
         if self.augment:
             [images], [target] = inputs, targets
@@ -202,13 +208,13 @@ class _Training:
             part: _Labels = [(t[:, some], s[some] if isinstance(s, torch.Tensor) else s) for t, s in labels]
             self._backward(part, [x[some] for x in inputs], size)
         for k in self.stacked:
-            if (clip := self.plans[k].grad_clip) is not None:
+            if (clip := self.specs[k].grad_clip) is not None:
                 mine = [p for group in self.optimizer.param_groups if group["head"] == k for p in group["params"]]
                 torch.nn.utils.clip_grad_norm_(mine, clip)
         self.optimizer.step()
 
     def _backward(self, labels: _Labels, inputs: Sequence[torch.Tensor], size: int) -> None:
-        """Have the gradient of these images' part in the mean over `size`. labels: [inputs, B], and their shares."""
+        """Add the gradient of these images, a part of the mean over `size`. labels: [inputs, B], with their shares."""
         log_p = F.log_softmax(self.model(*inputs), dim=2)  # [K, B, classes]
         rest = self.smoothing * log_p.mean(2)
         total = torch.zeros((), device=self.device)
@@ -225,20 +231,20 @@ class _Training:
         total.backward()  # heads share no weights: the gradient of the sum is each one's own
 
     def _shrink(self) -> None:
-        """Take the heads that have left out of the stack."""
+        """Remove the heads that have left from the stack."""
         groups = self.optimizer.param_groups
         for parameter in (p for group in groups if group["head"] not in self.live for p in group["params"]):
             self.optimizer.state.pop(parameter, None)
         groups[:] = [group for group in groups if group["head"] in self.live]
         inputs = self.model.stack.keep([self.stacked.index(k) for k in self.live])
-        self.feeds, self.orders = [self.feeds[i] for i in inputs], [self.orders[i] for i in inputs]
+        self.inputs, self.orders = [self.inputs[i] for i in inputs], [self.orders[i] for i in inputs]
         self.stacked = self.live
         self._set_up()
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of a head's training depends on, where it is alone: tensors, numbers, dicts and lists."""
+        """The state of the training of a single head, to resume from: tensors, numbers, dicts and lists."""
         return {
-            "fitted": {name: value for name, value in vars(self.fitted[0]).items() if name != "error"},
+            "fitted": {name: getattr(self.fitted[0], name) for name in PROGRESS},
             "steps_done": self.steps_done,
             "model": self.model.state(0),
             "optimizer": self.optimizer.state_dict()["state"],
@@ -248,7 +254,7 @@ class _Training:
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.fitted, self.steps_done = [Fitted(**state["fitted"])], state["steps_done"]
+        self.fitted, self.steps_done = [Fitted(**earlier.fitted(state["fitted"]))], state["steps_done"]
         self.model.load_state(0, state["model"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
         cpu, own, *others = state["random"]
@@ -264,21 +270,21 @@ class _Training:
                 *now,
                 *before,
             )
-        for generator, one in zip(self._generators(), others, strict=True):
-            generator.set_state(one)
+        for generator, saved in zip(self._generators(), others, strict=True):
+            generator.set_state(saved)
 
     def _generators(self) -> list[torch.Generator]:
         return [*self.orders, *(member.generator for member in self.model.stack.members)]
 
     def end(self) -> list[Fitted]:
         for k in self.live:
-            if self.plans[k].keep == "last":
+            if self.specs[k].keep == "last":
                 self.fitted[k].state = _copied(self.model.state(self.stacked.index(k)))
         return self.fitted
 
 
-def _note(fitted: Fitted, model: Classifier, place: int, epoch: int, metrics: Metrics, plan: Plan) -> bool:
-    """Write down the epoch of the head at this place; say whether its training goes on."""
+def _has_ended(fitted: Fitted, model: Classifier, place: int, epoch: int, metrics: Metrics, spec: Spec) -> bool:
+    """Record an epoch of the head at this place of the stack. Returns whether its training has ended."""
     fitted.epochs = epoch
     losses = {"train": metrics["train_loss"], "validation": metrics.get("val_loss", 0.0)}
     if not all(map(math.isfinite, losses.values())):
@@ -286,15 +292,15 @@ def _note(fitted: Fitted, model: Classifier, place: int, epoch: int, metrics: Me
             f"the loss is not finite (train {losses['train']:.3g}, validation {losses['validation']:.3g}) "
             f"in epoch {epoch} at lr {metrics['lr']:.3g}: lower optimizer.lr, or set grad_clip"
         )
-        return False
-    value = metrics.get(plan.judge, 0.0)
-    if plan.keep == "last" or value >= fitted.best:
-        fitted.epoch, fitted.metrics = epoch, metrics
-    if plan.keep == "best" and value >= fitted.best:
+        return True
+    value = metrics.get(spec.monitor, 0.0)
+    if spec.keep == "last" or value >= fitted.best_value:
+        fitted.saved_epoch, fitted.metrics = epoch, metrics
+    if spec.keep == "best" and value >= fitted.best_value:
         fitted.state = _copied(model.state(place))
-    if value > fitted.best:
-        fitted.best_epoch, fitted.best = epoch, value
-    return plan.patience is None or epoch - fitted.best_epoch < plan.patience
+    if value > fitted.best_value:
+        fitted.best_epoch, fitted.best_value = epoch, value
+    return spec.patience is not None and epoch - fitted.best_epoch >= spec.patience
 
 
 def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -324,9 +330,9 @@ def predict(
 
 
 def score(log_p: torch.Tensor, labels: torch.Tensor) -> dict[str, list[float]]:
-    """Of each head: loss (cross-entropy), accuracy, and balanced_accuracy, the mean of the classes' own accuracies.
+    """The loss (cross-entropy), accuracy and balanced accuracy (mean of the per-class accuracies) of each head.
 
-    log_p: log-probabilities [K, N, classes].   labels: int64 [N] or [K, N]; a class without images does not count.
+    log_p: log-probabilities [K, N, classes].   labels: int64 [N] or [K, N]; classes without images do not count.
     """
     labels = labels.to(log_p.device).expand(log_p.shape[:2])
     losses = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)

@@ -1,6 +1,6 @@
-"""How a head is trained, and how that went: what goes into fit() and what comes out."""
+"""How a head is trained and how that went: what goes into fit() and what comes out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,57 +8,66 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from tuner.config import HeadConfig, RunConfig, argument_errors
 from tuner.data.augmentation import Augment
-from tuner.training.heads import Head
+from tuner.training.heads import Head, widths
+from tuner.training.setup import Setup
 
-Schedule = Callable[[float], float]  # share of the training that is done, 0..1 -> factor of the lr
+Schedule = Callable[[float], float]  # completed share of the training, 0..1 -> factor of the lr
 Metrics = dict[str, float]
-OnEpoch = Callable[[int, Metrics], bool | None]  # the epoch, counted from 1; False ends the head's training
 State = dict[str, torch.Tensor]
 
 
 @dataclass
 class Fitted:
-    """How one head's training went: `epochs` of it, and the `epoch` whose weights are kept, with its metrics.
+    """How one head's training went.
 
-    best_epoch: the first with the best value of what judges, from which patience counts; `best` is that value.
+    epochs: number of epochs trained.   saved_epoch: the epoch whose weights, `state`, and `metrics` are kept.
+    best_epoch: the first epoch with the best value of the monitored metric, `best_value`; patience counts from it.
+    error: what ended the training, such as DivergedError, or None.
     """
 
     epochs: int = 0
-    epoch: int = 0
+    saved_epoch: int = 0
     best_epoch: int = 0
-    best: float = -1.0
+    best_value: float = -1.0
     metrics: Metrics = field(default_factory=dict)
     state: State = field(default_factory=dict)
     error: Exception | None = None
 
+    def __post_init__(self) -> None:
+        self.traceback = self.error.__traceback__ if self.error else None
+
+    def raise_error(self) -> None:
+        """Raise `error`, if there is one. Several heads may share it: each raises it from where it came."""
+        if self.error:
+            raise self.error.with_traceback(self.traceback)
+
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Spec:
     """How one head is trained.
 
     optimizer: a class of torch.optim with its keywords, which become those of the head's parameter group.
-    seed: of the batch order; the head's own is that of its weights and its dropout.
-    train, val: int64, rows of both. Without `val` there is no val_loss and val_accuracy, and `keep` must be "last".
-    epochs: that the schedule is for; `stop`, where given, ends the training after so many of them.
-    on_epoch: gets train_loss, train_accuracy (means over the epoch, with dropout on), val_loss, val_accuracy, lr (of
-        the epoch's last step) and seconds. Where it returns False, this head's training ends; what it raises ends all.
-    label_smoothing: of the gradient only; losses are cross-entropies without it.
-    class_weights: float32 [classes], of each image's part of the gradient, by its class; likewise. None: all 1.
+    seed: of the batch order. The head's own seed is for its weights and its dropout.
+    train, val: int64 [N], image numbers. Without `val` there are no validation metrics, and `keep` must be "last".
+    epochs: length of the schedule.   stop: the epoch after which training ends; None: after `epochs`.
+    label_smoothing: in the gradient only; reported losses are plain cross-entropies.
+    class_weights: float32 [classes], weight of an image in the gradient, by its class. None: all 1.
     grad_clip: largest norm of the gradient, or None.
-    keep: the epoch whose weights are kept: "last", or "best" in what `judge` names, the latest of equals.
-    judge: a metric, val_accuracy or val_balanced_accuracy.
-    patience: epochs without a better one after which the training ends, or None.
+    keep: the epoch whose weights are kept: "last", or "best" by `monitor` (the latest of equals).
+    monitor: a metric of the validation split, larger is better.
+    patience: epochs without a better value after which training ends, or None.
 
-    Of the blocks below the head, where there are any, which then is trained alone:
-    block_lr: the factors of the lr of the block next to the head, and of each further one on top of that.
-        Howard and Ruder, arXiv:1801.06146, call it discriminative fine-tuning.
-    micro_batch: so many images of a batch go through them at a time; their gradients are summed. None: all.
-    recompute: whether their activations are computed again in the backward pass, instead of kept.
+    If blocks below the head are trained, the head is trained without others, and these apply:
+    block_lr: factor of the lr for the block next to the head, and a further factor for each block below it.
+        Discriminative fine-tuning, Howard and Ruder, arXiv:1801.06146.
+    micro_batch: images of a batch that pass through the blocks at a time; gradients are summed. None: all.
+    recompute: recompute the blocks' activations in the backward pass instead of keeping them.
     augment: changes a batch's images, and may mix them, see tuner.data.augmentation.
-    initial: weights to begin with, as Fitted.state has them; what it lacks is drawn.
-    resume: what `checkpoint` got, to go on from there.
-    checkpoint: is called after each epoch but the last with a function that returns all that the rest depends on.
+    initial: weights to start from, as Fitted.state has them; missing ones are drawn.
+    resume: a state that `checkpoint` was given, to continue from.
+    checkpoint: called after each epoch but the last, with a function that returns the state of the training.
     """
 
     head: Head
@@ -69,13 +78,12 @@ class Plan:
     val: torch.Tensor | None
     epochs: int
     batch_size: int
-    on_epoch: OnEpoch
     stop: int | None = None
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
     grad_clip: float | None = None
     keep: str = "last"
-    judge: str = "val_accuracy"
+    monitor: str = "val_accuracy"
     patience: int | None = None
     block_lr: tuple[float, float] = (1.0, 1.0)
     micro_batch: int | None = None
@@ -90,11 +98,54 @@ class Plan:
         images = len(self.train), None if self.val is None else len(self.val)
         return self.optimizer.func, self.epochs, self.stop, self.batch_size, *images
 
-    def feed(self) -> tuple[Any, ...]:
-        """What decides which images the head gets, and in which order."""
+    def batches(self) -> tuple[Any, ...]:
+        """What decides which images the head gets, and in which order: heads with equal batches share them."""
         return self.seed, *(None if rows is None else rows.numpy().tobytes() for rows in (self.train, self.val))
 
-    def factor(self, below: int) -> float:
-        """Of the lr, for the head (0) or a block that many places below it."""
+    def lr_factor(self, below: int) -> float:
+        """Factor of the lr for the head (0) or a block that many places below it."""
         scale, decay = self.block_lr
         return scale * decay ** (below - 1) if below else 1.0
+
+
+# Called after each epoch, counted from 1, with the metrics of each head that is still training: train_loss and
+# train_accuracy (means over the epoch, with dropout), val_loss, val_accuracy, val_balanced_accuracy, lr (of the epoch's
+# last step), seconds. It returns the heads whose training ends now.
+OnEpoch = Callable[[int, Mapping[Spec, Metrics]], Collection[Spec]]
+
+
+def head_of(config: HeadConfig, seed: int) -> Head:
+    """Raises InputError for a value out of range."""
+    return Head(widths(config.width, config.depth), config.dropout, seed)
+
+
+def spec_of(config: RunConfig, setup: Setup, seed: int, train: torch.Tensor, val: torch.Tensor | None) -> Spec:
+    """How a config trains its head, and the blocks below it. Without `val`: for final.epochs, keeping the last."""
+    with argument_errors("optimizer"):
+        optimizer = config.optimizer.target.build()
+        optimizer([torch.zeros(1, requires_grad=True)])  # a bad argument fails here, before training starts
+    with argument_errors("scheduler"):
+        schedule: Schedule = config.scheduler.build()
+        schedule(0.0)
+    names = ("epochs", "batch_size", "label_smoothing", "grad_clip", "keep", "patience", "micro_batch", "recompute")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
+    options["monitor"] = monitor(config)
+    options["block_lr"] = config.optimizer.backbone_lr_scale, config.optimizer.backbone_lr_decay
+    if setup.backbone.frozen is None and (setup.augment.changes_images or setup.augment.mixes):
+        options["augment"] = setup.augment
+    if config.class_weights:
+        options["class_weights"] = balanced_weights(setup.data.pool.labels[train], len(setup.data.classes))
+    if val is None:
+        options |= {"stop": config.final.epochs, "keep": "last", "patience": None}
+    return Spec(head_of(config.model.head, seed), optimizer, schedule, seed, train, val, **options)
+
+
+def monitor(config: RunConfig) -> str:
+    """The validation metric that a search maximises, and that keep=best, patience and pruners use."""
+    return "val_balanced_accuracy" if config.objective == "balanced_accuracy" else "val_accuracy"
+
+
+def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Weights, float32 [num_classes], that give each class the same part in the gradient; 1 in the mean over images."""
+    counts = torch.bincount(labels, minlength=num_classes)
+    return len(labels) / (num_classes * counts.clamp(min=1).float())

@@ -1,0 +1,56 @@
+"""Rules for the values of config keys: each is a test and the words that follow "must be" in an error message."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+from tuner import InputError
+
+
+@dataclass(frozen=True)
+class Rule:
+    holds: Callable[[Any], bool]
+    text: str
+
+    def check(self, key: str, value: Any) -> None:
+        """Raises InputError where the value of `key` breaks the rule."""
+        if not self.holds(value):
+            raise InputError(f"{key}={value} must be {self.text}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(least: int) -> Rule:
+    return Rule(lambda value: type(value) is int and value >= least, f"a whole number of at least {least}")
+
+
+def number(holds: Callable[[float], bool], text: str) -> Rule:
+    return Rule(lambda value: is_number(value) and holds(value), text)
+
+
+def one_of(*values: Any) -> Rule:
+    names = [{None: "null", True: "true", False: "false"}.get(value, value) for value in values]
+    text = f"{', '.join(names[:-1])} or {names[-1]}"
+    return Rule(lambda value: any(type(value) is type(known) and value == known for known in values), text)
+
+
+def or_null(rule: Rule) -> Rule:
+    return Rule(lambda value: value is None or rule.holds(value), f"{rule.text}, or null")
+
+
+POSITIVE = number(lambda v: v > 0, "a number of more than 0")
+NOT_NEGATIVE = number(lambda v: v >= 0, "a number of at least 0")
+PROBABILITY = number(lambda v: 0 <= v <= 1, "a probability, 0 to 1")
+BELOW_ONE = number(lambda v: 0 <= v < 1, "at least 0 and less than 1")
+
+
+def check_fields(instance: Any, prefix: str) -> None:
+    """Check the fields of a dataclass whose types are `Annotated[TYPE, Rule]`. prefix: of their keys, as "data."."""
+    hints = get_type_hints(type(instance), include_extras=True)
+    for field in fields(instance):
+        for rule in getattr(hints[field.name], "__metadata__", ()):
+            rule.check(f"{prefix}{field.name}", getattr(instance, field.name))

@@ -1,0 +1,154 @@
+"""What a run trains on, from its config: the device, the images, the cut network and its features."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+
+from tuner import InputError
+from tuner.bank.features import on_device, resident
+from tuner.config import ModelConfig, RunConfig, argument_errors
+from tuner.data import Data, Samples
+from tuner.data.augmentation import Augment
+from tuner.device import choose_device, choose_precision
+from tuner.networks.backbone import Backbone
+from tuner.training.heads import Head
+
+
+@dataclass(eq=False)
+class Setup:
+    """The images and the network's input to what is trained: `x` of the pool, `x_test` of the test images, [N, ...].
+
+    If nothing is frozen, both are the uint8 images. Otherwise they are features, computed once and then read from the
+    bank, with `views` and `test_views` of each image in neighbouring rows.
+    """
+
+    device: torch.device
+    precision: torch.dtype
+    backbone: Backbone
+    data: Data
+    cache: Path
+    augment: Augment
+    views: int
+    test_views: int
+
+    @cached_property
+    def x(self) -> torch.Tensor:
+        return self._inputs(self.data.pool, self.views)
+
+    @cached_property
+    def x_test(self) -> torch.Tensor:
+        return self._inputs(self.data.test, self.test_views)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of the network for one image."""
+        return self.backbone.macs()
+
+    @property
+    def trains_heads_alone(self) -> bool:
+        return self.backbone.frozen == self.backbone.last_block
+
+    def cost(self, head: Head) -> dict[str, float]:
+        """`trained_parameters`, and `gmacs`: billions of multiply-adds for one image, network and head together."""
+        classes = len(self.data.classes)
+        weights = sum(i * o for i, o in pairwise([self.backbone.feature_size, *head.widths, classes]))
+        trained = weights + sum(head.widths) + classes + self.backbone.trained_parameters()
+        return {"trained_parameters": trained, "gmacs": round((self.macs + weights) / 1e9, 6)}
+
+    def frozen_whole(self) -> "Setup":
+        """The same with all blocks frozen."""
+        backbone = copy.copy(self.backbone)
+        backbone.frozen = backbone.last_block
+        return replace(self, backbone=backbone)
+
+    def _inputs(self, samples: Samples, views: int) -> torch.Tensor:
+        if self.backbone.frozen is None:
+            return on_device(samples.images, self.device)
+        return resident(
+            samples.images,
+            self.backbone,
+            cache_dir=self.cache,
+            device=self.device,
+            dtype=self.precision,
+            augment=self.augment,
+            views=views,
+            digests=samples.digests,
+        )
+
+
+# Runs of a sweep in this process share a setup, with its images and features. The latest is kept for the next run.
+_in_use: WeakValueDictionary[str, Setup] = WeakValueDictionary()
+_latest: list[Setup] = []
+
+
+def setup_of(config: RunConfig, *, shared: bool) -> Setup:
+    """Choose the device, load and split the images, find and cut the network. The features are computed when read.
+
+    shared: runs of this process whose configs agree in all of that share one setup.
+    Raises InputError where something cannot be used.
+    """
+    model = replace(config.model, head=ModelConfig.head)
+    key = repr(
+        (model, config.data, config.augment, config.seed, config.device, config.precision, config.cache_dir),
+    )
+    if shared and key in _in_use:
+        return _in_use[key]
+    _latest.clear()
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    backbone = backbone_of(config)
+    augment = config.augment.build()
+    _check_views(augment, config.data.views, config.data.test_views, backbone)
+    data = config.data.target.build()
+    setup = Setup(
+        device, precision, backbone, data, config.cache_folder, augment, config.data.views, config.data.test_views
+    )
+    if shared:
+        _in_use[key] = setup
+        _latest.append(setup)
+    return setup
+
+
+def backbone_of(config: RunConfig) -> Backbone:
+    """The cut network. Its weights are found, but not read."""
+    model = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
+    del model["head"]
+    with argument_errors("model"):
+        return Backbone(**model, seed=config.seed)
+
+
+def _check_views(augment: Augment, views: int, test_views: int, backbone: Backbone) -> None:
+    """Raises InputError for options that contradict each other or would have no effect."""
+    changes, cached = augment.changes_images, backbone.frozen is not None
+    rules = [
+        (
+            cached and augment.mixes,
+            "augment.mixup and cutmix need model.frozen=null: features can't be mixed",
+        ),
+        (
+            cached and changes and views == 1,
+            "augment would have no effect on cached features: set data.views above 1, or model.frozen=null",
+        ),
+        (
+            views > 1 and not changes,
+            f"data.views={views} would be equal: choose how they differ, as augment=light",
+        ),
+        (
+            views > 1 and not cached,
+            f"data.views={views} is of a cache; with model.frozen=null leave it at 1",
+        ),
+        (test_views > 1 and not augment.flip, f"data.test_views={test_views} adds mirror images: set augment.flip"),
+        (
+            test_views > 1 and cached and views == 1,
+            f"data.test_views={test_views} needs data.views as large",
+        ),
+    ]
+    for broken, message in rules:
+        if broken:
+            raise InputError(message)
