@@ -20,7 +20,7 @@ from tuner import InputError, device
 from tuner.bank import features
 from tuner.device import Batches, choose_device, choose_precision, exact_float32, free_memory, repeatable, send
 from tuner.networks.backbone import Backbone
-from tuner.networks.blocks import averaged
+from tuner.networks.blocks import average_pool
 from tuner.training.fit import fit, predict
 from tuner.training.heads import Classifier, Head, Stack
 from tuner.training.schedules import constant
@@ -323,13 +323,13 @@ def test_repeatable_is_so_inside_and_says_nothing(monkeypatch):
 def test_maps_are_averaged_as_torchs_adaptive_pooling_does(h, w, k):
     x = torch.randn(2, 3, h, w, generator=torch.Generator().manual_seed(0))
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a, b = averaged(ours, k), torch.nn.functional.adaptive_avg_pool2d(theirs, k)
+    a, b = average_pool(ours, k), torch.nn.functional.adaptive_avg_pool2d(theirs, k)
     assert a.allclose(b, rtol=1e-6, atol=1e-6)
     weights = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
     (a * weights).sum().backward()
     (b * weights).sum().backward()
     assert ours.grad.allclose(theirs.grad, rtol=1e-5, atol=1e-6)
-    assert averaged(x, k).equal(torch.nn.functional.adaptive_avg_pool2d(x, k))
+    assert average_pool(x, k).equal(torch.nn.functional.adaptive_avg_pool2d(x, k))
 
 
 def test_sums_are_wide_but_on_mps():

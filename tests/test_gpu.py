@@ -307,11 +307,11 @@ def test_fp32_is_no_tf32(gpu, images):
 
 def test_losses_and_gradients_of_pooling_are_repeatable(gpu):
     assert graph.capturable(torch.optim.AdamW([torch.zeros(1, device=gpu, requires_grad=True)], fused=True))
-    from tuner.networks.blocks import averaged
+    from tuner.networks.blocks import average_pool
 
     x = torch.randn(64, 32, 14, 14, device=gpu, requires_grad=True)
     weights = torch.randn(64, 32, 4, 4, device=gpu)
-    gradients = [torch.autograd.grad((averaged(x, 4) * weights).sum(), x)[0] for _ in range(3)]
+    gradients = [torch.autograd.grad((average_pool(x, 4) * weights).sum(), x)[0] for _ in range(3)]
     assert all(gradient.equal(gradients[0]) for gradient in gradients)
 
 

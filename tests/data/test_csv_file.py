@@ -157,6 +157,12 @@ def test_seed_and_shares_control_the_splits(load):
     assert torch.equal(first.test.images, other.test.images)
 
 
+def test_without_division_no_split_is_drawn(load):
+    for test, expected in ((None, (4, 0, 0)), (table(n=2), (4, 0, 2))):
+        data = load(table(n=4), test=test, divide=False)
+        assert (len(data.train), len(data.val), len(data.test)) == expected
+
+
 def test_almost_black_images_cause_a_warning(load, caplog):
     load("label,a,b,c,d\n" + "cat,0,0,0,1\ndog,0,1,0,1\n" * 3)
     assert caplog.messages[0] == (

@@ -67,6 +67,11 @@ def test_paths_may_be_absolute_and_the_test_file_elsewhere(photos, tmp_path_fact
     assert data.test.labels.tolist() == [0, 0]
 
 
+def test_without_division_no_split_is_drawn(photos):
+    data = load(table(photos, ["image,label", *rows(range(2))]), photos, divide=False)
+    assert (len(data.train), len(data.val), len(data.test)) == (2, 0, 0)
+
+
 def test_without_a_header(photos):
     data = load(table(photos, rows()), photos, header=False, label=1)
     assert len(data.pool) + len(data.test) == 12
