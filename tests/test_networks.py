@@ -138,8 +138,8 @@ def test_features_of_tokens_and_of_maps_with_channels_last(name, block, pool, si
             "timm/vit_tiny_patch16_224",
             {"last_block": "blocks.3"},
             "model.last_block=blocks.3 is not a block of timm/vit_tiny_patch16_224 at model.image_size=64; known: "
-            "none; later ones fail (Input height (64) doesn't match model (224).): use the size that the network is made "
-            "for, 224 for most",
+            "none; later ones fail (Input height (64) doesn't match model (224).): use the size that the network is "
+            "made for, 224 for most",
         ),
         (
             "timm/crossvit_tiny_240",

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tuner import InputError
-from tuner.bank.features import on_device, resident
+from tuner.bank.features import bank_on_device, to_device_if_it_fits
 from tuner.config import build, cache_dir, called
 from tuner.data import Data, Samples
 from tuner.data.augmentation import Augment
@@ -57,8 +57,8 @@ class Parts:
 
     def _inputs(self, samples: Samples, views: int) -> torch.Tensor:
         if self.backbone.frozen is None:
-            return on_device(samples.images, self.device)
-        return resident(
+            return to_device_if_it_fits(samples.images, self.device)
+        return bank_on_device(
             samples.images,
             self.backbone,
             cache_dir=self.cache,
