@@ -1,4 +1,4 @@
-"""Each operation does what it is called, to each image by draws of its own, and the same again from the same state."""
+"""Augmentation: each operation, separate draws for each image, and reproducible results."""
 
 import math
 
@@ -34,7 +34,7 @@ def noise(*shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_images_keep_their_shape_and_type_and_the_given_ones_stay(kind, shape):
+def test_the_shape_and_type_stay_and_the_input_is_not_modified(kind, shape):
     x = noise(*shape)
     before = x.clone()
     out = Augment(**kind).images(x)
@@ -44,7 +44,7 @@ def test_images_keep_their_shape_and_type_and_the_given_ones_stay(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_the_order_of_the_memory_does_not_matter(kind):
+def test_the_memory_format_does_not_matter(kind):
     x = noise(6, 20, 16, 3).permute(0, 3, 1, 2)
     state = torch.get_rng_state()
     out = Augment(**kind).images(x)
@@ -54,7 +54,7 @@ def test_the_order_of_the_memory_does_not_matter(kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_no_image_leaks_into_another(kind):
-    """With the draws of the first time again, changing one image changes that one only."""
+    """With the same draws, a change of one image changes only its own result."""
     x = noise(16, 3, 12, 12)
     state = torch.get_rng_state()
     out = Augment(**kind).images(x)
@@ -65,7 +65,7 @@ def test_no_image_leaks_into_another(kind):
     assert same[torch.arange(16) != 5].all()
 
 
-def test_none_does_nothing_and_draws_nothing():
+def test_the_default_changes_nothing_and_draws_nothing():
     none, x, targets = Augment(), noise(4, 3, 8, 8), torch.arange(4)
     state = torch.get_rng_state()
     assert none.images(x) is x
@@ -89,7 +89,7 @@ def test_none_does_nothing_and_draws_nothing():
     ],
     ids=str,
 )
-def test_what_it_says_of_itself(kind, changes, mixes):
+def test_changes_images_and_mixes(kind, changes, mixes):
     assert (Augment(**kind).changes_images, Augment(**kind).mixes) == (changes, mixes)
 
 
@@ -104,18 +104,18 @@ def test_flip_mirrors_left_and_right_with_its_probability(p, least, most):
 
 @pytest.mark.parametrize(("share", "rows", "columns"), [(0.125, 4, 2), (0.5, 16, 8), (0.01, 0, 0)])
 def test_crop_moves_each_image_by_up_to_the_padding(share, rows, columns):
-    """Images whose pixels are their coordinates tell where each pixel comes from."""
+    """The pixels are their own coordinates, which show where each pixel comes from."""
     h, w = 32, 16
     x = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")).to(torch.uint8)
     x = x.expand(600, 2, h, w)
     out = Augment(crop=share).images(torch.cat([x, x[:, :1]], 1)).long()
     for channel, axis, n, padding in ((0, 2, h, rows), (1, 1, w, columns)):
-        places = torch.arange(n) + torch.arange(-padding, padding + 1)[:, None]
-        shifted = n - 1 - (n - 1 - places.abs()).abs()  # mirrored at the edge
-        seen = out[:, channel].select(axis, 0)  # along the other axis nothing changes
-        found = (seen[:, None] == shifted).all(2)  # [B, shifts]
-        assert found.any(1).all()
-        assert found.any(0).all()
+        indices = torch.arange(n) + torch.arange(-padding, padding + 1)[:, None]
+        shifted = n - 1 - (n - 1 - indices.abs()).abs()  # reflected at the edge
+        line = out[:, channel].select(axis, 0)  # constant along the other axis
+        matches = (line[:, None] == shifted).all(2)  # [B, shifts]
+        assert matches.any(1).all()
+        assert matches.any(0).all()
 
 
 def test_erase_fills_a_box_of_noise_with_its_probability():
@@ -129,15 +129,15 @@ def test_erase_fills_a_box_of_noise_with_its_probability():
     area = rows * columns / 600
     assert area.min() > 0.01
     assert area.max() < 0.36
-    assert 0.12 < area.mean() < 0.2  # a little under 0.175, as boxes longer than the image are cut
-    assert (changed.flatten(1).sum(1) / 600 / area).min() > 0.95  # a box, all of it: noise meets 77 in few pixels
+    assert 0.12 < area.mean() < 0.2  # a little below 0.175, because boxes longer than the image are cut off
+    assert (changed.flatten(1).sum(1) / 600 / area).min() > 0.95  # the whole box: few pixels of noise are 77
     assert 120 < out[changed[:, None].expand_as(out)].float().mean() < 135
     assert len(out.flatten(1).unique(dim=0)) == len(out)
 
 
 @pytest.mark.parametrize("name", [*SIGNED, *UNSIGNED])
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
-def test_the_operations_are_torchvisions(name, magnitude):
+def test_the_operations_equal_torchvisions(name, magnitude):
     x = noise(3, 3, 17, 22)
     theirs = RandAugment(interpolation=InterpolationMode.BILINEAR)
     magnitudes, signed = RandAugment._AUGMENTATION_SPACE[name]
@@ -148,27 +148,29 @@ def test_the_operations_are_torchvisions(name, magnitude):
         options = {"interpolation": InterpolationMode.BILINEAR, "fill": theirs._fill}
         expected = theirs._apply_image_or_video_transform(x, name, value, **options)
         out = {**SIGNED, **UNSIGNED}[name](x, sign * magnitude / 30)
-        assert (out.int() - expected.int()).abs().max() <= 1  # a factor's last bit may decide how a pixel is rounded
+        assert (out.int() - expected.int()).abs().max() <= 1  # the last bit of a factor can change the rounding
     assert RandAugment._AUGMENTATION_SPACE.keys() == {*SIGNED, *UNSIGNED}
 
 
 def test_randaugment_draws_for_each_image():
     x = noise(1, 3, 24, 24).expand(400, 3, 24, 24)
     out = Augment(randaugment=1, magnitude=15).images(x)
-    # Translations by a quarter of the side, rotations and so on differ from each other, and all have been drawn.
+    # All operations are drawn, and their results differ.
     assert len(out.flatten(1).unique(dim=0)) >= len(OPERATIONS) + len(SIGNED) - 1
-    assert 5 <= (out == x).flatten(1).all(1).sum() <= 80  # Identity, and AutoContrast of an image of full contrast
+    assert (
+        5 <= (out == x).flatten(1).all(1).sum() <= 80
+    )  # Identity, and AutoContrast, because the image has full contrast
 
 
-def test_randaugment_of_a_grey_image_is_that_of_three_equal_channels():
+def test_randaugment_treats_a_gray_image_as_three_equal_channels():
     x = noise(64, 1, 16, 16)
     augment = Augment(randaugment=2)
     state = torch.get_rng_state()
-    one = augment.images(x)
+    gray = augment.images(x)
     torch.set_rng_state(state)
     three = augment.images(x.expand(64, 3, 16, 16))
     assert (three[:, :1] == three).all(1).float().mean() > 0.99
-    close = (one.int() - three[:, :1].int()).abs() <= 2
+    close = (gray.int() - three[:, :1].int()).abs() <= 2
     assert close.flatten(1).float().mean(1).median() == 1
     assert close.float().mean() > 0.99
 
@@ -198,7 +200,7 @@ def test_mixing_keeps_the_type(kind, dtype):
         assert (mixed.double() - exact).abs().max() <= (0.501 if dtype == torch.uint8 else 0.6)
 
 
-def test_cutmix_takes_one_box_from_the_other_image_and_lam_is_what_is_left():
+def test_cutmix_takes_one_box_from_the_other_image_and_lam_is_the_rest():
     x = (torch.arange(6.0).view(6, 1, 1, 1) + 1).expand(6, 3, 33, 20)
     lams = []
     for _ in range(200):
@@ -214,10 +216,10 @@ def test_cutmix_takes_one_box_from_the_other_image_and_lam_is_what_is_left():
         lams.append(lam)
     assert min(lams) < 0.2
     assert max(lams) > 0.95
-    assert 0.5 < sum(lams) / len(lams) < 0.75  # above a half, as boxes end at the border
+    assert 0.5 < sum(lams) / len(lams) < 0.75  # above 0.5, because boxes are cut off at the border
 
 
-def test_of_both_a_coin_chooses_for_each_batch():
+def test_mixup_or_cutmix_is_drawn_for_each_batch():
     x = (torch.arange(16.0).view(16, 1, 1, 1) ** 2).expand(16, 1, 8, 8)
     cut = 0
     for _ in range(100):
@@ -234,7 +236,7 @@ def test_one_image_is_mixed_with_itself():
         assert others.tolist() == [3]
 
 
-def test_the_generators_state_gives_the_same_again():
+def test_the_same_generator_state_gives_the_same_result():
     x, everything = noise(40, 3, 16, 16), Augment(0.5, 0.125, 2, 9, 0.5, 0.2, 1.0)
 
     def run():
@@ -257,8 +259,8 @@ def test_the_generators_state_gives_the_same_again():
         ("erase", [1.5], "a probability, 0 to 1"),
         ("randaugment", [-1, 1.0, True], "a whole number of operations, at least 0"),
         ("magnitude", [31, -1, 2.5], "a whole number, 0 to 30"),
-        ("mixup", [-0.2, math.inf], "at least 0, which is off"),
-        ("cutmix", [-1, "1"], "at least 0, which is off"),
+        ("mixup", [-0.2, math.inf], "a number of at least 0; 0 is off"),
+        ("cutmix", [-1, "1"], "a number of at least 0; 0 is off"),
     ],
 )
 def test_a_value_out_of_range_is_refused(key, values, rule):
@@ -273,7 +275,7 @@ STRONG = Augment(flip=0.5, crop=0.125, randaugment=1, erase=0.25)
 
 @pytest.mark.parametrize("count", [1, 64, 150])
 @pytest.mark.parametrize("n", [1, 3])
-def test_views_lie_beside_their_image(count, n):
+def test_views_are_adjacent_to_their_image(count, n):
     images = noise(count, 1, 10, 10)
     out = torch.cat([*views(images, STRONG, n, seed=0)])
     assert (out.shape, out.dtype) == ((count * n, 1, 10, 10), torch.uint8)
@@ -282,7 +284,7 @@ def test_views_lie_beside_their_image(count, n):
     assert count < 64 or n == 1 or apart.float().mean() > 0.8
 
 
-def test_views_depend_on_the_seed_and_not_on_the_state_the_number_of_views_or_what_the_caller_draws():
+def test_views_depend_only_on_the_seed():
     images = noise(100, 3, 10, 10)
     state = torch.get_rng_state()
     first = torch.cat([*views(images, STRONG, 3, seed=0)])

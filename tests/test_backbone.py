@@ -1,4 +1,4 @@
-"""A network cut in two gives what the whole gives, at every cut; what cannot be cut is refused in one line."""
+"""A network cut in two gives the same output as the whole network, at every cut. Other networks are refused."""
 
 import re
 from dataclasses import replace
@@ -23,14 +23,14 @@ ALL = list_models(module=torchvision.models)
 
 def vgg16(**options):
     """The real network with the bundled weights, on small images."""
-    given = {"weights": "bundled", "image_size": 32, "last_block": "block2", "frozen": "block2", "pool": None}
-    return Backbone("vgg16", **given | options)
+    defaults = {"weights": "bundled", "image_size": 32, "last_block": "block2", "frozen": "block2", "pool": None}
+    return Backbone("vgg16", **defaults | options)
 
 
 def last(name, image_size, **options):
     """A network of torchvision, cut at its last block; random weights."""
     probe = {"weights": None, "image_size": image_size, "last_block": "", "frozen": None, "pool": None}
-    with pytest.raises(InputError, match="is no block of") as error:
+    with pytest.raises(InputError, match="is not a block of") as error:
         Backbone(name, **probe)
     end = re.search("known: ([^;]*)", str(error.value))[1].split(", ")[-1]
     return Backbone(name, **probe | {"last_block": end, "frozen": end} | options)
@@ -191,7 +191,7 @@ def test_feature_size(name, block, pool, size):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_pooling_averages_over_places_and_keeps_channels_apart(channels_last):
+def test_pooling_averages_over_positions_and_keeps_channels_apart(channels_last):
     maps = torch.rand(2, 3, 4, 4)
     x = maps.permute(0, 2, 3, 1) if channels_last else maps
     assert torch.equal(Pool(None, channels_last)(x), maps.flatten(1))
@@ -213,7 +213,7 @@ def test_features_equal_plain_torchvision(images, plain, block):
 
 
 @pytest.mark.parametrize(("frozen", "features"), [*combinations(VGG_ENDS, 2), *((None, b) for b in VGG_ENDS)])
-def test_frozen_part_then_trained_part_is_the_whole(images, frozen, features):
+def test_frozen_part_then_trained_part_equals_the_whole(images, frozen, features):
     whole = vgg16(last_block=features, frozen=features, pool=1).frozen_part(torch.float32)(images)
     cut = vgg16(last_block=features, frozen=frozen, pool=1)
     x = images if frozen is None else cut.frozen_part(torch.float32)(images)
@@ -238,7 +238,7 @@ def test_preprocessing_equals_torchvision(shape, size):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_a_gray_image_is_one_of_three_equal_channels(images):
+def test_a_gray_image_counts_as_three_equal_channels(images):
     network, gray = vgg16().frozen_part(torch.float32), images[:, :1]
     torch.testing.assert_close(network(gray), network(gray.expand(-1, 3, -1, -1)))
 
@@ -286,7 +286,7 @@ def test_bfloat16_is_close_to_float32(images):
     assert 0 < error < 0.02
 
 
-def test_no_weights_are_read_before_a_part_is_wanted(tmp_path):
+def test_no_weights_are_read_before_a_part_is_requested(tmp_path):
     (tmp_path / "none.safetensors").write_bytes(b"not weights")
     backbone = vgg16(weights=str(tmp_path / "none.safetensors"))
     assert backbone.feature_size == 128 * 8 * 8
@@ -303,13 +303,13 @@ COLORS = "red, green and blue, of pixels in 0..1"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"last_block": "layer3"}, f"model.last_block=layer3 is no block of vgg16; known: {BLOCKS}"),
-        ({"frozen": "block6"}, f"model.frozen=block6 is no block of vgg16; known: {BLOCKS}"),
-        ({"last_block": None}, f"model.last_block=None is no block of vgg16; known: {BLOCKS}"),
-        ({"last_block": ["block1"]}, f"model.last_block=['block1'] is no block of vgg16; known: {BLOCKS}"),
+        ({"last_block": "layer3"}, f"model.last_block=layer3 is not a block of vgg16; known: {BLOCKS}"),
+        ({"frozen": "block6"}, f"model.frozen=block6 is not a block of vgg16; known: {BLOCKS}"),
+        ({"last_block": None}, f"model.last_block=None is not a block of vgg16; known: {BLOCKS}"),
+        ({"last_block": ["block1"]}, f"model.last_block=['block1'] is not a block of vgg16; known: {BLOCKS}"),
         (
             {"frozen": "block3"},
-            "model.frozen=block3 lies behind model.last_block=block2, the last block that is used; the order is "
+            "model.frozen=block3 comes after model.last_block=block2, the last block that is used; the order is "
             f"{BLOCKS}",
         ),
         (
@@ -321,15 +321,15 @@ COLORS = "red, green and blue, of pixels in 0..1"
         *(({"image_size": size}, f"model.image_size={size} {PIXELS}") for size in (0, -32, 32.0, "abc", None, True)),
         (
             {"image_size": 16, "last_block": "block5"},
-            "model.last_block=block5 is no block of vgg16 at model.image_size=16; known: block1, block2, block3, "
-            "block4; it goes no further (Given input size: (512x1x1). Calculated output size: (512x0x0). Output "
-            "size is too small): use the size it was made for, 224 for most",
+            "model.last_block=block5 is not a block of vgg16 at model.image_size=16; known: block1, block2, block3, "
+            "block4; later ones fail (Given input size: (512x1x1). Calculated output size: (512x0x0). Output size is "
+            "too small): use the size that the network is made for, 224 for most",
         ),
         (
             {"image_size": 1},
-            "model.last_block=block2 is no block of vgg16 at model.image_size=1; known: none; it goes no further "
-            "(Given input size: (64x1x1). Calculated output size: (64x0x0). Output size is too small): use the size it "
-            "was made for, 224 for most",
+            "model.last_block=block2 is not a block of vgg16 at model.image_size=1; known: none; later ones fail "
+            "(Given input size: (64x1x1). Calculated output size: (64x0x0). Output size is too small): use the size "
+            "that the network is made for, 224 for most",
         ),
         *(
             ({"mean": mean}, f"model.mean={mean} must be three numbers: {COLORS}")
@@ -341,26 +341,26 @@ COLORS = "red, green and blue, of pixels in 0..1"
         ),
     ],
 )
-def test_refuses(options, message):
+def test_error_messages(options, message):
     with pytest.raises(InputError) as error:
         vgg16(**options)
     assert str(error.value) == message
 
 
 @pytest.mark.parametrize("name", ["vgg", "maskrcnn_resnet50_fpn", 16, None])
-def test_an_unknown_network_lists_the_known_ones(name):
+def test_an_unknown_network_name_lists_the_known_names(name):
     with pytest.raises(InputError) as error:
         Backbone(name, weights=None, image_size=64, last_block="block1", frozen=None, pool=None)
-    text = f"model.name={name} is no classification network of torchvision (timm's are called timm/NAME); known: "
-    assert str(error.value) == text + ", ".join(ALL)
+    rule = "is not a classification network of torchvision (those of timm are called timm/NAME)"
+    assert str(error.value) == f"model.name={name} {rule}; known: {', '.join(ALL)}"
 
 
 @pytest.mark.parametrize(
     ("name", "image_size", "reason"),
     [("vit_b_32", 64, "Wrong image height! Expected 224"), ("maxvit_t", 64, "shape '.*' is invalid")],
 )
-def test_a_network_for_one_image_size_says_so(name, image_size, reason):
-    message = f"at model.image_size={image_size}; known: .*; it goes no further \\({reason}.*\\): use the size"
+def test_a_network_that_takes_only_one_image_size(name, image_size, reason):
+    message = f"at model.image_size={image_size}; known: .*; later ones fail \\({reason}.*\\): use the size"
     with pytest.raises(InputError, match=message):
         Backbone(name, weights=None, image_size=image_size, last_block="encoder", frozen=None, pool=None)
 
@@ -372,7 +372,7 @@ LARGER = ("alexnet", "convnext_tiny", "inception_v3", "maxvit_t", "swin_t", "swi
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_every_network_of_torchvision(name):
-    """Blocks are found in all; those of up to 12 million parameters, and one of each other family, also run."""
+    """All have blocks. Those with up to 12 million parameters, and one of each other family, also run."""
     backbone = last(name, ONLY_SIZE.get(name, 64))
     assert all(len(block.shape) in (1, 3) and min(block.shape) > 0 for block in backbone.blocks.values())
     if sum(p.numel() for p in backbone._net.parameters()) > 12e6 and name not in LARGER:

@@ -1,4 +1,4 @@
-"""The feature bank: computed once, right, shared, and never half there."""
+"""The feature bank: computed once, correct, shared between processes, and never half-written."""
 
 import errno
 import logging
@@ -30,8 +30,8 @@ CPU = torch.device("cpu")
 
 def vgg16(**options):
     """The real network with the bundled weights, on small images."""
-    given = {"weights": "bundled", "image_size": 32, "last_block": "block2", "frozen": "block2", "pool": 2}
-    return Backbone(**{"name": "vgg16"} | given | options)
+    defaults = {"weights": "bundled", "image_size": 32, "last_block": "block2", "frozen": "block2", "pool": 2}
+    return Backbone(**{"name": "vgg16"} | defaults | options)
 
 
 BATCH = vgg16().batch_size(CPU)
@@ -51,18 +51,18 @@ def images():
 
 
 def files(cache_dir, pattern="*.safetensors"):
-    """The banks' files. Locks stay behind, empty."""
+    """The files of the banks."""
     return sorted((cache_dir / "banks").glob(pattern))
 
 
 def remains(cache_dir):
-    """All that there is but locks."""
+    """All files in the folder, except locks, which are empty."""
     return [p for p in (cache_dir / "banks").iterdir() if p.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("n", [1, BATCH, BATCH + 44])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_content_is_what_the_frozen_part_gives(tmp_path, n, dtype):
+def test_content_equals_the_output_of_the_frozen_part(tmp_path, n, dtype):
     images = draw(n)
     got = bank(images, tmp_path, dtype=dtype)
     network = vgg16().frozen_part(dtype)
@@ -71,17 +71,17 @@ def test_content_is_what_the_frozen_part_gives(tmp_path, n, dtype):
     assert got.dtype == dtype
     assert torch.equal(got, expected)
     assert torch.equal(bank(images, tmp_path, dtype=dtype), expected)
-    assert torch.equal(load_file(files(tmp_path)[0])["features"], expected)  # a file like any other
+    assert torch.equal(load_file(files(tmp_path)[0])["features"], expected)  # an ordinary safetensors file
 
 
-def test_below_trained_blocks_whole_maps_are_kept(tmp_path, images):
+def test_below_trained_blocks_the_bank_holds_whole_maps(tmp_path, images):
     backbone = vgg16(frozen="block1")
     maps = bank(images, tmp_path, backbone)
     assert maps.shape == (12, 64, 16, 16)
     torch.testing.assert_close(maps, backbone.frozen_part(torch.float32)(images))
 
 
-def test_the_second_time_nothing_runs_and_no_weights_are_read(tmp_path, images, caplog):
+def test_the_second_call_runs_nothing_and_reads_no_weights(tmp_path, images, caplog):
     first = bank(images, tmp_path)
     backbone = vgg16()
 
@@ -99,7 +99,7 @@ SMALL = {"name": "squeezenet1_1", "weights": None, "last_block": "features.3", "
 
 
 @pytest.mark.parametrize(
-    ("one", "change"),
+    ("base", "change"),
     [
         pytest.param(SMALL, {"name": "squeezenet1_0"}, id="network"),
         pytest.param(SMALL, {"seed": 1}, id="seed of random weights"),
@@ -118,19 +118,19 @@ SMALL = {"name": "squeezenet1_1", "weights": None, "last_block": "features.3", "
         pytest.param({}, {"images": lambda x: x.reshape(12, 1, 14, 56)}, id="shape of images"),
     ],
 )
-def test_a_change_gets_a_bank_of_its_own(tmp_path, images, monkeypatch, one, change):
+def test_a_change_leads_to_a_new_bank(tmp_path, images, monkeypatch, base, change):
     monkeypatch.chdir(tmp_path)
     save_file({name: -value for name, value in load_file(BUNDLED).items()}, "copy.safetensors")
-    options = one | change
+    options = base | change
     changed, dtype = options.pop("images", torch.clone)(images), options.pop("dtype", torch.float32)
-    first = bank(images, tmp_path, vgg16(**one))
+    first = bank(images, tmp_path, vgg16(**base))
     got = bank(changed, tmp_path, vgg16(**options), dtype)
     assert len(files(tmp_path)) == 2
     assert got.shape != first.shape or not torch.equal(got, first)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         pytest.param({}, {}, id="the same"),
         pytest.param({}, {"seed": 5}, id="seed of the run"),
@@ -138,21 +138,21 @@ def test_a_change_gets_a_bank_of_its_own(tmp_path, images, monkeypatch, one, cha
             {}, {"mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3}, id="the weights' own mean and std"
         ),
         pytest.param({}, {"images": lambda x: x.repeat(1, 2, 1, 1)[:, :1]}, id="layout of images in memory"),
-        pytest.param({"frozen": "block1"}, {"frozen": "block1", "pool": 1}, id="pool of a map behind the cut"),
+        pytest.param({"frozen": "block1"}, {"frozen": "block1", "pool": 1}, id="pool of a map after the cut"),
         pytest.param({"frozen": "block1"}, {"frozen": "block1", "last_block": "block3"}, id="last block"),
     ],
 )
-def test_what_makes_no_difference_shares_a_bank(tmp_path, images, one, other):
-    options = dict(other)
+def test_equal_content_shares_a_bank(tmp_path, images, first, second):
+    options = dict(second)
     layout = options.pop("images", torch.clone)
     bundled = vgg16()
-    if "mean" in options:  # the preset's exact numbers
+    if "mean" in options:  # the exact numbers of the preset
         options |= {"mean": list(bundled.mean), "std": list(bundled.std), "weights": str(BUNDLED)}
-    assert torch.equal(bank(images, tmp_path, vgg16(**one)), bank(layout(images), tmp_path, vgg16(**options)))
+    assert torch.equal(bank(images, tmp_path, vgg16(**first)), bank(layout(images), tmp_path, vgg16(**options)))
     assert len(files(tmp_path)) == 1
 
 
-def test_the_content_is_mapped_and_not_copied(tmp_path):
+def test_the_content_is_memory_mapped(tmp_path):
     for _ in range(2):  # freshly computed, and cached
         got = bank(draw(BATCH), tmp_path)
         [path] = files(tmp_path)
@@ -161,7 +161,7 @@ def test_the_content_is_mapped_and_not_copied(tmp_path):
         assert any(start <= got.data_ptr() < end for start, end in ranges)
 
 
-def test_deleting_the_file_leaves_what_is_in_use_alone(tmp_path, images):
+def test_features_in_use_survive_the_deletion_of_the_file(tmp_path, images):
     got = bank(images, tmp_path)
     expected = got.clone()
     files(tmp_path)[0].unlink()
@@ -222,7 +222,7 @@ def test_a_damaged_file_is_computed_again_with_a_warning(tmp_path, images, caplo
     assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["features of 12 images"]
 
 
-# What a child process does: the same bank, stopping after the first batch until a line comes, if asked to.
+# Run in a child process: compute the same bank; with the argument "stop", wait for a line of input after each batch.
 CHILD = """
 import hashlib, logging, sys
 from pathlib import Path
@@ -250,7 +250,7 @@ print(hashlib.sha256(got.numpy()).hexdigest(), flush=True)
 
 
 class Child:
-    """A process that makes the bank of `draw(12)`."""
+    """A process that computes the bank of `draw(12)`."""
 
     def __init__(self, cache_dir, how):
         command = [sys.executable, "-W", "error", "-c", CHILD, str(cache_dir), how]
@@ -264,7 +264,7 @@ class Child:
                 return
         raise AssertionError(f"{text!r} is not in {self.lines}")
 
-    def go_on(self):
+    def finish(self):
         rest, _ = self.process.communicate("\n\n", timeout=60)
         self.lines += rest.splitlines()
         assert self.process.returncode == 0
@@ -284,14 +284,14 @@ def child():
         return children[-1]
 
     yield start
-    for one in children:
-        if one.process.poll() is None:
-            one.end()
+    for process in children:
+        if process.process.poll() is None:
+            process.end()
 
 
-def test_of_two_processes_one_computes_and_the_other_waits(tmp_path, child):
+def test_one_of_two_processes_computes_and_the_other_waits(tmp_path, child):
     first, second = child(tmp_path, "stop"), child(tmp_path, "stop")
-    # either may be the first: whoever stops after a batch holds the lock
+    # either can be first: the one that stops after a batch holds the lock
     first.wait_for("computing")
     second.wait_for("computing")
     waiting, working = sorted((first, second), key=lambda c: "computing them into" in c.lines[-1])
@@ -299,7 +299,7 @@ def test_of_two_processes_one_computes_and_the_other_waits(tmp_path, child):
     assert waiting.lines == [f"another process is computing {path}: waiting for it"]
     working.wait_for("stopped")
     assert not path.exists()
-    assert working.go_on() == waiting.go_on()
+    assert working.finish() == waiting.finish()
     assert sum("computing them into" in line for line in working.lines + waiting.lines) == 1
     assert remains(tmp_path) == [path]
 
@@ -309,15 +309,15 @@ def test_after_kill_9_the_next_call_computes_it_again(tmp_path, child):
     killed.wait_for("stopped")
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.end()
-    [left] = remains(tmp_path)
-    assert left.suffix == ".partial"
+    [leftover] = remains(tmp_path)
+    assert leftover.suffix == ".partial"
     images = draw(12)
     assert torch.equal(bank(images, tmp_path), vgg16().frozen_part(torch.float32)(images))
     [path] = remains(tmp_path)  # the leftover is gone
     assert path.suffix == ".safetensors"
 
 
-def test_a_caller_that_stops_midway_can_still_train():
+def test_a_caller_that_stops_early_is_not_left_in_inference_mode():
     batches = features.extract(draw(BATCH + 1), vgg16(), device=CPU, dtype=torch.float32)
     next(batches)
     assert not torch.is_inference_mode_enabled()
@@ -332,14 +332,14 @@ def refused(images, cache_dir):
 
 
 @pytest.mark.parametrize(("below", "reason"), [("cache", "Not a directory"), ("", "Not a directory")])
-def test_a_cache_that_cannot_be_made(tmp_path, images, below, reason):
+def test_a_cache_folder_that_cannot_be_created(tmp_path, images, below, reason):
     (tmp_path / "file").touch()
     cache_dir = tmp_path / "file" / below
     text = f"the cache folder {cache_dir / 'banks'} cannot be written ({reason}); set cache_dir=FOLDER"
     assert refused(images, cache_dir) == text
 
 
-def test_not_enough_room(tmp_path, images, monkeypatch):
+def test_not_enough_disk_space(tmp_path, images, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
     assert refused(images, tmp_path) == (
@@ -351,7 +351,7 @@ def test_not_enough_room(tmp_path, images, monkeypatch):
 
 @pytest.fixture
 def small_files():
-    """No file may grow beyond 300 kB: a real error of writing, in the middle."""
+    """Limit files to 300 kB, which causes a real error in the middle of writing."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
     yield
@@ -359,7 +359,7 @@ def small_files():
 
 
 @pytest.mark.usefixtures("small_files")
-def test_a_disk_that_is_full_in_the_middle(tmp_path):
+def test_a_disk_that_fills_up_while_writing(tmp_path):
     text = f"the cache folder {tmp_path / 'banks'} cannot be written (File too large); set cache_dir=FOLDER"
     assert refused(draw(3 * BATCH // 2), tmp_path) == text  # 786 kB
     assert remains(tmp_path) == []
@@ -402,7 +402,7 @@ def test_a_cache_that_vanishes_while_it_is_written(tmp_path, images, monkeypatch
 
 @pytest.fixture
 def shared():
-    """A folder that all may read, and a function that makes it, and us, unable to write."""
+    """A readable folder, and a function that makes it read-only, also for root."""
     with tempfile.TemporaryDirectory() as name:
         folder, user = Path(name), os.geteuid()
 
@@ -410,7 +410,7 @@ def shared():
             for path in (*folder.rglob("*"), folder):
                 path.chmod(0o555 if path.is_dir() else 0o444)
             if user == 0:
-                os.seteuid(65534)  # nobody: to root all is open
+                os.seteuid(65534)  # the user nobody, because root can write anywhere
 
         yield folder, lock
         os.seteuid(user)
@@ -431,7 +431,7 @@ def age(path, days):
     os.utime(path, (time.time() - days * 86400,) * 2)
 
 
-def test_reading_a_bank_is_a_use_of_it(tmp_path, images):
+def test_reading_a_bank_updates_its_time_of_use(tmp_path, images):
     bank(images, tmp_path)
     [path] = files(tmp_path)
     age(path, 40)
@@ -441,17 +441,17 @@ def test_reading_a_bank_is_a_use_of_it(tmp_path, images):
 
 @pytest.fixture
 def cache(tmp_path, images):
-    """Two banks, the larger one unused for 40 days, a damaged one, and what a killed process left."""
+    """Two banks, the larger one unused for 40 days; a damaged one; and the partial file of a killed process."""
     bank(images[:3], tmp_path)
     [small] = files(tmp_path)
     bank(images, tmp_path, vgg16(frozen="block1"), torch.bfloat16)
     [large] = [path for path in files(tmp_path) if path != small]
-    damaged, left = small.with_name("damaged.safetensors"), small.with_name(".bank.safetensors.17.partial")
+    damaged, leftover = small.with_name("damaged.safetensors"), small.with_name(".bank.safetensors.17.partial")
     damaged.write_text("no bank")
-    left.write_bytes(large.read_bytes())
+    leftover.write_bytes(large.read_bytes())
     age(large, 40)
     age(damaged, 50)
-    return {"small": small, "large": large, "damaged": damaged, "left": left}
+    return {"small": small, "large": large, "damaged": damaged, "leftover": leftover}
 
 
 def command(monkeypatch, capsys, cache, *args):
@@ -473,18 +473,18 @@ def test_listing(monkeypatch, capsys, cache):
 
 
 @pytest.mark.parametrize(
-    ("args", "age_of_left", "stay"),
+    ("args", "age_of_leftover", "stay"),
     [
-        (["--prune", "--days", "30"], 0, {"small", "left"}),
-        (["--prune", "--days", "45"], 0, {"small", "large", "left"}),
-        (["--prune", "--days", "0.5"], 0.75, {"small", "left"}),  # it may be at work
+        (["--prune", "--days", "30"], 0, {"small", "leftover"}),
+        (["--prune", "--days", "45"], 0, {"small", "large", "leftover"}),
+        (["--prune", "--days", "0.5"], 0.75, {"small", "leftover"}),  # its process may still be running
         (["--prune", "--days", "0.5"], 2, {"small"}),
         (["--prune"], 2, set()),
-        (["--days", "30"], 0, {"small", "large", "damaged", "left"}),  # listed only
+        (["--days", "30"], 0, {"small", "large", "damaged", "leftover"}),  # listed only
     ],
 )
-def test_pruning_deletes_what_was_not_used_for_so_long(monkeypatch, capsys, cache, args, age_of_left, stay):
-    age(cache["left"], age_of_left)
+def test_pruning_deletes_files_unused_for_so_many_days(monkeypatch, capsys, cache, args, age_of_leftover, stay):
+    age(cache["leftover"], age_of_leftover)
     lines = command(monkeypatch, capsys, cache, *args)
     assert {name for name, path in cache.items() if path.exists()} == stay
     gone = {path.name for name, path in cache.items() if name not in stay}
@@ -492,8 +492,8 @@ def test_pruning_deletes_what_was_not_used_for_so_long(monkeypatch, capsys, cach
     assert lines[-1].endswith(f"{'freed' if '--prune' in args else 'used'} in {cache['small'].parent.parent}")
 
 
-def test_the_command_looks_where_runs_do(tmp_path, cache):
-    """TUNER_CACHE, as the configuration's cache_dir."""
+def test_the_command_uses_the_cache_of_runs(tmp_path, cache):
+    """TUNER_CACHE, which the config's cache_dir uses too."""
     run = [sys.executable, "-W", "error", "-m", "tuner.cache"]
     env = os.environ | {"TUNER_CACHE": str(tmp_path)}
     done = subprocess.run(run, env=env, capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
-"""CapturedSteps, with stand-ins for CUDA's own calls: a stand-in graph runs the step when it is replayed.
+"""CapturedSteps without a GPU: the real class, with stand-ins for torch's CUDA calls.
 
-tests/test_gpu.py has the same with real graphs.
+A stand-in graph runs the step when it is replayed. tests/test_gpu.py repeats the tests with real graphs.
 """
 
 import gc
@@ -23,57 +23,76 @@ from tuner.training.spec import Spec
 CPU = torch.device("cpu")
 
 
+POOL = (0, 1)
+
+
+class Stream:
+    """A stand-in for torch.cuda.Stream."""
+
+    def __init__(self, name, calls):
+        self.name, self.calls = name, calls
+
+    def wait_stream(self, other):
+        self.calls.append(f"{self.name} waits for {other.name}")
+
+
 class Cuda:
-    """What cuda_graph.py calls of CUDA. `fails` is raised by the next capture, after the step's first half."""
+    """Stand-ins for the CUDA calls in cuda_graph.py, and a record of those calls.
+
+    fails: the error that a step raises while it is captured.
+    """
 
     def __init__(self, monkeypatch):
-        self.captures, self.capturing, self.abandoned, self.fails = 0, None, 0, None
-        for name in ("CUDAGraph", "stream", "current_stream", "graph_pool_handle"):
+        self.captures, self.capturing, self.fails, self.calls = 0, None, None, []
+        self.main, self.side = Stream("main", self.calls), Stream("side", self.calls)
+        for name in ("CUDAGraph", "stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
-        monkeypatch.setattr(cuda_graph, "_side_stream", self.current_stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.main)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: POOL)
+        monkeypatch.setattr(cuda_graph, "_side_stream", lambda device: self.side)
         for name in ("synchronize", "empty_cache"):
             monkeypatch.setattr(torch.cuda, name, lambda *_: None)
         monkeypatch.setattr(torch.cuda, "default_generators", {None: self})
         for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-            monkeypatch.setattr(torch._C, name, lambda *_: None, raising=False)
+            monkeypatch.setattr(torch._C, name, partial(self.pool_call, name), raising=False)
 
     def CUDAGraph(self):  # noqa: N802 - torch's name
         cuda = self
 
         class Graph:
             def capture_begin(self, pool, capture_error_mode):
+                assert pool == POOL
                 cuda.capturing = self
+                cuda.calls.append("capture")
 
             def capture_end(self):
                 cuda.capturing = None
                 cuda.captures += 1
 
             def replay(self):
+                cuda.calls.append("replay")
                 self.step()(*self.inputs)
 
         return Graph()
 
-    def current_stream(self, device):
-        return self
-
     @contextmanager
     def stream(self, stream):
+        self.calls.append(f"on {stream.name}")
         yield
+        self.calls.append("on main")
 
-    def wait_stream(self, stream):
-        pass
-
-    def graph_pool_handle(self):
-        return (0, 1)
+    def pool_call(self, name, device_index, pool):
+        assert pool == POOL
+        self.calls.append(name)
 
     def clone_state(self):
-        return self
+        return "state before the capture"
 
     def graphsafe_set_state(self, state):
-        self.abandoned += 1
+        self.calls.append(f"generator: {state}")
 
-    def noted(self, step):
-        """The step, which is noted and not run while it is captured."""
+    def recording(self, step):
+        """The step; during a capture it is recorded instead of run."""
 
         def run(*tensors):
             if self.capturing is None:
@@ -88,14 +107,14 @@ class Cuda:
         return run
 
     def captured(self, device=CPU):
-        """CapturedSteps whose steps are noted."""
+        """The real CapturedSteps, with steps that are recorded during a capture."""
         cuda = self
 
-        class Noted(CapturedSteps):
+        class Recording(CapturedSteps):
             def __call__(self, step, *tensors, **options):
-                super().__call__(cuda.noted(step), *tensors, **options)
+                super().__call__(cuda.recording(step), *tensors, **options)
 
-        return Noted(device)
+        return Recording(device)
 
 
 @pytest.fixture
@@ -103,91 +122,100 @@ def cuda(monkeypatch):
     return Cuda(monkeypatch)
 
 
-LENGTHS = [4, 4, 4, 4, 3, 4, 4, 3, 3, 4, 3]
+LENGTHS = [4, 4, 4, 4, 3, 4, 4, 3, 3, 4, 3]  # each length more than WARM_UP times
+ABANDONED = ["_cuda_endAllocateToPool", "_cuda_releasePool", "generator: state before the capture"]
 
 
 def steps(captured, **options):
-    """Steps with batches of these lengths; what each run of the step saw, and what it should have seen."""
-    seen = []
+    """Run steps with batches of LENGTHS. Returns the sums of each step's inputs, and the sums expected."""
+    sums = []
 
     def step(*tensors):
-        seen.append([tensor.sum().item() for tensor in tensors])
+        sums.append([tensor.sum().item() for tensor in tensors])
 
     for i, length in enumerate(LENGTHS):
         captured(step, torch.full((length,), i), torch.full((length,), 10.0 * i), **options)
-    return seen, [[i * length, 10.0 * i * length] for i, length in enumerate(LENGTHS)]
+    return sums, [[i * length, 10.0 * i * length] for i, length in enumerate(LENGTHS)]
+
+
+def abandoned(cuda):
+    """The calls that take the allocator and the generator out of capture mode."""
+    return [call for call in cuda.calls if call in ABANDONED]
 
 
 def test_every_step_runs_once_with_its_own_inputs_and_each_shape_is_captured_once(cuda):
-    ran, expected = steps(cuda.captured())
-    assert ran == expected
+    sums, expected = steps(cuda.captured())
+    assert sums == expected
     assert cuda.captures == 2
-    assert LENGTHS.count(3) > WARM_UP
+    assert cuda.calls.count("replay") == len(LENGTHS) - 2 * WARM_UP
+    assert abandoned(cuda) == []
+
+
+def test_warm_up_and_capture_run_on_the_side_stream_in_order(cuda):
+    captured, calls = cuda.captured(), cuda.calls
+    for _ in range(WARM_UP + 1):
+        captured(lambda x: calls.append("step") or None, torch.zeros(3))
+    warm_up = ["side waits for main", "on side", "step", "on main", "main waits for side"]
+    assert calls == [*warm_up * WARM_UP, "on side", "capture", "on main", "replay", "step"]
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("operation not permitted when stream is capturing"), torch.OutOfMemoryError("too little")]
 )
-def test_a_capture_that_fails_costs_one_warning_and_no_step(cuda, caplog, error):
+def test_a_failed_capture_causes_one_warning_and_loses_no_step(cuda, caplog, error):
     cuda.fails = error
     captured = cuda.captured()
-    ran, expected = steps(captured)
-    assert ran == expected
+    sums, expected = steps(captured)
+    assert sums == expected
     assert captured.failed
-    assert cuda.captures == 1
-    assert cuda.abandoned == 1
+    assert cuda.calls.count("capture") == 1
+    assert abandoned(cuda) == ABANDONED
     [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert str(error) in record.getMessage()
 
 
-def test_out_of_memory_during_a_capture_is_raised_where_the_stack_can_be_halved(cuda):
+def test_out_of_memory_during_a_capture_raises_if_the_stack_can_be_halved(cuda):
     cuda.fails = torch.OutOfMemoryError("too little")
     captured = cuda.captured()
     with pytest.raises(torch.OutOfMemoryError, match="too little"):
         steps(captured, may_raise=True)
-    assert cuda.abandoned == 1
+    assert abandoned(cuda) == ABANDONED
     assert not captured.failed
 
 
-def test_the_error_that_makes_a_capture_invalid_is_told_and_not_that_of_its_end(cuda, caplog, monkeypatch):
+def test_the_warning_names_the_error_that_made_the_capture_invalid(cuda, caplog, monkeypatch):
     cuda.fails = RuntimeError("item() synchronises")
-    make = cuda.CUDAGraph
-
-    def invalid():
-        graph = make()
-        graph.capture_end = partial(end, graph.capture_end)
-        return graph
-
-    def end(capture_end):
-        capture_end()
-        raise RuntimeError("operation failed due to a previous error during capture")
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", invalid)
-    ran, expected = steps(cuda.captured())
-    assert ran == expected
+    end_fails(cuda, monkeypatch, "operation failed due to a previous error during capture")
+    sums, expected = steps(cuda.captured())
+    assert sums == expected
+    assert abandoned(cuda) == ABANDONED
     assert "item() synchronises" in caplog.text
 
 
-def test_a_capture_whose_end_fails_is_left_and_costs_no_step(cuda, caplog, monkeypatch):
-    make = cuda.CUDAGraph
+def end_fails(cuda, monkeypatch, message):
+    """Make the end of each capture raise an error."""
 
-    def unfit():
-        graph = make()
+    def create():
+        graph = cuda.CUDAGraph()
         graph.capture_end = partial(end, graph.capture_end)
         return graph
 
     def end(capture_end):
         capture_end()
-        raise RuntimeError("the graph can't be instantiated")
+        raise RuntimeError(message)
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", unfit)
-    ran, expected = steps(cuda.captured())
-    assert ran == expected
-    assert cuda.abandoned == 1
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", create)
+
+
+def test_a_capture_whose_end_fails_is_abandoned_and_loses_no_step(cuda, caplog, monkeypatch):
+    end_fails(cuda, monkeypatch, "the graph can't be instantiated")
+    sums, expected = steps(cuda.captured())
+    assert sums == expected
+    assert abandoned(cuda) == ABANDONED
     assert "the graph can't be instantiated" in caplog.text
 
 
-def test_no_memory_for_the_inputs_of_a_capture_is_out_of_memory(cuda, monkeypatch):
+def test_out_of_memory_before_a_capture_raises(cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: raising(torch.OutOfMemoryError("too little")))
     with pytest.raises(torch.OutOfMemoryError):
         steps(cuda.captured(), may_raise=True)
@@ -197,15 +225,15 @@ def raising(error):
     raise error
 
 
-def test_what_a_failed_capture_allocated_is_gone_before_the_eager_step(cuda):
-    left, alive = [], []
+def test_memory_of_a_failed_capture_is_freed_before_the_eager_step(cuda):
+    allocated, alive = [], []
 
     def step(x):
         local = x + 1
         if cuda.capturing is not None:
-            left.append(weakref.ref(local))
+            allocated.append(weakref.ref(local))
             raise RuntimeError("no")
-        alive.extend(ref() is not None for ref in left)
+        alive.extend(ref() is not None for ref in allocated)
 
     captured = CapturedSteps(CPU)
     for _ in range(WARM_UP + 1):
@@ -213,13 +241,13 @@ def test_what_a_failed_capture_allocated_is_gone_before_the_eager_step(cuda):
     assert alive == [False]
 
 
-def optimizer(make, heads=2, **options):
-    return make([{"params": [torch.zeros(3, requires_grad=True)]} for _ in range(heads)], lr=0.1, **options)
+def optimizer(kind, heads=2, **options):
+    return kind([{"params": [torch.zeros(3, requires_grad=True)]} for _ in range(heads)], lr=0.1, **options)
 
 
-@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam, partial(torch.optim.SGD, momentum=0.9)])
-def test_the_optimizer_reads_each_lr_from_the_device(make):
-    lrs, ours = torch.zeros(2), optimizer(make, fused=True)
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, partial(torch.optim.SGD, momentum=0.9)])
+def test_the_optimizer_reads_each_lr_from_the_device(kind):
+    lrs, ours = torch.zeros(2), optimizer(kind, fused=True)
     assert capturable(ours)
     lr_from_device(ours, lrs)
     lrs.copy_(torch.tensor([1.0, 2.0]))
@@ -228,19 +256,19 @@ def test_the_optimizer_reads_each_lr_from_the_device(make):
 
 
 @pytest.mark.parametrize(
-    ("make", "options"),
+    ("kind", "options"),
     [(torch.optim.SGD, {"fused": False}), (torch.optim.AdamW, {}), (torch.optim.RMSprop, {}), (torch.optim.NAdam, {})],
 )
-def test_an_optimizer_that_has_its_numbers_in_python_is_not_captured(make, options):
-    assert not capturable(optimizer(make, **options))
+def test_an_optimizer_with_values_in_python_is_not_captured(kind, options):
+    assert not capturable(optimizer(kind, **options))
 
 
 HEADS = 6
-LEAVE = {0: 2, 4: 3, 2: 4, 5: 4}  # head -> the epoch after which it leaves; 1 and 3 stay
+LEAVE = {0: 2, 4: 3, 2: 4, 5: 4}  # head -> the epoch after which it is pruned; 1 and 3 stay
 
 
 def trained(capture, *, smallest=3e-3):
-    """Curves and final weights of six heads, of which four leave; `capture` is set while they train."""
+    """Curves and final weights of six heads, four of which are pruned. capture: replaces CapturedSteps; None: eager."""
     g = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (200,), generator=g)
     x = torch.randn(200, 20, generator=g) + torch.randn(3, 20, generator=g)[labels]
@@ -271,10 +299,10 @@ def trained(capture, *, smallest=3e-3):
             patch.setattr(fit_module, "has_graphs", lambda device: True)
             patch.setattr(fit_module, "CapturedSteps", capture)
         fitted = fit(specs, x, labels, **options)
-    return curves, [one.state for one in fitted]
+    return curves, [head.state for head in fitted]
 
 
-def test_heads_that_leave_are_masked_and_the_graph_is_captured_again_when_half_have_left(cuda, monkeypatch):
+def test_pruned_heads_are_masked_until_half_are_pruned_and_then_the_graph_is_captured_again(cuda, monkeypatch):
     resets = []
     reset = CapturedSteps.reset
     monkeypatch.setattr(CapturedSteps, "reset", lambda self: (resets.append(1), reset(self))[1])
@@ -286,12 +314,12 @@ def test_heads_that_leave_are_masked_and_the_graph_is_captured_again_when_half_h
     for ours, theirs in zip(states, alone_states, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(ours[name].allclose(theirs[name], rtol=1e-4, atol=1e-6) for name in ours)
-    # made, set up for six, and for two: after epoch 4, when four of six had left; not after epochs 2 and 3
+    # in the constructor, for six heads, and for two heads after epoch 4; not after epochs 2 and 3
     assert len(resets) == 3
-    assert cuda.captures == 3  # two shapes; of the two heads only the whole batch comes often enough
+    assert cuda.captures == 3  # six heads: two shapes; two heads: only the full batch comes often enough
 
 
-def test_a_head_that_diverges_behind_the_mask_harms_no_other(cuda):
+def test_a_masked_head_that_diverges_does_not_affect_others(cuda):
     _, finite = trained(cuda.captured)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LEAVE, 0, 1)
@@ -309,8 +337,8 @@ def test_a_head_that_diverges_behind_the_mask_harms_no_other(cuda):
         assert all(states[k][name].allclose(finite[k][name], rtol=1e-4, atol=1e-6) for name in states[k])
 
 
-def test_nothing_of_a_captured_training_outlives_it(cuda, monkeypatch):
-    """Without the garbage collector, or the halves of a stack that was too large would not have its memory."""
+def test_a_captured_training_is_freed_without_the_garbage_collector(cuda, monkeypatch):
+    """Otherwise the halves of a stack that was too large would not get its memory."""
     alive = []
 
     class Training(fit_module._Training):

@@ -1,7 +1,7 @@
-"""What is decided about devices, and that code for a GPU runs on one, as far as torch's fake tensors reach.
+"""Decisions about devices, and code for GPUs, as far as torch's fake tensors allow.
 
-A fake tensor has a shape, a type and a device, but no numbers: under FakeTensorMode this machine has tensors on cuda:0.
-They do not reach backward passes, which need a CUDA context, nor streams, graphs, or any value. tests/test_gpu.py does.
+A fake tensor has a shape, a type and a device, but no values: under FakeTensorMode this machine has tensors on cuda:0.
+Backward passes (which need a CUDA context), streams, graphs and values are tested in tests/test_gpu.py.
 """
 
 import ast
@@ -20,7 +20,7 @@ from tuner import InputError, device
 from tuner.bank import features
 from tuner.device import Batches, choose_device, choose_precision, exact_float32, free_memory, repeatable, send
 from tuner.networks.backbone import Backbone
-from tuner.networks.blocks import averaged
+from tuner.networks.blocks import average_pool
 from tuner.training.fit import fit, predict
 from tuner.training.heads import Classifier, Head, Stack
 from tuner.training.schedules import constant
@@ -32,10 +32,10 @@ GB = 2**30
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Two GPUs, as torch reports them, of which the second is the current one."""
+    """Make torch report two GPUs, with the second one as the current device."""
 
     def pin(tensor):
-        if tensor.device.type != "cpu":  # as on the card
+        if tensor.device.type != "cpu":  # as on a real GPU
             raise RuntimeError("cannot pin 'CUDABFloat16Type' only dense CPU tensors can be pinned")
         return tensor
 
@@ -50,7 +50,7 @@ def gpus(monkeypatch):
         "empty_cache": lambda: None,
         "synchronize": lambda *_: None,
     }
-    monkeypatch.setattr(device, "_count_gpus", lambda: 2)  # torch itself must go on without
+    monkeypatch.setattr(device, "_count_gpus", lambda: 2)  # not torch's own count, which torch uses itself
     for name, answer in reports.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -60,7 +60,7 @@ def gpus(monkeypatch):
 
 @pytest.fixture
 def fake(gpus):
-    """Two GPUs with fake tensors on them: what needs values or a context does nothing."""
+    """Two GPUs with fake tensors; functions that need values or a CUDA context do nothing."""
 
     class Event:
         def record(self, stream):
@@ -86,27 +86,27 @@ def _zeros(shape):
 @pytest.mark.parametrize(
     ("choice", "expected"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")]
 )
-def test_a_gpu_always_has_its_index(gpus, caplog, choice, expected):
+def test_a_gpu_always_has_an_index(gpus, caplog, choice, expected):
     caplog.set_level("INFO")
     chosen = choose_device(choice)
     assert str(chosen) == expected
     assert chosen == torch.device(expected)
-    said = "device: cuda:1 (auto: NVIDIA H200, of 2 CUDA GPUs)"
-    assert (said in caplog.text) == (choice == "auto")
+    message = "device: cuda:1 (auto: NVIDIA H200, of 2 CUDA GPUs)"
+    assert (message in caplog.text) == (choice == "auto")
 
 
-def test_auto_is_cuda_then_mps_then_the_cpu_and_says_why(monkeypatch, caplog):
+def test_auto_takes_cuda_then_mps_then_the_cpu_and_logs_why(monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(device, "_count_gpus", lambda: 0)
-    for there, expected in ((True, torch.device("mps", 0)), (False, CPU)):
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
+    for is_available, expected in ((True, torch.device("mps", 0)), (False, CPU)):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda is_available=is_available: is_available)
         assert choose_device("auto") == expected
     assert re.search(r"device: mps:0 \(auto: torch .* CUDA.*, but there is MPS\)", caplog.text)
     assert re.search(r"device: cpu \(auto: torch .* CUDA.*, and no MPS\)", caplog.text)
 
 
 @pytest.mark.parametrize("choice", ["cuda", "cuda:0", "mps", "cuda:77"])
-def test_a_device_that_is_not_there_is_refused_with_a_way_out(monkeypatch, choice):
+def test_a_missing_device_is_refused_with_a_way_out(monkeypatch, choice):
     monkeypatch.setattr(device, "_count_gpus", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(InputError, match=rf"device={choice}, but .*; use device=cpu or device=auto"):
@@ -114,7 +114,7 @@ def test_a_device_that_is_not_there_is_refused_with_a_way_out(monkeypatch, choic
 
 
 @pytest.mark.parametrize("choice", ["tpu", "gpu", "cuda:", "cuda:x", "cuda:²", "cpu:0", "", "None"])
-def test_a_device_of_no_known_kind_is_refused(gpus, choice):
+def test_an_unknown_kind_of_device_is_refused(gpus, choice):
     if choice == "cuda:":
         assert choose_device(choice) == torch.device("cuda", 1)
         return
@@ -122,7 +122,7 @@ def test_a_device_of_no_known_kind_is_refused(gpus, choice):
         choose_device(choice)
 
 
-def test_a_gpu_beyond_the_last_is_refused_with_those_that_are_there(gpus):
+def test_a_gpu_number_too_large_is_refused_with_a_list(gpus):
     with pytest.raises(InputError, match="device=cuda:2, but this machine has cuda:0, cuda:1"):
         choose_device("cuda:2")
 
@@ -131,10 +131,9 @@ def _last(node):
     return getattr(node, "attr", getattr(node, "id", None))
 
 
-def test_no_other_module_knows_kinds_of_devices():
-    """cuda_graph.py has CUDA's own calls for graphs."""
-
-    found = []
+def test_no_other_module_names_a_kind_of_device():
+    """Except cuda_graph.py, which makes CUDA's own calls for graphs."""
+    places = []
     for path in Path(tuner.__file__).parent.rglob("*.py"):
         if path.name in ("device.py", "cuda_graph.py"):
             continue
@@ -145,33 +144,33 @@ def test_no_other_module_knows_kinds_of_devices():
                 for side in (node.left, *node.comparators)
             )
             if named or compared:
-                found.append(f"{path.name}:{node.lineno}")
-    assert found == []
+                places.append(f"{path.name}:{node.lineno}")
+    assert places == []
 
 
-# Where fake tensors reach
+# With fake tensors
 
 
 @pytest.mark.parametrize("choice", ["auto", "cuda", "cuda:0", "cuda:1"])
-def test_a_tensor_that_is_there_is_not_moved_and_one_that_is_not_goes_through_pinned_memory(fake, choice):
+def test_send_moves_only_tensors_that_are_elsewhere(fake, choice):
     with fake:
         chosen = choose_device(choice)
-        there = torch.zeros(4, 3, dtype=torch.bfloat16, device=chosen)
-        assert send(there, chosen) is there
-        assert send(torch.zeros(4), chosen).device == there.device
+        on_gpu = torch.zeros(4, 3, dtype=torch.bfloat16, device=chosen)
+        assert send(on_gpu, chosen) is on_gpu
+        assert send(torch.zeros(4), chosen).device == on_gpu.device
         assert send(torch.zeros(4, device="cuda:0"), torch.device("cuda", 1)).device == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize("choice", ["auto", "cuda", "cuda:0", "cuda:1"])
 @pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_stack_trains_and_predicts(fake, choice, heads, resident):
-    seen, rows = [], [(torch.arange(40), torch.arange(40, 50)) for _ in range(heads)]
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_stack_trains_and_predicts(fake, choice, heads, on_gpu):
+    reported, rows = [], [(torch.arange(40), torch.arange(40, 50)) for _ in range(heads)]
     with fake:
         chosen = choose_device(choice)
         precision = choose_precision("auto", chosen)
         assert precision == torch.bfloat16
-        x = torch.zeros(50, 64, dtype=precision, device=chosen if resident else CPU)
+        x = torch.zeros(50, 64, dtype=precision, device=chosen if on_gpu else CPU)
         labels = torch.zeros(50, dtype=torch.int64)
         specs = [
             Spec(
@@ -188,10 +187,10 @@ def test_a_stack_trains_and_predicts(fake, choice, heads, resident):
             for k in range(heads)
         ]
         options = {"num_classes": 3, "feature_size": 64, "device": chosen, "precision": precision}
-        options["on_epoch"] = lambda epoch, metrics: seen.extend(metrics) or ()
+        options["on_epoch"] = lambda epoch, metrics: reported.extend(metrics) or ()
         fitted = fit(specs, x, labels, **options)
-        assert len(seen) == 2 * heads
-        assert all(tensor.device == chosen for one in fitted for tensor in one.state.values())
+        assert len(reported) == 2 * heads
+        assert all(tensor.device == chosen for head in fitted for tensor in head.state.values())
         stack = Stack(64, 3, [spec.head for spec in specs], chosen, precision)
         log_p = predict(Classifier(None, stack), x, [torch.arange(20)], batch_size=8)
         assert (log_p.device, log_p.shape) == (chosen, (heads, 20, 3))
@@ -218,8 +217,8 @@ def test_a_model_predicts(fake, trained):
     assert (probabilities.device, probabilities.shape) == (CPU, (5, len(model.classes)))
 
 
-def test_choosing_a_device_changes_nothing_in_the_process(gpus):
-    """tuner.load() does it in its caller's process."""
+def test_choosing_a_device_changes_no_settings_of_the_process(gpus):
+    """tuner.load() chooses a device in its caller's process."""
     gpus.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     choose_precision("auto", choose_device("auto"))
     assert not torch.are_deterministic_algorithms_enabled()
@@ -229,18 +228,18 @@ def test_choosing_a_device_changes_nothing_in_the_process(gpus):
 # Memory
 
 
-def test_what_the_allocator_has_cached_counts_as_free(gpus):
+def test_cached_blocks_count_as_free(gpus):
     assert free_memory(GPU) == (10 + 30 - 20) * GB
     assert free_memory(CPU) is None
 
 
-def test_features_stay_on_a_gpu_that_has_twice_their_size_free(fake):
+def test_features_go_to_a_gpu_that_has_twice_their_size_free(fake):
     with fake:
         for size, where in ((9 * GB, GPU), (11 * GB, CPU)):
-            assert features.on_device(torch.empty(size, dtype=torch.uint8), GPU).device == where
+            assert features.to_device_if_it_fits(torch.empty(size, dtype=torch.uint8), GPU).device == where
 
 
-def test_the_batch_size_goes_by_the_networks_largest_layer(gpus):
+def test_the_batch_size_depends_on_the_largest_layer(gpus):
     def size(name, image_size, block, on=CPU):
         cut = {"last_block": block, "frozen": block, "pool": None, "weights": None}
         return Backbone(name, image_size=image_size, **cut).batch_size(on)
@@ -276,10 +275,10 @@ def test_batches_that_do_not_fit_are_halved(gpus, caplog, error):
     assert sum(sums) == 55
     assert sizes == [10, 5, 3, 3, 3, 2]
     assert list(batches(most_three, torch.arange(6))) == [3, 12]  # the size stays
-    assert len(re.findall("out of memory on cuda:0 with (10|5) at a time: going on with (5|3)", caplog.text)) == 2
+    assert len(re.findall("out of memory on cuda:0 with batches of (10|5): continuing with (5|3)", caplog.text)) == 2
 
 
-def test_one_item_that_does_not_fit_and_other_errors_are_raised(gpus):
+def test_an_item_that_does_not_fit_and_other_errors_raise(gpus):
     def fails(error, batch):
         raise error
 
@@ -292,10 +291,10 @@ def test_one_item_that_does_not_fit_and_other_errors_are_raised(gpus):
 # Numbers
 
 
-def test_float32_is_exact_inside_and_as_it_was_outside():
+def test_exact_float32_applies_inside_the_context_only():
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = conv.fp32_precision, matmul.fp32_precision
-    assert before[0] == "tf32"  # torch's default, which is what the context is for
+    assert before[0] == "tf32"  # torch's default, which the context overrides
     with exact_float32(GPU):
         assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
     assert (conv.fp32_precision, matmul.fp32_precision) == before
@@ -303,9 +302,9 @@ def test_float32_is_exact_inside_and_as_it_was_outside():
         assert conv.fp32_precision == "tf32"
 
 
-def test_repeatable_is_so_inside_and_says_nothing(monkeypatch):
+def test_repeatable_applies_inside_the_context_without_warnings(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with repeatable(GPU):
             assert torch.are_deterministic_algorithms_enabled()
@@ -313,25 +312,25 @@ def test_repeatable_is_so_inside_and_says_nothing(monkeypatch):
             assert not torch.utils.deterministic.fill_uninitialized_memory
             warnings.warn("upsample_backward does not have a deterministic implementation, but ...", stacklevel=1)
             warnings.warn("another", stacklevel=1)
-    assert [str(warning.message) for warning in said] == ["another"]
+    assert [str(warning.message) for warning in caught] == ["another"]
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 @pytest.mark.parametrize(("h", "w", "k"), [(8, 8, 4), (7, 7, 4), (5, 7, 3), (9, 9, 1), (14, 14, 14), (3, 3, 5)])
-def test_maps_are_averaged_as_torchs_adaptive_pooling_does(h, w, k):
+def test_average_pool_equals_adaptive_pooling(h, w, k):
     x = torch.randn(2, 3, h, w, generator=torch.Generator().manual_seed(0))
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a, b = averaged(ours, k), torch.nn.functional.adaptive_avg_pool2d(theirs, k)
+    a, b = average_pool(ours, k), torch.nn.functional.adaptive_avg_pool2d(theirs, k)
     assert a.allclose(b, rtol=1e-6, atol=1e-6)
     weights = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
     (a * weights).sum().backward()
     (b * weights).sum().backward()
     assert ours.grad.allclose(theirs.grad, rtol=1e-5, atol=1e-6)
-    assert averaged(x, k).equal(torch.nn.functional.adaptive_avg_pool2d(x, k))
+    assert average_pool(x, k).equal(torch.nn.functional.adaptive_avg_pool2d(x, k))
 
 
-def test_sums_are_wide_but_on_mps():
+def test_sums_use_float64_except_on_mps():
     assert device.widest_float(CPU) == device.widest_float(GPU) == torch.float64
     assert device.widest_float(torch.device("mps", 0)) == torch.float32

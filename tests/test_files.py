@@ -1,4 +1,4 @@
-"""What a full disk is known by, in whichever library it shows."""
+"""Recognising a full disk by the errors of different libraries."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_a_full_disk():
 
 def test_a_full_disk_behind_another_error():
     with pytest.raises((OSError, RuntimeError)) as caught, Path("/dev/full").open("wb", buffering=0) as file:
-        torch.save({"weight": torch.zeros(100_000)}, file)  # which may speak of an unexpected position
+        torch.save({"weight": torch.zeros(100_000)}, file)  # its message may be about an unexpected position
     assert no_space(caught.value) == FULL
 
 
@@ -38,5 +38,5 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
-def test_another_error(error):
+def test_other_errors(error):
     assert no_space(error) is None

@@ -1,4 +1,4 @@
-"""On a CUDA GPU: `python -m pytest -m gpu`. What needs no card is in test_device.py and test_cuda_graph.py."""
+"""Tests on a CUDA GPU: `python -m pytest -m gpu`. test_device.py and test_cuda_graph.py have those that need none."""
 
 import gc
 import json
@@ -43,7 +43,7 @@ def gpu():
 
 @pytest.fixture
 def limited(gpu):
-    """A function that leaves torch so many more bytes of the GPU than it has now."""
+    """A function that limits torch to its current GPU memory plus so many bytes."""
     total = torch.cuda.get_device_properties(gpu).total_memory
 
     def limit(more: int) -> None:
@@ -66,7 +66,7 @@ def curve(folder: Path) -> pd.DataFrame:
 
 @pytest.fixture
 def train(command):
-    """Run `python -m tuner.train ARGUMENTS` in an empty folder; gives what it printed. Warnings are errors in tests."""
+    """Run `python -m tuner.train ARGUMENTS` in an empty folder; returns the output. Warnings are errors in tests."""
 
     def run(*arguments: str) -> str:
         code, output = command(*arguments)
@@ -82,9 +82,9 @@ def train(command):
 
 def test_the_default_run(train):
     assert "device: cuda:0 (auto: " in train("hydra.run.dir=run")
-    found = result(Path("run"))
-    assert found["device"].startswith("cuda:0 (")
-    assert found["test_accuracy"] > 0.9
+    scores = result(Path("run"))
+    assert scores["device"].startswith("cuda:0 (")
+    assert scores["test_accuracy"] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_a_search_trains_its_trials_together(train):
     assert "best value" in train(*words)
     results = [result(path.parent) for path in Path("multirun/s").glob("[0-9]*/result.json")]
     assert len(results) == 10
-    assert {found["status"] for found in results} <= {"complete", "pruned"}
+    assert {trial["status"] for trial in results} <= {"complete", "pruned"}
     assert Path("multirun/s/best/model.safetensors").exists()
 
 
 @pytest.mark.parametrize("arguments", [("model.frozen=block1",), ("optimizer=sgd", "optimizer.momentum=0.9")], ids=str)
-def test_an_interrupted_run_goes_on_to_the_same_numbers(command, train, arguments):
+def test_an_interrupted_run_resumes_to_the_same_numbers(command, train, arguments):
     arguments = (*TINY, "data.n=400", "epochs=5", "test=true", *arguments)
     train(*arguments, "hydra.run.dir=whole")
     interrupted(command, *arguments)
@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(command, train, argument
     pd.testing.assert_frame_equal(curve(Path("here")), curve(Path("whole")))
 
 
-def test_a_killed_run_of_the_gpu_resumes_on_the_cpu(tmp_path):
+def test_a_run_killed_on_the_gpu_resumes_on_the_cpu(tmp_path):
     killed(tmp_path / "run", (*TINY, "data.n=400", "epochs=100", "model.frozen=block1", "device=cuda:0"), 3)
     words = [sys.executable, "-m", "tuner.resume", str(tmp_path / "run"), "device=cpu"]
     done = subprocess.run(words, text=True, capture_output=True, check=False)
@@ -128,7 +128,7 @@ def test_a_killed_run_of_the_gpu_resumes_on_the_cpu(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [(), ("model.frozen=null", "epochs=1")], ids=["head", "everything"])
-def test_a_run_of_the_gpu_is_used_on_the_cpu(train, call, arguments):
+def test_a_model_trained_on_the_gpu_predicts_on_the_cpu(train, call, arguments):
     train(*TINY, "device=cuda", *arguments, "hydra.run.dir=run", "test=true")
     code, out, err = call("evaluate", "run", "--device", "cpu", "--json")
     assert code == 0, err
@@ -148,7 +148,7 @@ def test_a_run_of_the_gpu_is_used_on_the_cpu(train, call, arguments):
         assert code == 0, err
 
 
-def test_loading_a_model_leaves_the_process_as_it_was(trained):
+def test_loading_a_model_changes_no_settings_of_the_process(trained):
     model = tuner.load(trained(), device="cuda")
     before = torch.backends.cudnn.conv.fp32_precision
     model.predict(torch.zeros(3, *model.input_shape, dtype=torch.uint8))
@@ -162,27 +162,27 @@ def test_loading_a_model_leaves_the_process_as_it_was(trained):
 @pytest.mark.parametrize("precision", [F32, BF16], ids=str)
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
 @pytest.mark.parametrize("option", ["adamw", "adam", "sgd"])
-def test_heads_of_a_stack_that_others_leave_are_trained_as_if_alone(gpu, option, schedule, precision):
+def test_heads_of_a_shrinking_stack_train_as_if_alone(gpu, option, schedule, precision):
     optimizer = config("optimizer", option)
     curves, alone = departing(gpu, optimizer, config("scheduler", schedule), precision)
     tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision == F32 else {"rtol": 2e-2, "atol": 2e-2}
     for ours, theirs in zip(curves, alone, strict=True):
         assert len(ours) == len(theirs)
-        for names, loose in ((LOSSES, tolerance), (ACCURACIES, {"rtol": 0.0, "atol": 0.02})):  # two images may tip
-            a, b = (torch.tensor([[m[name] for name in names] for m in some]) for some in (ours, theirs))
+        for names, loose in ((LOSSES, tolerance), (ACCURACIES, {"rtol": 0.0, "atol": 0.02})):  # two images may differ
+            a, b = (torch.tensor([[m[name] for name in names] for m in curve]) for curve in (ours, theirs))
             assert a.allclose(b, **loose)
 
 
 def departing(gpu, optimizer, schedule, precision, heads=6):
-    """Curves of heads, each of which but the last two leaves after another epoch; and of each alone."""
+    """Curves of heads that leave one by one, except the last two; and of each head trained alone."""
     x, labels, train, val = problem()
     x = x.to(gpu, precision)
     curves = [[] for _ in range(2 * heads)]
 
     def spec(k):
-        make = partial(optimizer.func, **optimizer.keywords | {"lr": 1e-3 * (1 + k % heads)})
+        create = partial(optimizer.func, **optimizer.keywords | {"lr": 1e-3 * (1 + k % heads)})
         options = {"epochs": heads, "batch_size": 32, "label_smoothing": 0.1}
-        return Spec(Head((16 + k % heads,), 0.0, k % heads), make, schedule, k % 2, train, val, **options)
+        return Spec(Head((16 + k % heads,), 0.0, k % heads), create, schedule, k % 2, train, val, **options)
 
     sizes = {"num_classes": 5, "feature_size": 40, "device": gpu, "precision": precision}
 
@@ -202,27 +202,27 @@ def departing(gpu, optimizer, schedule, precision, heads=6):
 
 
 @pytest.mark.parametrize("option", ["adamw", "adam", "sgd"])
-def test_a_graph_does_what_eager_steps_do(gpu, monkeypatch, option):
+def test_graphs_give_the_same_losses_as_eager_steps(gpu, monkeypatch, option):
     optimizer = config("optimizer", option)
-    given = {"device": gpu, "make": partial(optimizer.func, fused=True), "epochs": 4, "grad_clip": 0.5}
+    options = {"device": gpu, "make": partial(optimizer.func, fused=True), "epochs": 4, "grad_clip": 0.5}
     replays = []
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph))[1])
-    _, captured = run(SPECS, **given)
+    _, captured = run(SPECS, **options)
     assert replays
     monkeypatch.setattr(fit_module, "has_graphs", lambda device: False)
-    _, eager = run(SPECS, **given)
+    _, eager = run(SPECS, **options)
     for ours, theirs in zip(captured, eager, strict=True):
         for epoch, other in zip(ours, theirs, strict=True):
             assert {n: epoch[n] for n in LOSSES} == pytest.approx({n: other[n] for n in LOSSES}, rel=1e-4, abs=1e-5)
 
 
-def test_a_step_that_cannot_be_captured_is_eager_and_torch_is_as_before(gpu, caplog):
+def test_a_step_that_cannot_be_captured_runs_eagerly_and_torch_still_works(gpu, caplog):
     total, values = torch.zeros((), device=gpu), []
 
     def step(x):
         total.add_(x.sum())
-        values.append(x.sum().item())  # waits for the GPU, which a capture forbids
+        values.append(x.sum().item())  # waits for the GPU, which is forbidden in a capture
 
     captured, n = CapturedSteps(gpu), WARM_UP + 3
     for i in range(n):
@@ -241,7 +241,7 @@ def test_a_step_that_cannot_be_captured_is_eager_and_torch_is_as_before(gpu, cap
 
 
 @pytest.mark.parametrize("may_raise", [True, False])
-def test_a_capture_that_runs_out_of_memory_is_raised_or_eager(gpu, limited, caplog, may_raise):
+def test_a_capture_that_runs_out_of_memory_raises_or_runs_eagerly(gpu, limited, caplog, may_raise):
     def step(x):
         x.add_(1)
         torch.empty(2**28, device=gpu).zero_()  # 1 GiB
@@ -250,7 +250,7 @@ def test_a_capture_that_runs_out_of_memory_is_raised_or_eager(gpu, limited, capl
     for _ in range(WARM_UP):
         captured(step, x)
     limited(2**27)
-    with pytest.raises(torch.OutOfMemoryError):  # the eager step has no room, either
+    with pytest.raises(torch.OutOfMemoryError):  # the eager step does not fit either
         captured(step, x, may_raise=may_raise)
     assert captured.failed is not may_raise
     assert ("can't be captured" in caplog.text) is not may_raise
@@ -265,8 +265,8 @@ def test_a_capture_that_runs_out_of_memory_is_raised_or_eager(gpu, limited, capl
 
 
 def vgg16(**options):
-    given = {"weights": "bundled", "image_size": 64, "last_block": "block3", "frozen": "block3", "pool": 4}
-    return Backbone("vgg16", **given | options)
+    defaults = {"weights": "bundled", "image_size": 64, "last_block": "block3", "frozen": "block3", "pool": 4}
+    return Backbone("vgg16", **defaults | options)
 
 
 def extracted(device, dtype, images):
@@ -278,7 +278,7 @@ def images():
     return torch.randint(0, 256, (2000, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_extraction_that_runs_out_of_memory_halves_its_batch(gpu, limited, images, caplog):
+def test_extraction_halves_its_batch_when_out_of_memory(gpu, limited, images, caplog):
     expected = extracted(gpu, BF16, images)
     limited(2**29)
     halved = extracted(gpu, BF16, images)
@@ -286,7 +286,7 @@ def test_extraction_that_runs_out_of_memory_halves_its_batch(gpu, limited, image
     assert (halved - expected).float().norm() / expected.float().norm() < 1e-2
 
 
-def test_a_stack_that_runs_out_of_memory_is_halved(command, limited):
+def test_a_stack_is_halved_when_out_of_memory(command, limited):
     words = ("-m", "optimizer.lr=1e-3,2e-3,3e-3,4e-3", "hydra.launcher.stack=4", "model.head.width=16384")
     limited(1950 * 2**20)  # four heads of 2,048 x 16,384 weights with gradient and two moments take 2,048 MiB
     code, output = command(*words, *TINY, "model.pool=4", "epochs=2")
@@ -305,25 +305,25 @@ def test_cached_blocks_count_as_free(gpu):
     assert abs(free_memory(gpu) - before) < 2**28
 
 
-def test_fp32_is_no_tf32(gpu, images):
+def test_fp32_does_not_use_tf32(gpu, images):
     """TF32 would be off by 1e-3."""
     few = images[:64]
     ours, exact = extracted(gpu, F32, few), extracted(torch.device("cpu"), F32, few)
     assert (ours - exact).norm() / exact.norm() < 1e-4
 
 
-def test_losses_and_gradients_of_pooling_are_repeatable(gpu):
+def test_gradients_of_pooling_are_repeatable(gpu):
     assert graph.capturable(torch.optim.AdamW([torch.zeros(1, device=gpu, requires_grad=True)], fused=True))
-    from tuner.networks.blocks import averaged
+    from tuner.networks.blocks import average_pool
 
     x = torch.randn(64, 32, 14, 14, device=gpu, requires_grad=True)
     weights = torch.randn(64, 32, 4, 4, device=gpu)
-    gradients = [torch.autograd.grad((averaged(x, 4) * weights).sum(), x)[0] for _ in range(3)]
+    gradients = [torch.autograd.grad((average_pool(x, 4) * weights).sum(), x)[0] for _ in range(3)]
     assert all(gradient.equal(gradients[0]) for gradient in gradients)
 
 
-def test_one_head_whose_dropout_is_drawn_in_a_graph_differs_from_step_to_step(gpu):
-    """A graph that was captured with a fixed random state would drop the same units in each step."""
+def test_dropout_in_a_graph_differs_between_steps(gpu):
+    """A graph with a fixed random state would drop the same units in each step."""
     x, labels, train, val = problem()
     losses = []
     options = {"epochs": 6, "batch_size": len(train)}

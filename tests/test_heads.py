@@ -1,3 +1,5 @@
+"""Heads and stacks: shapes, gradients, dropout, initial weights and state."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,7 +41,7 @@ def test_width_and_depth(width, depth, expected):
         (64, None, "half", "model.head.dropout=half must be at least 0 and less than 1"),
     ],
 )
-def test_a_wrong_head_is_refused(width, depth, dropout, message):
+def test_error_messages(width, depth, dropout, message):
     with pytest.raises(InputError, match=message):
         Head(widths(width, depth), dropout, seed=0)
 
@@ -59,12 +61,12 @@ def sequential(stack: Stack, k: int) -> nn.Sequential:
 HEADS = [Head((16,), 0.0, 1), Head((8, 4), 0.0, 2), Head((), 0.0, 3), Head((32, 32, 32), 0.0, 4)]
 
 
-def test_a_stack_computes_what_its_heads_compute_and_gives_each_its_gradient():
+def test_logits_and_gradients_equal_those_of_single_heads():
     stack = Stack(20, 5, HEADS, CPU)
     x, labels = torch.randn(7, 20), torch.randint(0, 5, (7,))
     logits = stack(x)
     assert logits.shape == (4, 7, 5)
-    for _ in range(2):  # twice: a second gradient does not add to the first
+    for _ in range(2):  # twice, to check that the second gradient replaces the first
         sum(F.cross_entropy(head, labels) for head in stack(x)).backward()
     for k in range(4):
         reference = sequential(stack, k)
@@ -75,7 +77,7 @@ def test_a_stack_computes_what_its_heads_compute_and_gives_each_its_gradient():
             torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_a_head_starts_the_same_in_any_stack():
+def test_initial_weights_do_not_depend_on_the_stack():
     alone, among = Stack(20, 5, [HEADS[1]], CPU), Stack(20, 5, HEADS, CPU)
     for ours, theirs in zip(alone.parameters_of(0), among.parameters_of(1), strict=True):
         assert torch.equal(ours, theirs)
@@ -83,14 +85,14 @@ def test_a_head_starts_the_same_in_any_stack():
     assert not torch.equal(alone.parameters_of(0)[0], other.parameters_of(0)[0])
 
 
-def test_initial_weights_are_those_of_torch():
+def test_initial_weights_are_distributed_as_in_torch():
     torch.manual_seed(0)
     ours, theirs = Stack(400, 5, [Head((300,), 0.0, 0)], CPU).parameters_of(0)[0], nn.Linear(400, 300).weight
     assert ours.abs().max() <= theirs.abs().max() * 1.001
     assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
 
 
-def test_dropout_is_each_heads_own_and_only_in_training():
+def test_dropout_is_per_head_and_only_in_training():
     stack = Stack(20, 5, [Head((1000,), 0.0, 1), Head((1000,), 0.9, 1)], CPU)
     x = torch.randn(3, 20)
     without, dropped = stack.train()(x)
@@ -99,7 +101,7 @@ def test_dropout_is_each_heads_own_and_only_in_training():
     torch.testing.assert_close(without, dropped)
 
 
-def test_state_goes_out_and_comes_back():
+def test_state_can_be_saved_and_loaded():
     model = Classifier(
         Blocks(None, [nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20))], Pool(None, False)),
         Stack(20, 5, [HEADS[1]], CPU),

@@ -156,7 +156,7 @@ REFUSED = [
     ("config damaged", r"config\.yaml can't be read"),
     ("hydra damaged", r"hydra\.yaml can't be read"),
     ("config of another", r"config\.yaml is not the config of a run"),
-    ("weights gone", r"model\.weights=/nowhere/w\.safetensors is no file that can be read"),
+    ("weights gone", r"model\.weights=/nowhere/w\.safetensors is neither a readable file"),
     ("other cut", r"has no head from 256 features to 4 classes"),
     ("unset", r"the config of .*run cannot be used: the config cannot be resolved: .*NOT_SET_AT_ALL"),
     ("trunk missing", r"don't belong together .*: train it again"),

@@ -1,4 +1,4 @@
-"""Networks by name, those of timm among them: where they are cut, their weights, and every depth of training."""
+"""Networks of timm and torchvision: blocks, weights, and training at every depth."""
 
 import re
 import sys
@@ -17,22 +17,22 @@ from torch import nn
 
 from tuner import InputError
 from tuner.networks.backbone import Backbone
-from tuner.networks.weights import find
+from tuner.networks.weights import resolve
 
 
 def blocks_of(name, image_size, **options):
     """A network without weights, cut at its last block."""
     probe = {"weights": None, "image_size": image_size, "last_block": "", "frozen": None, "pool": None}
-    with pytest.raises(InputError, match="is no block of") as error:
+    with pytest.raises(InputError, match="is not a block of") as error:
         Backbone(name, **probe)
     end = re.search("known: ([^;]*)", str(error.value))[1].split(", ")[-1]
     return Backbone(name, **probe | {"last_block": end, "frozen": end} | options)
 
 
 def message(name, image_size=64, **options):
-    given = {"weights": None, "last_block": "", "frozen": None, "pool": None}
+    defaults = {"weights": None, "last_block": "", "frozen": None, "pool": None}
     with pytest.raises(InputError) as error:
-        Backbone(name, image_size=image_size, **given | options)
+        Backbone(name, image_size=image_size, **defaults | options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -115,18 +115,19 @@ def test_features_of_tokens_and_of_maps_with_channels_last(name, block, pool, si
             "timm/resnet81",
             {},
             f"model.name=timm/resnet81 is none of the {len(timm.list_models()):,} networks of timm {version('timm')}; "
-            "near it are timm/resnet18, ",
+            "similar names: timm/resnet18, ",
         ),
         ("timm/resnet18.a1_in1k", {}, "model.name=timm/resnet18.a1_in1k is none of the "),
         (
             "resnet81",
             {},
-            "model.name=resnet81 is no classification network of torchvision (timm's are called timm/NAME); known: ",
+            "model.name=resnet81 is not a classification network of torchvision (those of timm are called timm/NAME); "
+            "known: ",
         ),
         (
             "timm/resnet18",
             {"last_block": "layer5"},
-            "model.last_block=layer5 is no block of timm/resnet18; known: maxpool, layer1, layer2, layer3, layer4",
+            "model.last_block=layer5 is not a block of timm/resnet18; known: maxpool, layer1, layer2, layer3, layer4",
         ),
         (
             "timm/vit_tiny_patch16_224",
@@ -136,31 +137,31 @@ def test_features_of_tokens_and_of_maps_with_channels_last(name, block, pool, si
         (
             "timm/vit_tiny_patch16_224",
             {"last_block": "blocks.3"},
-            "model.last_block=blocks.3 is no block of timm/vit_tiny_patch16_224 at model.image_size=64; known: none; "
-            "it goes no further (Input height (64) doesn't match model (224).): use the size it was made for, 224 for "
-            "most",
+            "model.last_block=blocks.3 is not a block of timm/vit_tiny_patch16_224 at model.image_size=64; known: "
+            "none; later ones fail (Input height (64) doesn't match model (224).): use the size that the network is "
+            "made for, 224 for most",
         ),
         (
             "timm/crossvit_tiny_240",
             {"image_size": 240},
             "model.name=timm/crossvit_tiny_240 can't be cut: its steps depend on the images (symbolically traced "
-            "variables cannot be used as inputs to control flow); take another network",
+            "variables cannot be used as inputs to control flow); use another network",
         ),
         (
             "timm/coat_tiny",
             {"image_size": 224},
-            "model.name=timm/coat_tiny can't be cut: nowhere does all that follows depend on one stage's output alone; "
-            "take another network",
+            "model.name=timm/coat_tiny can't be cut: there is no stage after which everything depends on that stage's "
+            "output alone; use another network",
         ),
         (
             "timm/vitamin_small_224",
             {"image_size": 224},
-            "model.name=timm/vitamin_small_224 can't be cut: it can't be made without weights (Tensor on device meta "
-            "is not on the expected device cpu!); take another network",
+            "model.name=timm/vitamin_small_224 can't be cut: it can't be created without weights (Tensor on device "
+            "meta is not on the expected device cpu!); use another network",
         ),
     ],
 )
-def test_what_is_refused(name, options, expected):
+def test_error_messages(name, options, expected):
     assert message(name, **options).startswith(expected)
 
 
@@ -171,9 +172,9 @@ def test_without_timm(monkeypatch):
     assert blocks_of("resnet18", 64).blocks
 
 
-def test_the_key_says_where_a_network_comes_from():
-    """A key that changes has every cached feature of torchvision's networks computed again."""
-    given = {"weights": None, "image_size": 64, "last_block": "layer3", "frozen": "layer3", "pool": 1}
+def test_the_key_contains_the_library_and_its_version():
+    """If the key changes, all cached features of torchvision's networks are computed again."""
+    options = {"weights": None, "image_size": 64, "last_block": "layer3", "frozen": "layer3", "pool": 1}
     key = {
         "network": "resnet18",
         "weights": "random-0",
@@ -184,25 +185,25 @@ def test_the_key_says_where_a_network_comes_from():
         "std": (0.229, 0.224, 0.225),
     }
     release = torchvision.__version__.split("+")[0]
-    assert Backbone("resnet18", **given).key == key | {"torchvision": release}
-    assert Backbone("timm/resnet18", **given).key == key | {"network": "timm/resnet18", "timm": version("timm")}
+    assert Backbone("resnet18", **options).key == key | {"torchvision": release}
+    assert Backbone("timm/resnet18", **options).key == key | {"network": "timm/resnet18", "timm": version("timm")}
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Stands in for the transport: gives a file, or an error; notes what was asked for."""
-    asked = []
+    """Replaces the hub's download: writes a file or raises an error, and records the requests."""
+    requests = []
 
     def put(state=None, error=None):
         def download(repository, file, revision=None):
-            asked.append((repository, file, revision))
+            requests.append((repository, file, revision))
             if error:
                 raise error
             save_file(state, path := tmp_path / "model.safetensors")
             return str(path)
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-        return asked
+        return requests
 
     return put
 
@@ -211,17 +212,17 @@ def hub(monkeypatch, tmp_path):
 def test_timms_weights_come_from_the_hub_as_safetensors(hub, spec):
     torch.manual_seed(1)
     model = timm.create_model("resnet18")
-    asked = hub({key: value.clone() for key, value in model.state_dict().items()})
+    requests = hub({key: value.clone() for key, value in model.state_dict().items()})
     backbone = Backbone("timm/resnet18", weights=spec, image_size=64, last_block="layer2", frozen="layer2", pool=1)
     assert backbone.key["weights"] == "timm/resnet18.a1_in1k"
-    assert asked == []  # nothing is fetched before it is needed
+    assert requests == []  # nothing is fetched before it is needed
     cfg = timm.models.get_pretrained_cfg("resnet18")
     assert (backbone.mean, backbone.std) == (cfg.mean, cfg.std)
 
     state = torch.get_rng_state()
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features = backbone.frozen_part(torch.float32)(images)
-    assert asked == [("timm/resnet18.a1_in1k", "model.safetensors", None)]
+    assert requests == [("timm/resnet18.a1_in1k", "model.safetensors", None)]
     assert torch.equal(torch.get_rng_state(), state)
     model.eval()
     x = (images.float() / 255 - torch.tensor(cfg.mean).view(3, 1, 1)) / torch.tensor(cfg.std).view(3, 1, 1)
@@ -238,34 +239,34 @@ def test_timms_weights_come_from_the_hub_as_safetensors(hub, spec):
         ({"fc.bias": torch.zeros(3)}, None, "Error(s) in loading state_dict for ResNet:"),
     ],
 )
-def test_weights_that_cannot_be_had_are_told_in_one_line(hub, state, error, reason):
+def test_a_failed_download_is_reported_in_one_line(hub, state, error, reason):
     hub(state, error)
     with pytest.raises(InputError) as raised:
-        find("timm/resnet18", "DEFAULT", 0).load()
+        resolve("timm/resnet18", "DEFAULT", 0).load()
     assert str(raised.value) == (
-        f"model.safetensors of timm/resnet18.a1_in1k could not be had from the Hugging Face hub ({reason}); set "
-        "model.weights to a path, or to null (random)"
+        f"model.safetensors of timm/resnet18.a1_in1k could not be downloaded from the Hugging Face hub ({reason}); "
+        "set model.weights to a path, or to null (random)"
     )
 
 
-def test_a_name_that_is_no_weights_of_timm_lists_them():
+def test_an_unknown_name_lists_the_weights_of_timm():
     with pytest.raises(InputError) as error:
-        find("timm/resnet18", "IMAGENET1K_V1", 0)
+        resolve("timm/resnet18", "IMAGENET1K_V1", 0)
     assert str(error.value).startswith(
-        "model.weights=IMAGENET1K_V1 is no file that can be read (No such file or directory) and no weights of "
+        "model.weights=IMAGENET1K_V1 is neither a readable file (No such file or directory) nor weights of "
         "timm/resnet18; use DEFAULT, "
     )
     assert ", a1_in1k, " in str(error.value)
     assert str(error.value).endswith(", a path, or null (random)")
 
 
-def test_random_weights_of_timm_follow_the_seed_and_a_file_gives_them_again(tmp_path):
-    one, again, other = (find("timm/test_resnet", None, seed).load() for seed in (1, 1, 2))
-    assert all(torch.equal(one[key], again[key]) for key in one)
-    assert any(not torch.equal(one[key], other[key]) for key in one)
-    save_file(one, tmp_path / "own.safetensors")
-    loaded = find("timm/test_resnet", str(tmp_path / "own.safetensors"), 0).load()
-    assert all(torch.equal(one[key], loaded[key]) for key in one)
+def test_random_weights_of_timm_depend_on_the_seed_and_can_be_saved(tmp_path):
+    first, again, other = (resolve("timm/test_resnet", None, seed).load() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+    save_file(first, tmp_path / "own.safetensors")
+    loaded = resolve("timm/test_resnet", str(tmp_path / "own.safetensors"), 0).load()
+    assert all(torch.equal(first[key], loaded[key]) for key in first)
 
 
 @pytest.mark.parametrize("frozen", ["${.last_block}", "layer1", "null"])
@@ -278,7 +279,7 @@ def test_a_run_with_a_network_of_timm(command, frozen):
     assert re.search(r"validation accuracy 0\.\d+, test accuracy", output)
 
 
-FAMILIES = {  # a small one of each, and the only size that it takes, where it takes but one
+FAMILIES = {  # a small network of each family -> the image size, if it takes only one
     "cait_xxs24_224": 224,
     "convmixer_768_32": None,
     "convnextv2_atto": None,
@@ -317,7 +318,7 @@ FAMILIES = {  # a small one of each, and the only size that it takes, where it t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_network_of_each_family_cut_in_two_gives_what_the_whole_gives(name):
+def test_a_network_of_each_family_cut_in_two_equals_the_whole(name):
     backbone = blocks_of(f"timm/{name}", FAMILIES[name] or 64, pool=1)
     images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     state = backbone.weights.load()  # drawn once
@@ -339,7 +340,7 @@ def test_a_network_of_each_family_cut_in_two_gives_what_the_whole_gives(name):
     ["vgg16", "vgg16_bn", "resnet18", "efficientnet_b0", "timm/convnextv2_atto", "timm/resnet18", "timm/regnetx_002"],
 )
 def test_every_depth_of_training(name):
-    """Each block as the last that is used, over each that is frozen below it and over none: gradients reach each."""
+    """For each last block and each frozen block up to it, or none: gradients reach every trained block."""
     backbone = blocks_of(name, 64, pool=1)
     images = torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 1])
@@ -352,11 +353,11 @@ def test_every_depth_of_training(name):
             x = images if backbone.frozen is None else backbone.frozen_part(torch.float32)(images)
             trunk, head = backbone.trained_part(), nn.Linear(backbone.feature_size, 3)
             assert (trunk is None) == (backbone.frozen == backbone.last_block)
-            learnt = list(trunk.parameters()) if trunk else []
-            assert sum(p.numel() for p in learnt) == backbone.trained_parameters()
+            trained = list(trunk.parameters()) if trunk else []
+            assert sum(p.numel() for p in trained) == backbone.trained_parameters()
             F.cross_entropy(head(trunk(x) if trunk else x), labels).backward()
             gradients = {block: [p.grad for p in block.parameters()] for block in (trunk.blocks if trunk else [])}
-            for block, of_block in gradients.items():  # not of each parameter: some last norms begin with a scale of 0
+            for block, of_block in gradients.items():  # not every parameter: some last norms start with a scale of 0
                 assert all(g is not None and g.isfinite().all() for g in of_block)
                 assert any(g.any() for g in of_block) or not of_block, (backbone.last_block, backbone.frozen, block)
             assert len(gradients) == (

@@ -1,4 +1,4 @@
-"""A folder of photographs as people have them, from training to ONNX Runtime."""
+"""A realistic folder of photographs, from training to ONNX Runtime."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def save(crop: Image.Image, path: Path, kind: str) -> None:
         crop = crop.quantize(64)
     elif kind == "turned.jpg":
         exif = Image.Exif()
-        exif[ORIENTATION] = 6  # to be turned by 90 degrees to be seen
+        exif[ORIENTATION] = 6  # rotate by 90 degrees for display
         crop.rotate(90, expand=True).save(path, exif=exif)
         return
     crop.save(path)
@@ -53,7 +53,7 @@ def save(crop: Image.Image, path: Path, kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Pieces of two photographs that scikit-learn ships, in all sizes and modes; two of the files are none."""
+    """Crops of two photographs that scikit-learn ships, in many sizes and modes, and two files that are not images."""
     folder = tmp_path_factory.mktemp("my photos é")
     draw = random.Random(0)
     for name in ("china", "flower"):
@@ -99,7 +99,7 @@ def test_photographs_go_from_training_to_onnx_runtime(photos, tmp_path, monkeypa
     assert result["n_train"] + result["n_val"] + result["n_test"] == 108
     assert result["test_accuracy"] > 0.8
 
-    # predict names the broken ones, and says of the others what the run itself said of its test images
+    # predict reports the broken files, and its results equal those of the run for the test images
     output, errors = run("predict", "run", photos, "--csv", code=1)
     assert "broken.jpg" in errors
     assert "text.jpg" in errors
@@ -107,16 +107,16 @@ def test_photographs_go_from_training_to_onnx_runtime(photos, tmp_path, monkeypa
     assert len(rows) == 108
     right = [Path(row["file"]).parent.name == row["class"] for row in rows]
     assert sum(right) > 0.9 * len(right)
-    said = {Path(row["file"]).relative_to(photos).as_posix(): row for row in rows}
-    scored = [
+    predictions = {Path(row["file"]).relative_to(photos).as_posix(): row for row in rows}
+    tested = [
         row for row in csv.DictReader(Path("run/predictions.csv").read_text().splitlines()) if row["split"] == "test"
     ]
-    assert len(scored) == result["n_test"]
-    for row in scored:
-        assert said[row["image"]]["class"] == row["predicted"]
-        assert float(said[row["image"]]["probability"]) == pytest.approx(float(row["confidence"]), abs=2e-3)
+    assert len(tested) == result["n_test"]
+    for row in tested:
+        assert predictions[row["image"]]["class"] == row["predicted"]
+        assert float(predictions[row["image"]]["probability"]) == pytest.approx(float(row["confidence"]), abs=2e-3)
 
-    # the exported file gives the same
+    # the exported file gives the same results
     output, _ = run("export", "run", "--format", "onnx")
     assert "the top class of 0" in output
     session = onnxruntime.InferenceSession("run/model.onnx", providers=["CPUExecutionProvider"])

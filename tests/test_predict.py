@@ -134,7 +134,7 @@ WRONG = [  # arguments after the run, what the one line says
     (("a.png", "--with", "three"), "an ensemble's runs must have the same classes: those of "),
     (("a.png", "--with", "three", "--maps", "m"), "--maps explains one run: leave --with out"),
     (("a.png", "--maps", "a.png/m"), "--maps a.png/m can't be a folder"),
-    ((os.fsdecode(b"caf\xe9.png"),), "the name caf\\xe9.png is not in UTF-8: rename that file or folder"),
+    ((os.fsdecode(b"caf\xe9.png"),), "the name caf\\xe9.png is not valid UTF-8: rename the file or folder"),
     (("a.png", "--device", "tpu"), "device=tpu must be auto, cpu"),
 ]
 

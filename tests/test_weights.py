@@ -1,4 +1,4 @@
-"""Which weights a name stands for; files of every kind, whole and broken; downloads that work and that don't."""
+"""Weights by name; intact and damaged files of every kind; downloads that succeed and that fail."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ from torchvision.models import get_model, get_model_weights
 
 from tuner import InputError
 from tuner.networks.backbone import Backbone
-from tuner.networks.weights import BUNDLED, IMAGENET_MEAN, IMAGENET_STD, find
+from tuner.networks.weights import BUNDLED, IMAGENET_MEAN, IMAGENET_STD, resolve
 
 SHA256 = "08c15c59675ae074b9da1cccd2e6c3a9880891b9340305299eec547cfe79bdc8"
 KNOWN = "use bundled, IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT, a path, or null (random)"
@@ -67,12 +67,12 @@ def test_a_file_gives_the_same_features_as_the_bundled_weights(tmp_path, bundled
     assert file.key["weights"] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() != SHA256
 
 
-def test_a_copy_of_the_same_file_has_the_same_key_wherever_it_lies(tmp_path, monkeypatch):
+def test_a_copy_of_the_same_file_has_the_same_key(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "copy.safetensors").write_bytes(BUNDLED.read_bytes())
     backbone = vgg16("~/copy.safetensors")
     assert backbone.key["weights"] == SHA256
-    assert (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD)  # a file doesn't say what it was trained on
+    assert (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD)  # a file does not record its normalisation
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_a_copy_of_the_same_file_has_the_same_key_wherever_it_lies(tmp_path, mon
         ("vit_b_32", "encoder.layers.encoder_layer_3.mlp.linear_2.bias", "encoder.layers.encoder_layer_3.mlp.3.bias"),
     ],
 )
-def test_names_in_torchvisions_older_files_are_understood(tmp_path, network, old, new):
+def test_layer_names_of_torchvisions_older_files_are_translated(tmp_path, network, old, new):
     with torch.device("meta"):
         assert new in get_model(network).state_dict()
     save_file({old: torch.arange(3.0)}, tmp_path / "old.safetensors")
-    assert find(network, str(tmp_path / "old.safetensors"), 0).load().keys() == {new}
+    assert resolve(network, str(tmp_path / "old.safetensors"), 0).load().keys() == {new}
 
 
 @pytest.mark.parametrize(
@@ -107,23 +107,23 @@ def test_names_in_torchvisions_older_files_are_understood(tmp_path, network, old
         ("~nobody_of_that_name/w.pth", "Could not determine home directory."),
     ],
 )
-def test_an_unknown_name_lists_the_known_ones(tmp_path, monkeypatch, spec, reason):
+def test_an_unknown_name_lists_the_known_names(tmp_path, monkeypatch, spec, reason):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     with pytest.raises(InputError) as error:
-        find("vgg16", spec, 0)
+        resolve("vgg16", spec, 0)
     assert str(error.value) == (
-        f"model.weights={spec} is no file that can be read ({reason}) and no weights of vgg16; {KNOWN}"
+        f"model.weights={spec} is neither a readable file ({reason}) nor weights of vgg16; {KNOWN}"
     )
 
 
-def test_bundled_is_vgg16s_alone():
+def test_bundled_weights_are_only_for_vgg16():
     with pytest.raises(InputError, match="of resnet18; use IMAGENET1K_V1, DEFAULT, a path, or null"):
-        find("resnet18", "bundled", 0)
+        resolve("resnet18", "bundled", 0)
 
 
 class Code:
-    """Unpickling this runs code: it makes a file."""
+    """Unpickling an instance runs code that creates a file."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -146,11 +146,11 @@ def test_code_in_a_file_is_not_run(tmp_path, write):
 
 
 def half(write):
-    def written(path):
+    def write_half(path):
         write({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
-    return written
+    return write_half
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def half(write):
         *((f"empty.{ending}", Path.touch) for ending in ("safetensors", "pth")),
         *((f"text.{ending}", lambda path: path.write_text("text\n" * 100)) for ending in ("safetensors", "pth")),
         *((f"page.{ending}", lambda path: path.write_text("<html>404</html>")) for ending in ("safetensors", "pth")),
-        ("a checkpoint named otherwise.safetensors", partial(torch.save, {"a": torch.zeros(1)})),
+        ("a PyTorch file.safetensors", partial(torch.save, {"a": torch.zeros(1)})),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, write):
@@ -182,7 +182,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     with pytest.raises(InputError) as error:
         vgg16(str(path)).frozen_part(torch.float32)
     assert str(error.value) == (
-        f"model.weights={path} holds no state dict (names to tensors); save model.state_dict() as .safetensors"
+        f"model.weights={path} is not a state dict (names to tensors); save model.state_dict() as .safetensors"
     )
 
 
@@ -202,20 +202,20 @@ def test_weights_of_another_network_are_refused(network, block, problem):
     backbone = Backbone(network, weights=str(BUNDLED), image_size=64, last_block=block, frozen=block, pool=None)
     with pytest.raises(InputError) as error:
         backbone.frozen_part(torch.float32)
-    text = f"model.weights: {BUNDLED} do not fit {network}: {problem}; choose the model they were made for"
+    text = f"model.weights: {BUNDLED} do not fit {network}: {problem}; choose the model that they belong to"
     assert str(error.value) == text
 
 
-@pytest.mark.parametrize("network", ["squeezenet1_1", "googlenet"])  # googlenet warns where its weights are drawn
-def test_random_weights_follow_the_seed_and_nothing_else(network):
+@pytest.mark.parametrize("network", ["squeezenet1_1", "googlenet"])  # googlenet warns when its weights are drawn
+def test_random_weights_depend_only_on_the_seed(network):
     before = torch.get_rng_state()
-    one, again, other = (find(network, None, seed) for seed in (1, 1, 2))
-    assert one.key == again.key != other.key
-    one, again, other = (weights.load() for weights in (one, again, other))
+    first, again, other = (resolve(network, None, seed) for seed in (1, 1, 2))
+    assert first.key == again.key != other.key
+    first, again, other = (weights.load() for weights in (first, again, other))
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    name = next(name for name in one if name.endswith("weight"))
-    assert not torch.equal(one[name], other[name])
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    name = next(name for name in first if name.endswith("weight"))
+    assert not torch.equal(first[name], other[name])
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -236,7 +236,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """A folder, and the address where it is served."""
+    """A folder and the address that serves it."""
     (tmp_path / "served").mkdir()
     http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "served"))
     thread = threading.Thread(target=http.serve_forever, args=(0.05,))
@@ -253,7 +253,7 @@ def publish(server, monkeypatch):
     folder, address = server
 
     def put(below="", hash_prefix=None):
-        state = find("squeezenet1_1", None, seed=7).load()
+        state = resolve("squeezenet1_1", None, seed=7).load()
         torch.save(state, folder / "new.pth")
         name = f"squeezenet1_1-{hash_prefix or hashlib.sha256((folder / 'new.pth').read_bytes()).hexdigest()[:8]}.pth"
         (folder / "new.pth").rename(folder / name)
@@ -275,7 +275,7 @@ def checkpoints():
 
 def test_torchvisions_weights_are_downloaded_once(publish, server, caplog):
     state, name = publish()
-    weights = find("squeezenet1_1", "IMAGENET1K_V1", 0)
+    weights = resolve("squeezenet1_1", "IMAGENET1K_V1", 0)
     assert not checkpoints().exists()  # nothing is fetched before it is needed
     assert weights.key == name
     assert tuple(weights.mean) == IMAGENET_MEAN
@@ -287,7 +287,7 @@ def test_torchvisions_weights_are_downloaded_once(publish, server, caplog):
     assert [p.name for p in checkpoints().iterdir()] == [name]
 
     (server[0] / name).unlink()
-    again = find("squeezenet1_1", "DEFAULT", 0).load()
+    again = resolve("squeezenet1_1", "DEFAULT", 0).load()
     assert torch.equal(again["features.0.weight"], state["features.0.weight"])
 
 
@@ -311,35 +311,35 @@ OUT = "or set model.weights to a path, to bundled (vgg16), or to null (random)"
         ("/cut-short", None, "invalid hash value (expected "),
     ],
 )
-def test_a_failed_download_leaves_nothing_and_names_the_ways_out(publish, server, below, hash_prefix, reason):
+def test_a_failed_download_leaves_no_file_and_lists_the_ways_out(publish, server, below, hash_prefix, reason):
     _, name = publish(below, hash_prefix)
-    message = refused(find("squeezenet1_1", "IMAGENET1K_V1", 0))
-    assert message.startswith(f"{name} could not be had from {server[1]}{below}/{name} ({reason}")
+    message = refused(resolve("squeezenet1_1", "IMAGENET1K_V1", 0))
+    assert message.startswith(f"{name} could not be downloaded from {server[1]}{below}/{name} ({reason}")
     assert message.endswith(f"); put the file into {checkpoints()}, {OUT}")
     assert list(checkpoints().iterdir()) == []
 
 
 def test_an_unreachable_server(monkeypatch):
-    url = "http://127.0.0.1:9/vgg16-397923af.pth"  # nobody listens there
+    url = "http://127.0.0.1:9/vgg16-397923af.pth"  # nothing listens there
     monkeypatch.setattr(get_model_weights("vgg16").IMAGENET1K_V1.value, "url", url)
-    assert refused(find("vgg16", "IMAGENET1K_V1", 0)) == (
-        f"vgg16-397923af.pth could not be had from {url} (<urlopen error [Errno 111] Connection refused>); "
+    assert refused(resolve("vgg16", "IMAGENET1K_V1", 0)) == (
+        f"vgg16-397923af.pth could not be downloaded from {url} (<urlopen error [Errno 111] Connection refused>); "
         f"put the file into {checkpoints()}, {OUT}"
     )
     assert list(checkpoints().iterdir()) == []
 
 
-def test_a_folder_of_checkpoints_that_cannot_be_made(publish, tmp_path, monkeypatch):
+def test_the_checkpoint_folder_cannot_be_created(publish, tmp_path, monkeypatch):
     publish()
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
-    assert "Not a directory" in refused(find("squeezenet1_1", "IMAGENET1K_V1", 0))
+    assert "Not a directory" in refused(resolve("squeezenet1_1", "IMAGENET1K_V1", 0))
 
 
-def test_a_damaged_file_in_the_folder_of_checkpoints_is_not_used(publish):
+def test_a_damaged_file_in_the_checkpoint_folder_is_not_used(publish):
     _, name = publish()
     checkpoints().mkdir(parents=True)
-    torch.save(find("squeezenet1_1", None, seed=8).load(), checkpoints() / name)  # whole, but of another content
-    assert refused(find("squeezenet1_1", "IMAGENET1K_V1", 0)) == (
-        f"{checkpoints() / name} is damaged: its sha256 must begin with {name[14:22]}; delete it to have it downloaded"
+    torch.save(resolve("squeezenet1_1", None, seed=8).load(), checkpoints() / name)  # intact, but with other content
+    assert refused(resolve("squeezenet1_1", "IMAGENET1K_V1", 0)) == (
+        f"{checkpoints() / name} is damaged: its sha256 must begin with {name[14:22]}; delete it to download it again"
     )

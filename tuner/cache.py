@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from tuner import cache_files
-from tuner.cache_files import text
+from tuner.cache_files import format_bytes
 
 CONTENT = {  # folder of the cache -> what a file in it holds, by its key
     "banks": "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images",
@@ -51,9 +51,10 @@ def main() -> None:
             continue  # an unfinished file that is younger than a day may be at work
         if args.prune:
             path.unlink(missing_ok=True)
-        print(f"{'deleted ' if args.prune else ''}{path.name}  {text(size):>7}  used {unused:.1f} days ago  {what}")
+        deleted = "deleted " if args.prune else ""
+        print(f"{deleted}{path.name}  {format_bytes(size):>7}  used {unused:.1f} days ago  {what}")
         total += size
-    print(f"{text(total)} {'freed' if args.prune else 'used'} in {cache_dir}")
+    print(f"{format_bytes(total)} {'freed' if args.prune else 'used'} in {cache_dir}")
 
 
 if __name__ == "__main__":

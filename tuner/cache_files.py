@@ -1,6 +1,6 @@
-"""Files of the cache: each a safetensors file, written once, and memory-mapped by whoever reads it.
+"""Files of the cache: safetensors files that are written once and then memory-mapped by readers.
 
-One process writes a file while others wait, under a temporary name, so that what is there is whole.
+One process writes a file under a temporary name while others wait, so a file in place is always complete.
 """
 
 import json
@@ -23,20 +23,20 @@ from tuner.files import replacing
 
 log = logging.getLogger(__name__)
 
-SIZES = {"U8": 1, "BF16": 2, "F32": 4}  # bytes a value, by safetensors' names
-UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)  # what a damaged file leads to
+SIZES = {"U8": 1, "BF16": 2, "F32": 4}  # safetensors' dtype -> bytes per value
+UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)  # raised for a damaged file
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How messages speak of a kind of stored files: "the feature bank", "the features", "computing", "computed"."""
+    """A kind of cache file, as messages name it."""
 
-    file: str
-    content: str
-    doing: str
-    done: str
-    smaller: str  # what makes it so
+    file: str  # "the feature bank"
+    content: str  # "the features"
+    doing: str  # "computing"
+    done: str  # "computed"
+    smaller: str  # advice that makes the files smaller: "set model.pool"
 
 
 def obtain(
@@ -49,39 +49,40 @@ def obtain(
     count: int,
     size: int,
 ) -> T:
-    """What `read` makes of a file, which is written first where there is none, or it is damaged, with a warning.
+    """The result of `read` for a cache file. A missing or damaged file is written first; a damaged one with a warning.
 
-    read: raises one of UNREADABLE for a file that is damaged.   write: fills the file.
-    what: it holds, for the log.   count: images in it.   size: bytes; as much must be free.
-    Where the file is there and whole, its folder may be read-only. Of several processes one writes and the others wait.
-    Raises InputError where the folder must be written and can't be, or has no room.
+    read: reads the file; raises one of UNREADABLE if it is damaged.   write: writes the content.
+    what: a description of the content, for the log.   count: number of images.   size: bytes that must be free.
+    If an intact file exists, its folder may be read-only. Only one process writes a file; others wait for it.
+    Raises InputError if the folder cannot be written or has not enough free space, OSError if a file that was just
+    written is damaged.
     """
-    found = _read(path, kind, read, logging.DEBUG)  # without the lock: a file comes into being whole
-    if found is None:
+    content = _read(path, kind, read, logging.DEBUG)  # needs no lock, because a file appears complete
+    if content is None:
         with _locked(path, kind):
-            found = _read(path, kind, read, logging.WARNING)  # another process may have been first
-            if found is None:
+            content = _read(path, kind, read, logging.WARNING)  # another process may have written it meanwhile
+            if content is None:
                 _write(path, kind, write, what, count, size)
-                found = _read(path, kind, read, logging.WARNING)
+                content = _read(path, kind, read, logging.WARNING)
     else:
-        log.info("%s: cached in %s (%s)", what, path, text(size))
+        log.info("%s: cached in %s (%s)", what, path, format_bytes(size))
         with suppress(OSError):
             os.utime(path)  # the time of last use, for --prune
-    if found is None:
-        raise OSError(f"{path} is damaged though it was just written: check the disk, or set cache_dir to another one")
-    return found
+    if content is None:
+        raise OSError(f"{path} is damaged right after it was written: check the disk, or set cache_dir to another one")
+    return content
 
 
 def header(
     metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...]]], length: int | None = None
 ) -> bytes:
-    """What a safetensors file begins with: https://github.com/huggingface/safetensors#format.
+    """The header of a safetensors file: https://github.com/huggingface/safetensors#format.
 
-    tensors: dtype, one of SIZES, and shape of each, in the order in which they follow.
-    length: bytes that it has at least, to take the place of a longer one.
+    tensors: name -> (dtype, a key of SIZES; shape), in the order of the data.
+    length: pad the header to at least this many bytes, to overwrite a longer one.
     """
-    content, start = {"__metadata__": dict(metadata)}, 0
-    entries: dict[str, object] = dict(content)
+    start = 0
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     for name, (dtype, shape) in tensors.items():
         end = start + math.prod(shape) * SIZES[dtype]
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
@@ -92,13 +93,13 @@ def header(
 
 
 def files(cache_dir: Path, folder: str) -> Iterator[Path]:
-    """The files of a kind, finished or not."""
+    """The cache files in a folder, including unfinished ones."""
     yield from (cache_dir / folder).glob("*.safetensors")
     yield from (cache_dir / folder).glob(".*.partial")
 
 
-def text(size: float) -> str:
-    """A number of bytes."""
+def format_bytes(size: float) -> str:
+    """A number of bytes with its unit."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}"
@@ -119,15 +120,15 @@ def _read(path: Path, kind: Kind, read: Callable[[Path], T], level: int) -> T | 
 def _write(path: Path, kind: Kind, write: Callable[[BinaryIO], None], what: str, count: int, size: int) -> None:
     start = time.perf_counter()
     try:
-        for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed: we hold the lock, none works
-            left.unlink()
+        for leftover in path.parent.glob(f".{path.name}.*"):  # of a killed process, because we hold the lock
+            leftover.unlink()
         free = shutil.disk_usage(path.parent).free
         if free < size:
             raise InputError(
-                f"{kind.content} need {text(size)} and {path.parent} has {text(free)} free; set cache_dir to a larger "
-                f"disk, {kind.smaller}, or free some with `python -m tuner.cache --prune`"
+                f"{kind.content} need {format_bytes(size)} and {path.parent} has {format_bytes(free)} free; set "
+                f"cache_dir to a larger disk, {kind.smaller}, or free some with `python -m tuner.cache --prune`"
             )
-        log.info("%s: %s them into %s (%s)", what, kind.doing, path, text(size))
+        log.info("%s: %s them into %s (%s)", what, kind.doing, path, format_bytes(size))
         with replacing(path) as file:
             write(file)
     except OSError as error:
@@ -138,7 +139,7 @@ def _write(path: Path, kind: Kind, write: Callable[[BinaryIO], None], what: str,
 
 @contextmanager
 def _locked(path: Path, kind: Kind) -> Iterator[None]:
-    """Hold a file's lock, so that one process writes it while the others wait. The system frees it should we die."""
+    """Hold the lock of a file while writing it. The operating system frees the lock if the process dies."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
@@ -147,7 +148,10 @@ def _locked(path: Path, kind: Kind) -> Iterator[None]:
         except Timeout:
             log.info("another process is %s %s: waiting for it", kind.doing, path)
             lock.acquire()
-    except (OSError, NotImplementedError) as error:  # older versions of filelock: no locks on this file system
+    except (
+        OSError,
+        NotImplementedError,
+    ) as error:  # NotImplementedError: older filelock on a file system without locks
         raise _unwritable(path.parent, error) from error
     try:
         yield

@@ -1,8 +1,8 @@
 """Every decision about devices: CPU, CUDA and Apple's MPS.
 
-No other module names a kind of device or compares two devices, except for the CUDA calls in training/cuda_graph.py. A
-device here is what a tensor on it reports: `cuda:0`, never `cuda`. MPS is written after torch's documentation and has
-not been run.
+No other module names a kind of device or compares two devices, except for the CUDA calls in training/cuda_graph.py.
+Devices always have the index that tensors report: `cuda:0`, never `cuda`. The MPS code follows torch's documentation
+and has never been run.
 """
 
 import logging
@@ -18,24 +18,26 @@ from tuner import InputError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Without it cuBLAS may sum in any order. It is read once, at the first product, and costs nothing where nobody asks for
-# deterministic algorithms.
+# Without this variable cuBLAS may sum in any order. cuBLAS reads it at the first product. It has no cost unless
+# deterministic algorithms are requested.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 CHOICES = "auto, cpu, cuda, cuda:N or mps"
-# Images a batch of a frozen network, by measurement (benchmarks/README.md): as many as keep the inputs and outputs of
-# its largest layer within so many numbers, and no more than so many images.
+# Limits for a batch of a frozen network, measured (benchmarks/README.md): numbers in the inputs and outputs of its
+# largest layer, and images.
 LARGEST_LAYER = {"cpu": 2**25, "cuda": 2**30, "mps": 2**27}
 MOST_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 1024}
-SHARE_OF_FREE = 16  # a batch's largest layer takes at most a sixteenth of the free memory: blocks branch and add
-STACK_SIZE = {"cpu": 8, "cuda": 64, "mps": 8}  # heads; larger stacks gain nothing (benchmarks/README.md)
+SHARE_OF_FREE = (
+    16  # the largest layer may take 1/16 of the free memory, because blocks with branches hold several layers
+)
+STACK_SIZE = {"cpu": 8, "cuda": 64, "mps": 8}  # heads per stack; larger stacks are not faster (benchmarks/README.md)
 
 
 def choose_device(choice: str) -> torch.device:
     """The device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, with its index as tensors report it.
 
     `auto` takes CUDA, then MPS, then the CPU, and logs which and why.
-    Raises InputError for a device that this machine does not have.
+    Raises InputError for an unknown device and for one that this machine does not have.
     """
     gpus = _count_gpus()
     mps = torch.backends.mps.is_available()
@@ -44,8 +46,8 @@ def choose_device(choice: str) -> torch.device:
         log.info("device: %s (auto: %s)", device, why)
         return device
     kind, _, index = str(choice).partition(":")
-    known = kind in ("cpu", "cuda", "mps") and (not index or (index.isascii() and index.isdigit()))
-    if not known or (kind == "cpu" and index):
+    is_valid = kind in ("cpu", "cuda", "mps") and (not index or (index.isascii() and index.isdigit()))
+    if not is_valid or (kind == "cpu" and index):
         raise InputError(f"device={choice} must be {CHOICES}")
     if kind == "cpu":
         return torch.device("cpu")
@@ -86,7 +88,7 @@ def _no_cuda() -> str:
 def choose_precision(choice: str, device: torch.device) -> torch.dtype:
     """The precision of matrix products for `bf16`, `fp32` or `auto`.
 
-    `auto` takes bfloat16 where the hardware multiplies it, which is faster, and float32 elsewhere; it logs which.
+    `auto` takes bfloat16 if the hardware multiplies it natively, else float32, and logs the choice.
     """
     if choice != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[choice]
@@ -103,7 +105,7 @@ def choose_precision(choice: str, device: torch.device) -> torch.dtype:
 
 
 def describe(device: torch.device) -> str:
-    """The device for result.json, with the GPU's name or the number of threads."""
+    """A description for result.json: the device with the name of the GPU or the number of threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device) if device.type == "mps" else f"{device} ({torch.get_num_threads()} threads)"
@@ -114,17 +116,17 @@ def is_cpu(device: torch.device) -> bool:
 
 
 def has_graphs(device: torch.device) -> bool:
-    """Whether a step on it can be captured as a CUDA graph."""
+    """Whether a training step on this device can be captured as a CUDA graph."""
     return device.type == "cuda"
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """The type to sum in: float64, except on MPS, which has none."""
+    """The type for sums: float64, or float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def stack_size(device: torch.device) -> int:
-    """How many heads a stack should have at most."""
+    """The largest useful number of heads in a stack."""
     return STACK_SIZE[device.type]
 
 
@@ -132,9 +134,9 @@ def stack_size(device: torch.device) -> int:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device: itself where it is there already, else a copy.
+    """The tensor on the device: the same tensor if it is already there, else a copy.
 
-    From the CPU to a CUDA GPU the copy goes through pinned memory, while the GPU is still at work on what came before.
+    A copy from the CPU to a CUDA GPU goes through pinned memory, so it overlaps with the GPU's earlier work.
     """
     if tensor.device == device:
         return tensor
@@ -144,10 +146,10 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def fetch(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Start copying a tensor to the CPU; the function returned waits for the copy and gives it."""
+    """Start copying a tensor to the CPU. Returns a function that waits for the copy and returns it."""
     if tensor.device.type != "cuda":
-        here = tensor.cpu().contiguous()
-        return lambda: here
+        on_cpu = tensor.cpu().contiguous()
+        return lambda: on_cpu
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     copy.copy_(tensor, non_blocking=True)
     done = torch.cuda.Event()
@@ -161,7 +163,7 @@ def fetch(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was asked for."""
+    """Block until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -172,9 +174,9 @@ def wait(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a tensor on the device could take; None for the CPU, where the system pages.
+    """Bytes available for tensors on the device; None for the CPU, whose memory the operating system pages.
 
-    The blocks that torch's allocator has cached count as free: it gives them back when it needs them.
+    Blocks cached by torch's allocator count as free, because it reuses them.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -185,7 +187,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give the allocator's cached blocks back."""
+    """Return the allocator's cached blocks to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -193,10 +195,10 @@ def release_memory(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device had too little memory. Libraries below torch raise RuntimeErrors of their own for it."""
+    """Whether an error means too little device memory. Libraries below torch raise other RuntimeErrors for it."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    # cuBLAS, cuDNN 9, and cuDNN where no plan's workspace had room
+    # of CUDA, MPS, cuBLAS and cuDNN 9; the last one: no workspace of cuDNN fits into memory
     reasons = (
         *("CUDA error: out of memory", "MPS backend out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED"),
         "unable to find an engine",
@@ -205,27 +207,27 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def batch_size(device: torch.device, largest_layer: int) -> int:
-    """Images a batch for a network in inference.
+    """Images per batch for a network in inference.
 
-    largest_layer: numbers in the inputs and outputs of its largest layer, for one image.
+    largest_layer: numbers in the inputs and outputs of its largest layer, per image.
     """
     numbers = LARGEST_LAYER[device.type]
     free = free_memory(device)
     if free is not None:
-        numbers = min(numbers, free // (4 * SHARE_OF_FREE))  # of four bytes
+        numbers = min(numbers, free // (4 * SHARE_OF_FREE))  # four bytes each
     return max(1, min(MOST_IMAGES[device.type], numbers // largest_layer))
 
 
 class Batches:
-    """Applies a function to batches; where the device runs out of memory, they have half the size from then on."""
+    """Applies a function to batches. When the device runs out of memory, it halves the batch size permanently."""
 
     def __init__(self, size: int, device: torch.device):
         self.size, self.device = size, device
 
     def __call__(self, function: Callable[[Any], T], items: Sequence[Any] | torch.Tensor) -> Iterator[T]:
-        """The function's result for each slice of the items, in order.
+        """Yields the function's result for each batch of items, in order.
 
-        Raises what the function raises, out of memory with a single item among it.
+        Raises the errors of the function; an out-of-memory error only for a batch of one item.
         """
         start = 0
         while start < len(items):
@@ -237,13 +239,13 @@ class Batches:
                     raise
                 self.size = (len(batch) + 1) // 2
                 log.warning(
-                    "out of memory on %s with %d at a time: going on with %d", self.device, len(batch), self.size
+                    "out of memory on %s with batches of %d: continuing with %d", self.device, len(batch), self.size
                 )
             else:
                 start += len(batch)
                 yield result
                 continue
-            release_memory(self.device)  # here the error, whose frames hold memory, is gone
+            release_memory(self.device)  # after the except block, because the error's frames hold memory
 
 
 # Numbers
@@ -251,11 +253,11 @@ class Batches:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """Compute float32 products in float32. By default cuDNN's convolutions use TF32, which has 10 bits of mantissa."""
+    """Compute float32 products in float32. By default cuDNN's convolutions use TF32, with 10 bits of mantissa."""
     if device.type != "cuda":
         yield
         return
-    backends: Any = torch.backends  # whose attributes torch's stubs lack
+    backends: Any = torch.backends  # torch's stubs lack these attributes
     kinds = [backends.cudnn.conv, backends.cuda.matmul]
     before = [kind.fp32_precision for kind in kinds]
     try:
@@ -269,10 +271,10 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """Where a GPU has a deterministic algorithm it is used, and float32 is exact: same seed, same numbers.
+    """Use deterministic algorithms and exact float32 on a GPU: the same seed then gives the same numbers.
 
-    Operations without one run all the same; README.md says which networks have them. The state of the process is as
-    before afterwards.
+    Operations without a deterministic algorithm still run; README.md lists the networks that have some. The settings of
+    the process are restored afterwards.
     """
     if device.type == "cpu":
         yield
@@ -284,7 +286,9 @@ def repeatable(device: torch.device) -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
         try:
             torch.use_deterministic_algorithms(True, warn_only=True)
-            settings.fill_uninitialized_memory = False  # none is read, and filling takes time
+            settings.fill_uninitialized_memory = (
+                False  # uninitialised memory is never read here, and filling it takes time
+            )
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
@@ -299,7 +303,7 @@ def rng_state(device: torch.device) -> torch.Tensor | None:
 
 
 def set_rng_state(device: torch.device, state: torch.Tensor) -> None:
-    """Put back what rng_state() gave on a device of the same kind."""
+    """Restore a state that rng_state() returned on a device of the same kind."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     elif device.type == "mps":

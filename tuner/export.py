@@ -20,7 +20,7 @@ from torch import nn
 
 from tuner import InputError, output
 from tuner.config import of_run
-from tuner.data.image_file import named
+from tuner.data.image_file import expand
 from tuner.files import replacing
 from tuner.inference import model
 from tuner.inference.model import Model
@@ -156,7 +156,7 @@ def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, flo
 def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[torch.Tensor, str]:
     """uint8 [N, *input_shape] to compare on, and what they are: files, the run's test images, or random ones."""
     if inputs:
-        found = named(inputs)[:IMAGES]
+        found = expand(inputs)[:IMAGES]
         return torch.stack([original.read(path) for path in found]), "of the files given"
     try:
         test = of_run(model.file_of(run).parent).data.target.build().test.images

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and disks that are full."""
+"""Atomic writes, and recognising a full disk."""
 
 import os
 from collections.abc import Iterator
@@ -6,12 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-NO_SPACE = ("no space left", "disk is full", "disk quota exceeded")  # as the system, SQLite and others say it
+NO_SPACE = (
+    "no space left",
+    "disk is full",
+    "disk quota exceeded",
+)  # messages of the operating system, SQLite and others
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes `path`'s place when it is whole and on the disk; an exception leaves `path` as it was."""
+    """A file that replaces `path` after it was written and synced; after an exception `path` is unchanged."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -24,9 +28,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def no_space(error: BaseException | None) -> str | None:
-    """What an error, or one that it came from, says of a full disk; None: it is about something else."""
-    seen: list[BaseException] = []  # a chain may be a ring
-    while error is not None and not any(error is one for one in seen):
+    """The message of an error, or of one of its causes, about a full disk; None if there is none."""
+    seen: list[BaseException] = []  # a chain of causes may be circular
+    while error is not None and not any(error is earlier for earlier in seen):
         seen.append(error)
         line = str(error).partition("\n")[0]
         if any(sign in line.lower() for sign in NO_SPACE):

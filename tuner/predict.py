@@ -113,7 +113,7 @@ def main() -> None:
     args = _arguments().parse_intermixed_args()  # options stand anywhere
     if args.maps and args.others:
         raise InputError("--maps explains one run: leave --with out")
-    paths = image_file.named(args.inputs)
+    paths = image_file.expand(args.inputs)
     models = load([args.run, *args.others], args.device, args.precision)
     classes = models[0].classes
     if not 1 <= args.top <= len(classes):

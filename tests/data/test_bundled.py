@@ -1,4 +1,4 @@
-"""The data sets that need no file of the user's, and the configurations of all of them."""
+"""Data sets that need no files of the user, and the configs of all data sets."""
 
 from pathlib import Path
 
@@ -29,13 +29,13 @@ def test_the_bundled_images_are_balanced():
     assert data.pool.images.max() == 255
 
 
-def test_the_script_draws_a_balanced_part_and_repeats_itself(tmp_path, monkeypatch):
+def test_the_script_draws_a_balanced_part_and_is_reproducible(tmp_path, monkeypatch):
     labels = torch.arange(60) % 10
     whole = Samples(torch.arange(60, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2), labels)
     monkeypatch.setattr(fashion_mnist, "read", lambda folder, part: whole)
     monkeypatch.setattr(fmnist_small, "PER_CLASS", 4)
     for name in ("a.csv.xz", "b.csv.xz"):
-        fmnist_small.make(tmp_path, tmp_path / name)
+        fmnist_small.write(tmp_path, tmp_path / name)
     assert (tmp_path / "a.csv.xz").read_bytes() == (tmp_path / "b.csv.xz").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv.xz", "b.csv.xz"]
     data = csv_file.load(tmp_path / "a.csv.xz")
@@ -44,7 +44,7 @@ def test_the_script_draws_a_balanced_part_and_repeats_itself(tmp_path, monkeypat
         assert torch.equal(part.images[:, 0, 0, 0] % 10, part.labels)
 
 
-def test_synthetic_images_can_be_told_apart_but_not_at_a_glance():
+def test_synthetic_images_are_separable_but_noisy():
     data = synthetic.load(n=1000, channels=3, size=12)
     images, labels = data.pool.images[data.train].flatten(1).float(), data.pool.labels[data.train]
     means = torch.stack([images[labels == label].mean(0) for label in range(4)])
@@ -55,15 +55,15 @@ def test_synthetic_images_can_be_told_apart_but_not_at_a_glance():
 
 
 def test_synthetic_images_do_not_depend_on_the_seed():
-    one, same, other = (synthetic.load(seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(one.pool.images, other.pool.images)
-    assert torch.equal(one.test.images, other.test.images)
-    assert torch.equal(one.val, same.val)
-    assert not torch.equal(one.val, other.val)
+    first, same, other = (synthetic.load(seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.pool.images, other.pool.images)
+    assert torch.equal(first.test.images, other.test.images)
+    assert torch.equal(first.val, same.val)
+    assert not torch.equal(first.val, other.val)
 
 
 @pytest.mark.parametrize("name", ["n", "classes", "size", "channels"])
-def test_synthetic_refuses_nothing(name):
+def test_synthetic_refuses_zero(name):
     with pytest.raises(InputError, match=f"^data.{name} must be a whole number above 0, got 0$"):
         synthetic.load(**{name: 0})
 
@@ -77,8 +77,8 @@ def test_synthetic_refuses_nothing(name):
         ("csv", {"path": str(fmnist_small.PATH), "classes": list(fashion_mnist.CLASSES)}, (4200, 600, 1200)),
     ],
 )
-def test_configurations(name, changes, sizes):
-    above = {"seed": 3, "model": {"image_size": 64}, "cache_dir": "cache"}  # what options refer to
+def test_configs(name, changes, sizes):
+    above = {"seed": 3, "model": {"image_size": 64}, "cache_dir": "cache"}  # keys that the configs interpolate
     config = OmegaConf.create(above | {"data": OmegaConf.load(CONF / f"{name}.yaml")})
     config.data.update(changes)
     data = hydra.utils.instantiate(config.data, _execution_whitelist_=["tuner.*"])

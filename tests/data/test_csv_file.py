@@ -1,4 +1,4 @@
-"""CSV files: what is read, and what is found out without being said."""
+"""CSV files of pixels: formats, labels and shapes."""
 
 import bz2
 import gzip
@@ -13,7 +13,7 @@ from tuner.data import csv_file
 
 
 def table(place=0, header=True, labels=("0", "1", "2"), pixels=4, n=12):
-    """A file's text: image i has the label i mod 3 in column `place`, and the pixels i, i + 1, ..."""
+    """The text of a file. Image i has the label i mod 3, in column `place`, and the pixels i, i + 1, ..."""
     lines = [[f"p{i}" for i in range(pixels)], *([str(i + j) for j in range(pixels)] for i in range(n))]
     for i, cells in enumerate(lines):
         cells.insert(place, labels[(i - 1) % len(labels)] if i else "label")
@@ -22,7 +22,7 @@ def table(place=0, header=True, labels=("0", "1", "2"), pixels=4, n=12):
 
 @pytest.fixture
 def load(tmp_path):
-    """Write a file, and load it."""
+    """Write a file and load it."""
 
     def write_and_load(content, name="data.csv", test=None, **options):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -34,8 +34,8 @@ def load(tmp_path):
     return write_and_load
 
 
-def found(*parts, classes):
-    """(first pixel, class name) of every image, in the order of the first pixel."""
+def images_of(*parts, classes):
+    """(first pixel, class name) of each image, sorted."""
     return sorted(
         (int(image.flatten()[0]), classes[label])
         for part in parts
@@ -60,7 +60,7 @@ EXPECTED = [(i, str(i % 3)) for i in range(12)]
         pytest.param("data.csv", "\n" + TABLE.replace("\n", "\n\n") + "   \n\n", id="blank lines"),
         pytest.param("data.csv", TABLE.rstrip(), id="no newline at the end"),
         pytest.param("data.csv", '"' + TABLE.rstrip().replace(",", '","').replace("\n", '"\n"') + '"', id="quoted"),
-        pytest.param("data.csv", TABLE.replace(",", " , "), id="blanks around"),
+        pytest.param("data.csv", TABLE.replace(",", " , "), id="spaces around commas"),
         pytest.param("data.csv", TABLE.replace("\n", ".0\n"), id="whole floats"),
         pytest.param("data.csv", table(place=2), id="label in the middle"),
         pytest.param("data.csv", table(place=4), id="label last"),
@@ -68,7 +68,7 @@ EXPECTED = [(i, str(i % 3)) for i in range(12)]
 )
 def test_reads(load, name, content):
     data = load(content, name)
-    assert found(data.pool, data.test, classes=data.classes) == EXPECTED
+    assert images_of(data.pool, data.test, classes=data.classes) == EXPECTED
     assert data.pool.images.shape[1:] == data.test.images.shape[1:] == (1, 2, 2)
     assert data.pool.images.dtype == torch.uint8
     assert data.pool.labels.dtype == torch.int64
@@ -78,18 +78,18 @@ def test_reads(load, name, content):
 @pytest.mark.parametrize(("place", "label"), [(0, 0), (0, -5), (2, 2), (4, 4), (4, -1)])
 def test_without_a_header_the_label_is_a_column_number(load, place, label):
     data = load(table(place, header=False), header=False, label=label)
-    assert found(data.pool, data.test, classes=data.classes) == EXPECTED
+    assert images_of(data.pool, data.test, classes=data.classes) == EXPECTED
 
 
 def test_reads_what_numpy_savetxt_writes(tmp_path):
     np.savetxt(tmp_path / "data.csv", np.array([[i % 3, i, 1, 2, 3] for i in range(12)]), delimiter=",")
     data = csv_file.load(tmp_path / "data.csv", header=False, label=0)
-    assert found(data.pool, data.test, classes=data.classes) == EXPECTED
+    assert images_of(data.pool, data.test, classes=data.classes) == EXPECTED
 
 
 def test_the_label_column_has_any_name(load):
     data = load(TABLE.replace("label", "7"), label=7)  # as data.label=7 arrives from the command line
-    assert found(data.pool, data.test, classes=data.classes) == EXPECTED
+    assert images_of(data.pool, data.test, classes=data.classes) == EXPECTED
 
 
 def test_a_home_folder_and_a_relative_path(tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_a_home_folder_and_a_relative_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("labels", "classes", "names", "meant"),
+    ("labels", "classes", "names", "expected"),
     [
         (("0", "1", "2"), None, ("0", "1", "2"), ("0", "1", "2")),
         (("9", "10", "-1"), None, ("-1", "9", "10"), ("9", "10", "-1")),
@@ -114,10 +114,10 @@ def test_a_home_folder_and_a_relative_path(tmp_path, monkeypatch):
         (("3", "7", "5"), OmegaConf.create([7, 5, 3]), ("7", "5", "3"), ("3", "7", "5")),
     ],
 )
-def test_labels(load, labels, classes, names, meant):
+def test_labels(load, labels, classes, names, expected):
     data = load(table(labels=labels), classes=classes)
     assert data.classes == names
-    assert found(data.pool, data.test, classes=data.classes) == [(i, meant[i % 3]) for i in range(12)]
+    assert images_of(data.pool, data.test, classes=data.classes) == [(i, expected[i % 3]) for i in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_labels(load, labels, classes, names, meant):
         (18, {"height": 2, "width": 3, "channels": 3}, (3, 2, 3)),
     ],
 )
-def test_the_shape_is_given_or_follows_from_the_number_of_pixels(load, pixels, options, shape):
+def test_the_shape_is_given_or_derived_from_the_number_of_pixels(load, pixels, options, shape):
     data = load(table(pixels=pixels), **options)
     assert data.pool.images.shape[1:] == shape
     c, h, w = shape
@@ -142,23 +142,29 @@ def test_the_shape_is_given_or_follows_from_the_number_of_pixels(load, pixels, o
 
 
 def test_a_second_file_is_the_test_split(load):
-    test = table(n=4, place=3, labels=("2", "0"))  # its label column may stand elsewhere, and classes may be lacking
+    test = table(n=4, place=3, labels=("2", "0"))  # another label column, and not all classes
     data = load(TABLE, test=test, val_share=0.25)
-    assert found(data.pool, classes=data.classes) == EXPECTED
-    assert found(data.test, classes=data.classes) == [(0, "2"), (1, "0"), (2, "2"), (3, "0")]
+    assert images_of(data.pool, classes=data.classes) == EXPECTED
+    assert images_of(data.test, classes=data.classes) == [(0, "2"), (1, "0"), (2, "2"), (3, "0")]
     assert (len(data.train), len(data.val), data.test_duplicates) == (9, 3, 4)
 
 
-def test_seed_and_shares_reach_the_split(load):
-    one, same, other = (load(table(n=60), val_share=0.5, test_share=0.4, seed=seed) for seed in (1, 1, 2))
-    assert (len(one.train), len(one.val), len(one.test)) == (18, 18, 24)
-    assert torch.equal(one.val, same.val)
-    assert not torch.equal(one.val, other.val)
-    assert torch.equal(one.test.images, other.test.images)
+def test_seed_and_shares_control_the_splits(load):
+    first, same, other = (load(table(n=60), val_share=0.5, test_share=0.4, seed=seed) for seed in (1, 1, 2))
+    assert (len(first.train), len(first.val), len(first.test)) == (18, 18, 24)
+    assert torch.equal(first.val, same.val)
+    assert not torch.equal(first.val, other.val)
+    assert torch.equal(first.test.images, other.test.images)
 
 
-def test_black_images_are_pointed_out(load, caplog):
+def test_without_division_no_split_is_drawn(load):
+    for test, expected in ((None, (4, 0, 0)), (table(n=2), (4, 0, 2))):
+        data = load(table(n=4), test=test, divide=False)
+        assert (len(data.train), len(data.val), len(data.test)) == expected
+
+
+def test_almost_black_images_cause_a_warning(load, caplog):
     load("label,a,b,c,d\n" + "cat,0,0,0,1\ndog,0,1,0,1\n" * 3)
     assert caplog.messages[0] == (
-        "data.csv has no pixel above 1: images all but black; were the pixels meant to reach 255?"
+        "data.csv has no pixel above 1, so its images are almost black: should pixels reach 255?"
     )

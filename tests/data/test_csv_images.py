@@ -12,7 +12,7 @@ from tuner.data import csv_file, image_file
 
 @pytest.fixture
 def photos(tmp_path):
-    """Twelve images of two classes, in a folder beside the table."""
+    """Twelve images of two classes, in a folder next to the table."""
     folder = tmp_path / "my photos"
     folder.mkdir()
     for i in range(12):
@@ -33,10 +33,10 @@ def load(path, folder, **options):
     return csv_file.load(path, size=16, cache_dir=folder / "cache", **options)
 
 
-def test_a_column_that_holds_no_numbers_is_one_of_files(photos, caplog):
+def test_a_column_without_numbers_names_image_files(photos, caplog):
     caplog.set_level(logging.INFO)
     data = load(table(photos, ["image,label", *rows()]), photos)
-    assert "column 'image' holds image files" in caplog.text
+    assert "column 'image' names image files" in caplog.text
     assert data.classes == ("even", "odd")
     assert data.fit == "crop"
     assert len(data.pool) + len(data.test) == 12
@@ -47,7 +47,7 @@ def test_a_column_that_holds_no_numbers_is_one_of_files(photos, caplog):
 
 
 @pytest.mark.parametrize("image", ["file", None])
-def test_other_columns_are_ignored_where_the_column_is_named(photos, image):
+def test_other_columns_are_ignored_if_the_column_is_given(photos, image):
     lines = ["label,file,width", *(f"{row.split(',')[1]},{row.split(',')[0]},20" for row in rows())]
     path = table(photos, lines)
     if image:
@@ -67,6 +67,11 @@ def test_paths_may_be_absolute_and_the_test_file_elsewhere(photos, tmp_path_fact
     assert data.test.labels.tolist() == [0, 0]
 
 
+def test_without_division_no_split_is_drawn(photos):
+    data = load(table(photos, ["image,label", *rows(range(2))]), photos, divide=False)
+    assert (len(data.train), len(data.val), len(data.test)) == (2, 0, 0)
+
+
 def test_without_a_header(photos):
     data = load(table(photos, rows()), photos, header=False, label=1)
     assert len(data.pool) + len(data.test) == 12
@@ -78,30 +83,35 @@ def test_without_a_header(photos):
         (["image,label", *rows(), "my photos/12.png,even"], {}, r"my photos/12.png \(No such file or directory\)"),
         (["image,label", *rows(), ",even"], {"image": "image"}, "line 14 of t.csv names no file: fill it in"),
         (["image,label", f"{'70 ' * 2000},even", *rows()], {}, r"70 70 70 .* \(File name too long\)"),
+        (["image,label"], {"image": "image"}, "t.csv has a header and no rows: it needs one line per image"),
         (["image,label", *rows(), "my photos/1.png,"], {}, "line 14 of t.csv has no label"),
         (["image,label", *rows(), "my photos/1.png,a,b"], {}, "line 14 of t.csv has 3 values; 2 expected"),
         (
             ["image,label", *rows()],
             {"image": "photo"},
-            "data.image=photo is no column of t.csv beside the labels: 'image'",
+            "data.image=photo must be a column of t.csv other than the label: 'image'",
         ),
-        (["image,label", *rows()], {"image": "label"}, "data.image=label is no column of t.csv beside the labels"),
-        (["image,label", *rows()], {"height": 3, "width": 3}, "data.height, width and channels are of pixel columns"),
+        (
+            ["image,label", *rows()],
+            {"image": "label"},
+            "data.image=label must be a column of t.csv other than the label",
+        ),
+        (["image,label", *rows()], {"height": 3, "width": 3}, "data.height, data.width and data.channels apply to"),
         (["image,label", *rows()], {"fit": "zoom"}, "data.fit=zoom must be one of crop, pad, stretch"),
-        (["image,label", *rows()], {"classes": ["even", "x"]}, "label odd in line 3 of t.csv is no class"),
-        (["image,label", *rows(), "t.csv,odd"], {}, r"t.csv \(its content is no image"),
-        (["image,label", *rows()], {"test_path": "test.csv"}, "test.csv has no column 'image', which t.csv has"),
+        (["image,label", *rows()], {"classes": ["even", "x"]}, "label odd in line 3 of t.csv is not a class"),
+        (["image,label", *rows(), "t.csv,odd"], {}, r"t.csv \(its content is not an image"),
+        (["image,label", *rows()], {"test_path": "test.csv"}, "test.csv has no column 'image', but t.csv has: rename"),
     ],
 )
-def test_mistakes_are_named(photos, monkeypatch, lines, options, says):
+def test_error_messages(photos, monkeypatch, lines, options, says):
     monkeypatch.chdir(photos)
     table(photos, ["path,label", "my photos/1.png,odd"], "test.csv")
     with pytest.raises(InputError, match=says):
         load(table(photos, lines), photos, **options)
 
 
-def test_broken_files_may_be_left_out(photos, caplog):
+def test_broken_files_can_be_skipped(photos, caplog):
     path = table(photos, ["image,label", *rows(), "t.csv,odd"])
     data = load(path, photos, skip_broken=True)
     assert len(data.pool) + len(data.test) == 12
-    assert "1 file cannot be used as an image, left out" in caplog.text
+    assert "1 file cannot be used as an image and are skipped" in caplog.text

@@ -1,4 +1,4 @@
-"""Image files become one array in the cache: decoded once, right, as long as nothing about them changes."""
+"""Image files become one array in the cache. They are decoded once, and again when anything about them changes."""
 
 import errno
 import logging
@@ -23,14 +23,14 @@ SHAPE = (3, 8, 8)
 
 
 def draw(path, seed=0):
-    """An image of noise, as a BMP: however it looks, it takes as many bytes."""
+    """Write an image of noise as BMP, so that all files have the same size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Nine images of three classes, in no order that anything else would give."""
+    """Nine images of three classes, in an arbitrary order."""
     names = [f"{i % 2}/{i}.bmp" for i in (5, 3, 8, 1, 0, 7, 2, 6, 4)]
     for i, name in enumerate(names):
         draw(tmp_path / "root" / name, seed=i)
@@ -38,13 +38,13 @@ def files(tmp_path):
 
 
 def load(files, **options) -> tuple[Samples, torch.Tensor]:
-    given = {"size": 8, "fit": "crop", "cache_dir": files.root.parent / "cache", "skip_broken": False}
-    [loaded] = image_array.load([files], **given | options)
+    defaults = {"size": 8, "fit": "crop", "cache_dir": files.root.parent / "cache", "skip_broken": False}
+    [loaded] = image_array.load([files], **defaults | options)
     return loaded
 
 
 def remains(files):
-    """What is in the cache but locks."""
+    """The files in the cache, except locks."""
     return sorted(p for p in (files.root.parent / "cache" / "images").iterdir() if p.suffix != ".lock")
 
 
@@ -76,20 +76,20 @@ def test_any_number_of_threads_keeps_the_order(files, monkeypatch, threads, at_a
     assert [row for _, broken in parts for row, _ in broken] == [4]
 
 
-def test_parts_have_each_their_own(files):
-    one, other = files.rows(torch.tensor([8, 0, 3])), files.rows(torch.tensor([1]))
+def test_each_part_has_its_own_array(files):
+    first, second = files.rows(torch.tensor([8, 0, 3])), files.rows(torch.tensor([1]))
     loaded = image_array.load(
-        [one, other], size=8, fit="crop", cache_dir=files.root.parent / "cache", skip_broken=False
+        [first, second], size=8, fit="crop", cache_dir=files.root.parent / "cache", skip_broken=False
     )
     assert len(remains(files)) == 2
-    for part, (samples, rows) in zip((one, other), loaded, strict=True):
+    for part, (samples, rows) in zip((first, second), loaded, strict=True):
         assert torch.equal(samples.images, expected(part))
         assert torch.equal(samples.labels, part.labels)
         assert samples.names == part.names
         assert len(rows) == len(part.names)
 
 
-def test_the_second_time_nothing_is_decoded(files, monkeypatch, caplog):
+def test_the_second_call_decodes_nothing(files, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "tuner"):
         first, _ = load(files)
     [path] = remains(files)
@@ -104,7 +104,7 @@ def test_the_second_time_nothing_is_decoded(files, monkeypatch, caplog):
     assert caplog.messages == [f"9 images of {files.root}: cached in {path} (2 kB)"]
     assert path.stat().st_mtime > 1  # the time of last use
     assert torch.equal(second.images, first.images)
-    assert torch.equal(second.known, first.known)
+    assert torch.equal(second.stored_digests, first.stored_digests)
 
 
 def test_a_link_to_the_folder_shares_its_array(files, tmp_path):
@@ -115,7 +115,7 @@ def test_a_link_to_the_folder_shares_its_array(files, tmp_path):
 
 
 def another_content(files):
-    """The same name, size and, as some tools leave it, time of change."""
+    """Other pixels; the name, size and modification time are the same, as some tools leave them."""
     path = files.root / files.names[3]
     before = path.stat()
     draw(path, seed=99)
@@ -125,7 +125,7 @@ def another_content(files):
 
 
 def another_root(files):
-    """The same names, sizes and times of change."""
+    """Another folder whose files have the same names, sizes and modification times."""
     root = files.root.parent / "other"
     shutil.copytree(files.root, root)
     for i, name in enumerate(files.names):
@@ -148,7 +148,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_gets_an_array_of_its_own(files, what):
+def test_a_change_leads_to_a_new_array(files, what):
     change, options = CHANGES[what]
     load(files)
     changed = change(files)
@@ -159,7 +159,7 @@ def test_a_change_gets_an_array_of_its_own(files, what):
     assert torch.equal(samples.images, expected(changed, shape, options.get("fit", "crop")))
 
 
-def test_labels_are_not_of_the_array(files):
+def test_labels_are_not_part_of_the_array(files):
     load(files)
     samples, _ = load(Files(files.root, files.names, files.labels.flip(0)))
     assert len(remains(files)) == 1
@@ -183,8 +183,8 @@ def test_wrong_sizes(files, size):
     with pytest.raises(InputError) as error:
         load(files, size=size)
     assert str(error.value) == (
-        f"data.size={size} must be a whole number of pixels, at least 1, or [channels, height, width], of which "
-        "channels is 1 (gray) or 3 (RGB)"
+        f"data.size={size} must be a whole number of pixels, at least 1, or [channels, height, width] with 1 (gray) "
+        "or 3 (RGB) channels"
     )
     assert not (files.root.parent / "cache").exists()
 
@@ -194,7 +194,7 @@ def test_wrong_fit(files):
         load(files, fit="zoom")
 
 
-TEXT = "its content is no image, whatever its name says"
+TEXT = "its content is not an image, despite its name"
 
 
 def spoil(files, rows):
@@ -202,15 +202,15 @@ def spoil(files, rows):
         (files.root / files.names[row]).write_text("no image")
 
 
-def test_broken_files_are_named_all_at_once(files):
+def test_broken_files_are_reported_together(files):
     (files.root / files.names[7]).unlink()
     spoil(files, [2, 4])
-    one, other = files.rows(torch.arange(5)), files.rows(torch.arange(5, 9))
+    parts = [files.rows(torch.arange(5)), files.rows(torch.arange(5, 9))]
     for _ in range(2):  # freshly decoded, and cached
         with pytest.raises(InputError) as error:
-            image_array.load([one, other], size=8, fit="crop", cache_dir=files.root.parent / "cache", skip_broken=False)
+            image_array.load(parts, size=8, fit="crop", cache_dir=files.root.parent / "cache", skip_broken=False)
         assert str(error.value) == (
-            "3 files cannot be used as images: repair or remove them, or leave them out with data.skip_broken=true: "
+            "3 files cannot be used as images: repair or remove them, or skip them with data.skip_broken=true: "
             f"{files.names[2]} ({TEXT}); {files.names[4]} ({TEXT}); {files.names[7]} (No such file or directory)"
         )
 
@@ -223,32 +223,32 @@ def test_ten_broken_files_are_listed(files, count, more):
         load(missing)
 
 
-def test_a_long_name_is_cut(files):
+def test_a_long_name_is_shortened(files):
     long = Files(files.root, ["a" * 5000], torch.zeros(1, dtype=torch.int64))
     with pytest.raises(InputError, match=r"^1 file cannot be used .*: a{200} \(File name too long\)$"):
         load(long)
 
 
 @pytest.mark.parametrize("broken", [[0], [8], [1, 2, 6], [*range(9)]])
-def test_broken_files_may_be_left_out(files, caplog, broken):
-    whole = [row for row in range(9) if row not in broken]
-    images = expected(files)[whole]
+def test_broken_files_can_be_skipped(files, caplog, broken):
+    readable = [row for row in range(9) if row not in broken]
+    images = expected(files)[readable]
     spoil(files, broken)
     for _ in range(2):  # freshly decoded, and cached
         caplog.clear()
         samples, rows = load(files, skip_broken=True)
-        assert rows.tolist() == whole
+        assert rows.tolist() == readable
         assert torch.equal(samples.images, images)
-        assert torch.equal(samples.labels, files.labels[whole])
+        assert torch.equal(samples.labels, files.labels[readable])
         assert torch.equal(samples.digests, digests(images))
-        assert samples.names == [files.names[row] for row in whole]
+        assert samples.names == [files.names[row] for row in readable]
         [warning] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         n = "1 file cannot be used as an image" if len(broken) == 1 else f"{len(broken)} files cannot be used as images"
         listed = "; ".join(f"{files.names[row]} ({TEXT})" for row in broken)
-        assert warning == f"{n}, left out (data.skip_broken=true): {listed}"
+        assert warning == f"{n} and are skipped (data.skip_broken=true): {listed}"
 
 
-def test_a_repaired_file_is_seen(files):
+def test_a_repaired_file_is_noticed(files):
     spoil(files, [3])
     with pytest.raises(InputError, match="1 file cannot be used"):
         load(files)
@@ -288,7 +288,7 @@ def test_a_damaged_array_is_decoded_again_with_a_warning(files, caplog, damage):
     damage(path)
     samples, _ = load(files)
     assert torch.equal(samples.images, expected(files))
-    assert torch.equal(samples.known, digests(expected(files)))
+    assert torch.equal(samples.stored_digests, digests(expected(files)))
     [warning] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert re.fullmatch(f"the array of images {path} is damaged \\(.+\\): decoding it again", warning)
     caplog.clear()
@@ -300,7 +300,7 @@ def test_a_damaged_array_is_decoded_again_with_a_warning(files, caplog, damage):
 
 
 @pytest.mark.parametrize("skip_broken", [False, True])
-def test_a_file_that_cannot_be_read_now_leaves_no_array(files, monkeypatch, skip_broken):
+def test_a_temporary_read_error_leaves_no_array(files, monkeypatch, skip_broken):
     opened, unlucky = Image.open, files.root / files.names[6]
 
     def fail(path):
@@ -317,7 +317,7 @@ def test_a_file_that_cannot_be_read_now_leaves_no_array(files, monkeypatch, skip
     assert torch.equal(load(files)[0].images, expected(files))
 
 
-# What a child process does: decode the same files, two at a time, and stop after the first of them.
+# Run in a child process: decode the same files, two at a time, and stop after the first two.
 CHILD = """
 import sys, time
 import torch
@@ -350,7 +350,7 @@ def test_after_kill_9_the_next_call_decodes_again(files):
     assert path.suffix == ".safetensors"
 
 
-def test_not_enough_room(files, monkeypatch):
+def test_not_enough_disk_space(files, monkeypatch):
     usage = shutil.disk_usage(files.root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000))
     with pytest.raises(InputError, match=r"^the images need 2 kB and .* has 1 kB free; .*, choose smaller images, or"):
@@ -358,7 +358,7 @@ def test_not_enough_room(files, monkeypatch):
     assert remains(files) == []
 
 
-def test_images_are_mapped_and_not_copied(files):
+def test_images_are_memory_mapped(files):
     for _ in range(2):  # freshly decoded, and cached
         samples, _ = load(files)
         [path] = remains(files)

@@ -1,4 +1,4 @@
-"""Image files of all modes, shapes and formats become uint8 [C, H, W]; what is no image says why; where images lie."""
+"""Image files of all modes, shapes and formats become uint8 [C, H, W]; errors for other files; finding image files."""
 
 import errno
 import logging
@@ -26,17 +26,17 @@ def noise(h, w, channels=3):
 
 def image(mode, *colours):
     """One row of these colours."""
-    made = Image.new(mode, (len(colours), 1))
+    row = Image.new(mode, (len(colours), 1))
     for x, colour in enumerate(colours):
-        made.putpixel((x, 0), colour)
-    return made
+        row.putpixel((x, 0), colour)
+    return row
 
 
 def palette(*colours):
-    """One row in which each colour of the palette is once."""
-    made = image("P", *range(len(colours)))
-    made.putpalette([value for colour in colours for value in colour])
-    return made
+    """One row with each colour of the palette."""
+    row = image("P", *range(len(colours)))
+    row.putpalette([value for colour in colours for value in colour])
+    return row
 
 
 def wide(values, dtype=np.uint16):
@@ -48,14 +48,19 @@ def gray(*values):
 
 
 RGB = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-MODES = {  # what is saved, under which ending, with which options, and the RGB values to come of it
+MODES = {  # the image saved, the extension, options of save(), the RGB values expected
     "L": (image("L", 0, 7, 255), "png", {}, gray(0, 7, 255)),
     "L, one gray transparent": (image("L", 0, 7, 255), "png", {"transparency": 7}, gray(0, 255, 255)),
     "RGB": (image("RGB", *RGB), "png", {}, RGB),
     "RGB, one colour transparent": (image("RGB", *RGB), "png", {"transparency": RGB[1]}, [RGB[0], WHITE, RGB[2]]),
     "P": (palette(*RGB), "png", {}, RGB),
     "P, one colour transparent": (palette(*RGB), "png", {"transparency": 1}, [RGB[0], WHITE, RGB[2]]),
-    "P, in part": (palette(*RGB), "png", {"transparency": b"\xff\x00\x33"}, [RGB[0], WHITE, (204, 204, 255)]),
+    "P, partly transparent": (
+        palette(*RGB),
+        "png",
+        {"transparency": b"\xff\x00\x33"},
+        [RGB[0], WHITE, (204, 204, 255)],
+    ),
     "P, of a GIF": (palette(*RGB), "gif", {"transparency": 1}, [RGB[0], WHITE, RGB[2]]),
     "RGBA": (
         image("RGBA", (200, 0, 0, 255), (1, 2, 3, 0), (200, 0, 0, 51)),
@@ -106,11 +111,11 @@ def test_formats(tmp_path, ending):
     )
     colour = torch.tensor(WHITE if gray_only else RGB[0])[:, None, None]
     assert names(tmp_path) == [path.name]
-    for size in (12, 5):  # as it is, and brought to another size
+    for size in (12, 5):  # unchanged and resized
         assert (read(path, (3, size, size), "crop") - colour).abs().max() <= 3
 
 
-TURNED = {  # the camera's orientation -> what its user sees of what it saved
+TURNED = {  # EXIF orientation -> from the saved pixels to the upright image
     1: lambda x: x,
     2: np.fliplr,
     3: lambda x: np.rot90(x, 2),
@@ -119,12 +124,12 @@ TURNED = {  # the camera's orientation -> what its user sees of what it saved
     6: lambda x: np.rot90(x, -1),
     7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
     8: np.rot90,
-    9: lambda x: x,  # there is none
+    9: lambda x: x,  # not a valid orientation
 }
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-def test_a_photo_is_turned_as_the_camera_says(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation):
     path, exif = tmp_path / "a.jpg", Image.Exif()
     exif[ORIENTATION] = orientation
     Image.fromarray(noise(6, 9)).save(path, exif=exif)
@@ -134,7 +139,7 @@ def test_a_photo_is_turned_as_the_camera_says(tmp_path, orientation):
 
 
 def exif(*entries):
-    """Big-endian, of entries of 12 bytes each, which a library would not write."""
+    """Big-endian EXIF data of entries of 12 bytes each, which no library would write."""
     return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + b"".join(sorted(entries)) + bytes(4)
 
 
@@ -143,7 +148,7 @@ TO_TURN = struct.pack(">HHIHH", ORIENTATION, 3, 1, 6, 0)
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
 @pytest.mark.parametrize(
-    "odd",
+    "malformed",
     [
         pytest.param(struct.pack(">HHI4s", 0x100, 2, 4, b"abc\0"), id="a width that is text"),
         pytest.param(struct.pack(">HHI4s", 0x11A, 1, 4, b"abcd"), id="a resolution of bytes"),
@@ -152,24 +157,24 @@ TO_TURN = struct.pack(">HHIHH", ORIENTATION, 3, 1, 6, 0)
         pytest.param(struct.pack(">HHII", 0x10F, 99, 1, 1), id="an unknown type"),
     ],
 )
-def test_other_entries_may_be_odd(tmp_path, odd, ending):
+def test_other_exif_entries_may_be_malformed(tmp_path, malformed, ending):
     path = tmp_path / f"a.{ending}"
-    Image.fromarray(noise(6, 9)).save(path, exif=exif(TO_TURN, odd))
+    Image.fromarray(noise(6, 9)).save(path, exif=exif(TO_TURN, malformed))
     with Image.open(path) as saved:
         expected = np.rot90(np.asarray(saved), -1)
     assert np.array_equal(read(path, (3, 9, 6), "crop").permute(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize("content", [b"garbage", b"Exif\0\0garbage!", exif(TO_TURN)[:12]])
-def test_a_damaged_orientation_leaves_the_image_as_it_is(tmp_path, caplog, content):
+def test_a_damaged_orientation_is_ignored_with_a_warning(tmp_path, caplog, content):
     path = tmp_path / "a.png"
     Image.fromarray(noise(6, 9)).save(path, exif=content)
     assert np.array_equal(read(path, (3, 6, 9), "crop").permute(1, 2, 0), noise(6, 9))
     [warning] = caplog.messages
-    assert warning.startswith(f"{path} is not turned: what it says of its orientation is damaged (")
+    assert warning.startswith(f"{path} is used without its EXIF orientation, because that is damaged (")
 
 
-FITTED = [  # rows of gray values, the fit, and what comes of them
+FITTED = [  # rows of gray values, the fit, the rows expected
     ([[10, 20, 30, 40, 50]] * 3, "crop", [[20, 30, 40]] * 3),
     ([[10] * 3, [20] * 3, [30] * 3, [40] * 3, [50] * 3], "crop", [[20] * 3, [30] * 3, [40] * 3]),
     ([[7, 7, 7, 9, 9, 9]] * 2, "crop", [[7, 9]] * 2),
@@ -190,9 +195,9 @@ def test_fits_by_hand(tmp_path, rows, fit, expected):
 
 
 def resized(pixels, size, start, step):
-    """By a triangle as wide as two of the larger pixels: [H, W, C] -> float [*size, C].
+    """Resize with a triangle filter two of the larger pixels wide: [H, W, C] -> float [*size, C].
 
-    start, step: in source pixels down and across, where the first pixel starts, and from one to the next.
+    start, step: in source pixels (down, across), the edge of the first new pixel and the distance to the next.
     """
     for axis in (0, 1):
         centers = start[axis] + (np.arange(size[axis]) + 0.5) * step[axis]
@@ -227,7 +232,7 @@ def test_fits_against_a_reference(tmp_path, saved, size):
 
 @pytest.mark.parametrize("fit", image_file.FITS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_of_the_size_keeps_its_pixels(tmp_path, fit, channels):
+def test_an_image_of_the_right_size_keeps_its_pixels(tmp_path, fit, channels):
     pixels = noise(20, 30, channels)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     got = read(tmp_path / "a.png", (channels, 20, 30), fit)
@@ -237,7 +242,7 @@ def test_an_image_of_the_size_keeps_its_pixels(tmp_path, fit, channels):
 @pytest.mark.parametrize("fit", image_file.FITS)
 @pytest.mark.parametrize("ending", ["png", "jpg"])  # JPEGs may be decoded at a smaller scale
 @pytest.mark.parametrize("side", [1, 4, 3000])
-def test_of_any_size_a_colour_stays(tmp_path, fit, ending, side):
+def test_resizing_keeps_a_uniform_colour(tmp_path, fit, ending, side):
     Image.new("RGB", (side, side), (200, 100, 50)).save(tmp_path / f"a.{ending}")
     got = read(tmp_path / f"a.{ending}", (3, 16, 16), fit)
     assert (got - torch.tensor([200, 100, 50])[:, None, None]).abs().max() <= 2
@@ -245,7 +250,7 @@ def test_of_any_size_a_colour_stays(tmp_path, fit, ending, side):
 
 @pytest.mark.parametrize("fit", image_file.FITS)
 @pytest.mark.parametrize("shape", [(1, 120, 120), (1, 60, 120), (1, 120, 60)])
-def test_a_large_jpeg_is_as_sharp_as_if_decoded_in_full(tmp_path, fit, shape):
+def test_a_large_jpeg_is_as_sharp_as_when_decoded_in_full(tmp_path, fit, shape):
     stripes = (np.indices((960, 960)) // 20).sum(0) % 2 * 200  # squares of 2.5 pixels of 120
     Image.fromarray(stripes.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
     with Image.open(tmp_path / "a.jpg") as saved:
@@ -279,18 +284,18 @@ def frames(path):
     Image.new("L", (4, 4), 1).save(path, save_all=True, append_images=[Image.new("L", (4, 4), 9)])
 
 
-BROKEN = {  # name -> (what makes it, the reason)
-    "cut.jpg": (truncated, r"image file is truncated \(.* bytes not processed\)"),
-    "cut.png": (truncated, "image file is truncated"),
+BROKEN = {  # name -> (function that writes the file, the reason given)
+    "truncated.jpg": (truncated, r"image file is truncated \(.* bytes not processed\)"),
+    "truncated.png": (truncated, "image file is truncated"),
     "empty.png": (lambda path: path.touch(), "^it is empty$"),
-    "text.jpg": (lambda path: path.write_text("no image"), "^its content is no image, whatever its name says$"),
-    "moves.gif": (frames, "^it has 2 frames or pages: save the one that is meant$"),
-    "pages.tif": (frames, "^it has 2 frames or pages: save the one that is meant$"),
+    "text.jpg": (lambda path: path.write_text("no image"), "^its content is not an image, despite its name$"),
+    "moves.gif": (frames, "^it has 2 frames or pages: save the right one as a file$"),
+    "pages.tif": (frames, "^it has 2 frames or pages: save the right one as a file$"),
     "float.tif": (lambda path: wide([0, 1], np.float32).save(path), "^its pixels are floating-point numbers; save it"),
-    "deep.tif": (lambda path: wide([0, 65536], np.int32).save(path), "^its values go from 0 to 65536: save it with 8"),
-    "negative.tif": (lambda path: wide([-1, 5], np.int32).save(path), "^its values go from -1 to 5: save it with 8"),
-    "folder.png": (lambda path: path.mkdir(), "^it is no regular file$"),
-    "pipe.png": (os.mkfifo, "^it is no regular file$"),
+    "deep.tif": (lambda path: wide([0, 65536], np.int32).save(path), "^its values are 0 to 65536: save it with 8"),
+    "negative.tif": (lambda path: wide([-1, 5], np.int32).save(path), "^its values are -1 to 5: save it with 8"),
+    "folder.png": (lambda path: path.mkdir(), "^it is not a regular file$"),
+    "pipe.png": (os.mkfifo, "^it is not a regular file$"),
     "missing.png": (lambda path: None, "^No such file or directory$"),
     "circle.png": (lambda path: path.symlink_to(path), "^Too many levels of symbolic links$"),
     f"{'long' * 100}.png": (lambda path: None, "^File name too long$"),
@@ -298,9 +303,9 @@ BROKEN = {  # name -> (what makes it, the reason)
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_no_whole_still_image_says_why(tmp_path, name):
-    path, (make, reason) = tmp_path / name, BROKEN[name]
-    make(path)
+def test_reasons_for_broken_files(tmp_path, name):
+    path, (write, reason) = tmp_path / name, BROKEN[name]
+    write(path)
     with pytest.raises(BrokenImageError) as error:
         read(path, (3, 4, 4), "crop")
     assert re.search(reason, error.value.reason)
@@ -311,7 +316,7 @@ def test_what_is_no_whole_still_image_says_why(tmp_path, name):
 
 @pytest.fixture
 def opening(tmp_path, monkeypatch):
-    """Reads an image whose opening raises an error."""
+    """Read an image while Image.open raises an error."""
 
     def read_it(error):
         def fail(path):
@@ -325,7 +330,7 @@ def opening(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", ["EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ETIMEDOUT"])
-def test_a_file_that_cannot_be_read_now_is_not_broken(tmp_path, opening, code):
+def test_a_temporary_read_error_does_not_mean_broken(tmp_path, opening, code):
     reason = os.strerror(getattr(errno, code))
     with pytest.raises(InputError) as error:
         opening(OSError(getattr(errno, code), reason))
@@ -341,12 +346,12 @@ def test_a_file_that_cannot_be_read_now_is_not_broken(tmp_path, opening, code):
         (IndexError(), "a.png cannot be used as an image: IndexError$"),
     ],
 )
-def test_whatever_a_decoder_raises_is_of_the_file(opening, error, raised):
+def test_any_error_of_a_decoder_means_broken(opening, error, raised):
     with pytest.raises(BrokenImageError, match=raised):
         opening(error)
 
 
-def test_too_little_memory_is_not_of_the_file(opening):
+def test_a_memory_error_does_not_mean_broken(opening):
     with pytest.raises(MemoryError):
         opening(MemoryError())
 
@@ -366,15 +371,15 @@ def test_images_are_found_at_any_depth_and_sorted(tmp_path, caplog):
     make(tmp_path, "b/2.png", "b/10.jpg", "c.JPG", "a b/é/x.TIFF", "b.jpeg", "e.txt/d.webp", ".png/f.png")
     make(tmp_path, ".hidden.png", ".git/a.png", "b/.a.png", "b/notes.txt", "Thumbs.db", "c.png.txt", "jpg", "B.TXT")
     with caplog.at_level(logging.INFO):
-        found = names(tmp_path)
-    assert found == ["a b/é/x.TIFF", "b.jpeg", "b/10.jpg", "b/2.png", "c.JPG", "e.txt/d.webp"]
-    assert find(tmp_path) == [tmp_path / name for name in found]
+        image_names = names(tmp_path)
+    assert image_names == ["a b/é/x.TIFF", "b.jpeg", "b/10.jpg", "b/2.png", "c.JPG", "e.txt/d.webp"]
+    assert find(tmp_path) == [tmp_path / name for name in image_names]
     assert caplog.messages[:1] == [
-        f"left out of {tmp_path}, by their names no images: 5 (.txt: 3, .db: 1, no ending: 1)"
+        f"{tmp_path}: skipped 5 files without an image's extension (.txt: 3, .db: 1, no extension: 1)"
     ]
 
 
-def test_where_all_are_images_nothing_is_said(tmp_path, caplog):
+def test_nothing_is_logged_if_all_files_are_images(tmp_path, caplog):
     make(tmp_path, "a.png", ".hidden")
     with caplog.at_level(logging.INFO):
         assert names(tmp_path) == ["a.png"]
@@ -393,12 +398,12 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
         "here/nowhere.png": "nothing",
     }.items():
         (tmp_path / link).symlink_to(target)
-    assert names(tmp_path / "here") == [  # the last two are for read() to say why
+    assert names(tmp_path / "here") == [  # read() reports the broken links
         *("a/1.png", "circle.png", "nowhere.png", "one.png", "there/2.png", "there/deep/3.png")
     ]
 
 
-def test_a_folder_that_cannot_be_read_is_one_error(closed):
+def test_a_folder_that_cannot_be_read(closed):
     folder, close = closed
     make(folder, "a/b/1.png", "c/2.png")
     close(folder / "a" / "b")
@@ -406,14 +411,14 @@ def test_a_folder_that_cannot_be_read_is_one_error(closed):
         names(folder)
 
 
-def test_there_must_be_a_folder(tmp_path):
+def test_a_folder_that_does_not_exist(tmp_path):
     with pytest.raises(InputError, match=f"^the folder {tmp_path}/no cannot be read: No such file or directory$"):
         names(tmp_path / "no")
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9/a.png", b"a/caf\xe9.png", b"caf\xe9.txt"])
-def test_names_in_another_coding_are_refused(tmp_path, name):
+def test_names_that_are_not_utf8_are_refused(tmp_path, name):
     make(tmp_path, os.fsdecode(name))
-    told = re.escape(name.decode(errors="backslashreplace"))
-    with pytest.raises(InputError, match=rf"^the name {told} is not in UTF-8: rename that file or folder$"):
+    escaped = re.escape(name.decode(errors="backslashreplace"))
+    with pytest.raises(InputError, match=rf"^the name {escaped} is not valid UTF-8: rename the file or folder$"):
         names(tmp_path)

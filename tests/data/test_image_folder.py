@@ -1,4 +1,4 @@
-"""A folder a class, with or without folders of splits: which image goes where, its label, and what is refused."""
+"""One folder per class, with or without folders for the splits: split and label of each image, and errors."""
 
 import logging
 import os
@@ -16,14 +16,14 @@ from tuner.data.image_file import EXTENSIONS, read
 
 
 def draw(path, seed=None):
-    """Noise, of its own for each name."""
+    """Write an image of noise; each path gets different noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = zlib.crc32(os.fsencode(path)) if seed is None else seed
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)).save(path)
 
 
 def make(root, folders):
-    """So many images in each folder."""
+    """Write this many images to each folder."""
     for folder, count in folders.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -36,11 +36,11 @@ def load(root, **options) -> Data:
 
 
 def names(data) -> dict[str, set[str]]:
-    """Of the images of each split."""
+    """The image names of each split."""
     rows = {"train": data.train.tolist(), "val": data.val.tolist()}
-    found = {split: {data.pool.names[row] for row in rows[split]} for split in rows}
-    assert sum(map(len, found.values())) == len(data.pool)
-    return found | {"test": set(data.test.names or ())}
+    splits = {split: {data.pool.names[row] for row in rows[split]} for split in rows}
+    assert sum(map(len, splits.values())) == len(data.pool)
+    return splits | {"test": set(data.test.names or ())}
 
 
 @pytest.fixture
@@ -93,12 +93,12 @@ def test_folders_of_splits_in_all_spellings(root, caplog, train, val, test):
     for samples in (data.pool, data.test):
         assert [data.classes[label] for label in samples.labels] == [name.split("/")[1] for name in samples.names]
     splits = ", ".join(f"{name} ({part})" for name, part in sorted([(train, "train"), (val, "val"), (test, "test")]))
-    assert f"{root} has folders of splits: {splits}" in caplog.messages
+    assert f"{root} is divided into splits: {splits}" in caplog.messages
 
 
 @pytest.mark.parametrize(
-    ("given", "sizes"),
-    [  # of a class's 20 images in train/ a fifth is for test and, of what is left, an eighth for validation
+    ("folders", "sizes"),
+    [  # train/ has 20 images per class: test takes a fifth of them, validation an eighth of the rest
         ([], {"train": 28, "val": 4, "test": 8}),
         (["train"], {"train": 28, "val": 4, "test": 8}),
         (["train", "test"], {"train": 36, "val": 4, "test": 10}),
@@ -106,22 +106,22 @@ def test_folders_of_splits_in_all_spellings(root, caplog, train, val, test):
         (["train", "val", "test"], {"train": 40, "val": 10, "test": 10}),
     ],
 )
-def test_what_has_no_folder_is_drawn_from_train(root, given, sizes):
-    for part in given or [""]:
+def test_a_split_without_a_folder_is_drawn_from_train(root, folders, sizes):
+    for part in folders or [""]:
         for name in ("a", "b"):
             make(root, {f"{part}/{name}".removeprefix("/"): 20 if part in ("", "train") else 5})
     runs = [load(root, seed=seed) for seed in (0, 0, 1)]
-    found = [names(run) for run in runs]
-    for run, splits in zip(runs, found, strict=True):
-        assert {part: len(some) for part, some in splits.items()} == sizes
+    names_of = [names(run) for run in runs]
+    for run, splits in zip(runs, names_of, strict=True):
+        assert {part: len(images) for part, images in splits.items()} == sizes
         for labels in (run.pool.labels[run.train], run.pool.labels[run.val], run.test.labels):
-            assert labels.sum() * 2 == len(labels)  # as many of each class
+            assert labels.sum() * 2 == len(labels)  # equally many of each class
         assert not splits["test"] & (splits["train"] | splits["val"])
         for part in splits:
-            assert part not in given or {name.split("/")[0] for name in splits[part]} == {part}
-    assert found[0] == found[1]
-    assert found[0]["test"] == found[2]["test"]
-    assert (found[0]["val"] == found[2]["val"]) == ("val" in given)
+            assert part not in folders or {name.split("/")[0] for name in splits[part]} == {part}
+    assert names_of[0] == names_of[1]
+    assert names_of[0]["test"] == names_of[2]["test"]
+    assert (names_of[0]["val"] == names_of[2]["val"]) == ("val" in folders)
 
 
 def test_shares(root):
@@ -139,26 +139,26 @@ def message(root, **options):
 
 FLAT = {"train": 2, "test": 2}
 SPLIT = {"train/a": 4, "train/b": 4}
-ENOUGH = "add images of it or leave the class out"
+ENOUGH = "add images or leave the class out"
 PARTS = "train, training, test, testing, val, valid, validation"
 MESSAGES = {
     "images and no folders": (
         {".": 3},
-        "ROOT has 3 images and no folders: it needs a folder for each class, with that class's images",
+        "ROOT has 3 images and no folders: it needs one folder of images per class",
     ),
-    "nothing": ({".": 0}, "ROOT has no folders: it needs a folder for each class, with that class's images"),
-    "one class": ({"a": 4}, "ROOT has one class only, 'a': give images of at least two, a folder each"),
+    "nothing": ({".": 0}, "ROOT has no folders: it needs one folder of images per class"),
+    "one class": ({"a": 4}, "ROOT has only one class, 'a': add a folder of images for each other class"),
     "one class in train/": (
         {"train/a": 4, "test/a": 2},
-        "ROOT/train has one class only, 'a': give images of at least two, a folder each",
+        "ROOT/train has only one class, 'a': add a folder of images for each other class",
     ),
     "classes without images": (
         {"a": 0, "b": 0},
-        f"there is no image below ROOT: known by their names are {', '.join(sorted(EXTENSIONS))}",
+        f"there is no image in ROOT: image files end in {', '.join(sorted(EXTENSIONS))}",
     ),
     "test/ without images": (
         SPLIT | {"test/a": 0},
-        f"there is no image below ROOT/test: known by their names are {', '.join(sorted(EXTENSIONS))}",
+        f"there is no image in ROOT/test: image files end in {', '.join(sorted(EXTENSIONS))}",
     ),
     "an image beside the classes": (
         {"a": 4, "b": 4, ".": 1},
@@ -170,35 +170,33 @@ MESSAGES = {
     ),
     "a class in test/ only": (
         SPLIT | {"test/c": 1},
-        "ROOT/test/c is the folder of no class; the classes are 'a', 'b': rename it, or give that class "
-        "images to train on",
+        "ROOT/test/c is not a class folder; the classes are 'a', 'b': rename it, or add training images of that class",
     ),
     "a class in val/ only": (
         SPLIT | {"val/A": 1},
-        "ROOT/val/A is the folder of no class; the classes are 'a', 'b': rename it, or give that class "
-        "images to train on",
+        "ROOT/val/A is not a class folder; the classes are 'a', 'b': rename it, or add training images of that class",
     ),
-    "a folder that is no split": (
+    "a folder that is not a split": (
         SPLIT | {"extra/a": 1},
-        f"ROOT has train/ with folders of classes, and beside it extra/, which is none of {PARTS}: move it",
+        f"train/ divides ROOT into splits, but extra/ is not a split ({PARTS}): move it elsewhere",
     ),
     "two folders for a split": (
         {"train/a": 4, "train/b": 4, "val/a": 1, "validation/b": 1},
-        "ROOT has train/ with folders of classes, and beside it validation/, which is val, as val is: move it",
+        "train/ divides ROOT into splits, but validation/ is a second val split: move it elsewhere",
     ),
     "two folders to train on": (
         {"Train/a": 4, "train/b": 4},
-        "ROOT has Train/ with folders of classes, and beside it train/, which is train, as Train is: move it",
+        "Train/ divides ROOT into splits, but train/ is a second train split: move it elsewhere",
     ),
     "splits without classes": (
         FLAT,
-        "ROOT has the folders test, train, by their names splits and no classes, and train/ has no folders: "
-        "it needs one for each class",
+        "the folders in ROOT are named like splits (test, train), but train/ has no folders: add a training folder "
+        "that has one folder of images per class",
     ),
     "nothing to train on": (
         {"val/a": 2, "test/a": 2},
-        "ROOT has the folders test, val, by their names splits and no classes, and none is train/, "
-        "which needs one for each class",
+        "the folders in ROOT are named like splits (test, val), but there is no train/: add a training folder "
+        "that has one folder of images per class",
     ),
     "two images of a class": (
         {"a": 2, "b": 9},
@@ -218,13 +216,13 @@ MESSAGES = {
     ),
     "no image of a class, val/ and test/": (
         {"train/a": 0, "train/b": 9, "val/a": 1, "test/a": 1},
-        "class 'a' has no image in ROOT/train that is whole: add some or remove its folder",
+        "class 'a' has no readable image in ROOT/train: add some or remove its folder",
     ),
 }
 
 
 @pytest.mark.parametrize("what", MESSAGES)
-def test_what_cannot_be_used_is_said(root, what):
+def test_error_messages(root, what):
     folders, says = MESSAGES[what]
     assert message(make(root, folders)) == says
 
@@ -238,7 +236,7 @@ def test_what_cannot_be_used_is_said(root, what):
         {"train/a": 1, "train/b": 1, "val/b": 1, "test/a": 1},
     ],
 )
-def test_one_image_of_each_class_for_what_is_drawn_will_do(root, folders):
+def test_one_image_per_class_and_drawn_split_is_enough(root, folders):
     data = load(make(root, folders))
     assert data.pool.labels[data.train].unique().tolist() == [0, 1]
     assert len(data.val) > 0 < len(data.test)
@@ -246,8 +244,8 @@ def test_one_image_of_each_class_for_what_is_drawn_will_do(root, folders):
 
 def test_root_is_a_folder(root, monkeypatch):
     monkeypatch.chdir(root.parent)
-    says = "name a folder with a folder of images for each class"
-    assert message(root) == f"data.root=ROOT does not exist (seen from {root.parent}): {says}"
+    says = "name a folder that has one folder of images per class"
+    assert message(root) == f"data.root=ROOT does not exist (relative to {root.parent}): {says}"
     root.touch()
     assert message(root) == f"data.root=ROOT is a file: {says}"
 
@@ -271,9 +269,9 @@ def test_folders_that_cannot_be_read(closed, shut, says):
         load(folder / "images")
 
 
-def test_names_in_another_coding_are_refused(root):
+def test_names_that_are_not_utf8_are_refused(root):
     make(root, {"a": 3, "caf\udce9": 3})
-    with pytest.raises(InputError, match=r"caf\\xe9 is not in UTF-8: rename that file or folder$"):
+    with pytest.raises(InputError, match=r"caf\\xe9 is not valid UTF-8: rename the file or folder$"):
         load(root)
 
 
@@ -296,7 +294,7 @@ def test_a_class_may_be_called_like_a_split(root, name):
         ({"train/a": 1, "train/b": 2, "val/b": 3, "test/a": 1}, ("a", "b"), 6, 1),
     ],
 )
-def test_nothing_is_divided_where_it_need_not_be(root, folders, classes, pool, test):
+def test_without_division_no_split_is_drawn(root, folders, classes, pool, test):
     data = load(make(root, folders), divide=False)
     assert data.classes == classes
     assert (len(data.pool), len(data.train), len(data.val), len(data.test)) == (pool, pool, 0, test)
@@ -319,7 +317,7 @@ def test_copies_of_test_images_are_counted_and_logged(root, caplog):
         assert says in caplog.messages
 
 
-def test_no_copies_no_message(root, caplog):
+def test_without_copies_nothing_is_logged(root, caplog):
     with caplog.at_level(logging.INFO):
         assert load(make(root, {"a": 5, "b": 5})).test_duplicates == 0
     assert "copy" not in caplog.text
@@ -330,18 +328,18 @@ def spoil(root, *names):
         (root / f"{name}.png").write_text("no image")
 
 
-def test_broken_files_are_refused_or_left_out(root):
+def test_broken_files_are_refused_or_skipped(root):
     make(root, {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2, "test/a": 2, "test/b": 2})
-    bad = ("train/a/1", "val/a/0", "test/b/1")
-    spoil(root, *bad)
+    broken = ("train/a/1", "val/a/0", "test/b/1")
+    spoil(root, *broken)
     says = message(root)
-    assert says.startswith("3 files cannot be used as images: repair or remove them, or leave them out with data.skip")
-    assert all(f"{name}.png (" in says for name in bad)
+    assert says.startswith("3 files cannot be used as images: repair or remove them, or skip them with data.skip")
+    assert all(f"{name}.png (" in says for name in broken)
     data = load(root, skip_broken=True)
-    found = names(data)
-    assert {part: len(some) for part, some in found.items()} == {"train": 7, "val": 3, "test": 3}
-    for part, some in found.items():
-        assert {name.split("/")[0] for name in some} == {part}
+    names_of = names(data)
+    assert {part: len(images) for part, images in names_of.items()} == {"train": 7, "val": 3, "test": 3}
+    for part, images in names_of.items():
+        assert {name.split("/")[0] for name in images} == {part}
     for samples in (data.pool, data.test):
         for name, image, label, digest in zip(
             samples.names, samples.images, samples.labels, samples.digests, strict=True
@@ -353,22 +351,22 @@ def test_broken_files_are_refused_or_left_out(root):
 
 
 @pytest.mark.parametrize(
-    ("folders", "bad", "says"),
+    ("folders", "broken", "says"),
     [
         (
             {"train/a": 1, "train/b": 2, "val/a": 1, "test/a": 1},
             ["train/a/0"],
-            "class 'a' has no image in ROOT/train that is whole: add some or remove its folder",
+            "class 'a' has no readable image in ROOT/train: add some or remove its folder",
         ),
         (
             {"train/a": 1, "train/b": 2, "val/a": 1, "test/a": 1},
             ["val/a/0"],
-            "no image in ROOT/val is whole: add some",
+            "ROOT/val has no readable image: add some",
         ),
         (
             {"train/a": 2, "train/b": 2, "test/a": 1},
             ["test/a/0"],
-            "no image to test on is whole in ROOT/test: add some",
+            "ROOT/test has no readable image to test on: add some",
         ),
         (
             {"train/a": 2, "train/b": 2, "test/a": 1},
@@ -378,12 +376,12 @@ def test_broken_files_are_refused_or_left_out(root):
         (
             {"a": 3, "b": 3},
             ["a/0", "a/1", "a/2", "b/0", "b/1", "b/2"],
-            "no image to test on is whole in ROOT: add some",
+            "ROOT has no readable image to test on: add some",
         ),
     ],
 )
-def test_where_nothing_whole_is_left(root, folders, bad, says):
-    spoil(make(root, folders), *bad)
+def test_no_readable_image_is_left(root, folders, broken, says):
+    spoil(make(root, folders), *broken)
     assert message(root, skip_broken=True) == says
 
 
@@ -401,8 +399,8 @@ HASHES = {
     "the label of an image to train on": (lambda root: move(root, "train/a/3", "train/b/!"), {}, {"train"}),
     "the label of an image for validation": (lambda root: move(root, "val/a/1", "val/b/!"), {}, {"val"}),
     "the label of an image to test on": (lambda root: move(root, "test/a/1", "test/b/!"), {}, {"test"}),
-    "an image more": (lambda root: draw(root / "val/a/9.png"), {}, {"val"}),
-    "an image less": (lambda root: (root / "train/a/2.png").unlink(), {}, {"train"}),
+    "one image more": (lambda root: draw(root / "val/a/9.png"), {}, {"val"}),
+    "one image less": (lambda root: (root / "train/a/2.png").unlink(), {}, {"train"}),
     "the order": (lambda root: move(root, "test/a/0", "test/a/5"), {}, {"test"}),
     "the seed": (lambda root: None, {"seed": 1}, set()),
     "the size": (lambda root: None, {"size": 5}, {"train", "val", "test"}),
@@ -410,7 +408,7 @@ HASHES = {
 
 
 @pytest.mark.parametrize("what", HASHES)
-def test_hashes_tell_which_split_has_changed(root, what):
+def test_hashes_show_which_split_changed(root, what):
     change, options, changed = HASHES[what]
     make(root, {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2, "test/a": 2, "test/b": 2})
     before = load(root).hashes
@@ -421,7 +419,7 @@ def test_hashes_tell_which_split_has_changed(root, what):
     assert len(set(before.values())) == 3
 
 
-def test_another_seed_has_other_hashes_where_it_draws(root):
+def test_another_seed_changes_the_hashes_of_the_drawn_splits(root):
     make(root, {"a": 12, "b": 12})
-    one, other = load(root, seed=0).hashes, load(root, seed=1).hashes
-    assert {split for split in one if one[split] != other[split]} == {"train", "val"}
+    first, second = load(root, seed=0).hashes, load(root, seed=1).hashes
+    assert {split for split in first if first[split] != second[split]} == {"train", "val"}

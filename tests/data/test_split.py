@@ -1,4 +1,4 @@
-"""Splits are disjoint, cover the pool, keep every class's share, and follow the seed; the test rows never do."""
+"""Splits are disjoint, cover the pool, and keep each class's share. The seed changes them, except the test split."""
 
 import logging
 
@@ -12,10 +12,12 @@ CLASSES = ("cat", "dog", "owl")
 
 
 def samples(*counts: int) -> Samples:
-    """Images that all differ, `counts[i]` of class i, classes in turn."""
+    """Different images, counts[i] of class i, in random order."""
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    images = torch.arange(len(labels))[:, None, None, None] // torch.tensor([256, 1]) % 256  # the number in two bytes
+    images = (
+        torch.arange(len(labels))[:, None, None, None] // torch.tensor([256, 1]) % 256
+    )  # the image number in two bytes
     return Samples(images.to(torch.uint8), labels)
 
 
@@ -33,7 +35,7 @@ def counts(labels: torch.Tensor) -> list[int]:
         ((6, 6, 6), 1 / 3, [2, 2, 2]),
     ],
 )
-def test_each_class_gives_its_share(per_class, share, val):
+def test_each_class_keeps_its_share(per_class, share, val):
     pool = samples(*per_class)
     data = split(pool, samples(1, 1, 1), CLASSES, val_share=share, seed=0)
     assert counts(pool.labels[data.val]) == val
@@ -68,13 +70,13 @@ def test_the_seed_draws_validation_and_nothing_else():
 
 def test_copies_of_test_images_are_counted_and_logged(caplog):
     pool, test = samples(10, 10, 10), samples(4, 4, 4)  # test repeats the first 12 images
-    test.images[:9] += 100  # of which 9 now differ
+    test.images[:9] += 100  # 9 of them now differ
     with caplog.at_level(logging.INFO):
         assert split(pool, test, CLASSES, val_share=0.2, seed=0).test_duplicates == 3
     assert caplog.messages == ["3 of 12 test images have an exact copy in training or validation"]
 
 
-def test_no_copies_no_message(caplog):
+def test_without_copies_nothing_is_logged(caplog):
     test = samples(4, 4, 4)
     test.images.add_(100)
     with caplog.at_level(logging.INFO):
@@ -83,7 +85,7 @@ def test_no_copies_no_message(caplog):
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), "half", None])
-def test_a_share_lies_between_0_and_1(share):
+def test_a_share_is_between_0_and_1(share):
     message = f"must lie above 0 and below 1, got {share!r}: 0.2 is usual"
     with pytest.raises(InputError, match=f"^data.val_share {message}$"):
         split(samples(9, 9, 9), samples(1, 1, 1), CLASSES, val_share=share, seed=0)
@@ -91,21 +93,21 @@ def test_a_share_lies_between_0_and_1(share):
         hold_out(samples(9, 9, 9), CLASSES, test_share=share)
 
 
-def test_a_class_needs_an_image_for_each_part():
+def test_a_class_needs_an_image_for_each_split():
     with pytest.raises(InputError) as error:
         hold_out(samples(9, 2, 9), CLASSES, test_share=0.2)
     assert str(error.value) == (
-        "class 'dog' has 2 images; at least 3 are needed, one each for training, validation and test: add images of it "
-        "or leave the class out"
+        "class 'dog' has 2 images; at least 3 are needed, one each for training, validation and test: add images or "
+        "leave the class out"
     )
     with pytest.raises(InputError) as error:
         split(samples(9, 9, 1), samples(1, 1, 1), CLASSES, val_share=0.2, seed=0)
     assert str(error.value) == (
-        "class 'owl' has 1 image; at least 2 are needed, one each for training and validation: add images of it or "
-        "leave the class out"
+        "class 'owl' has 1 image; at least 2 are needed, one each for training and validation: add images or leave "
+        "the class out"
     )
 
 
 def test_one_class_is_not_enough():
-    with pytest.raises(InputError, match=r"^one class only \(cat\): give images of at least two classes$"):
+    with pytest.raises(InputError, match=r"^only one class \(cat\): give images of at least two classes$"):
         split(samples(9), samples(1), ("cat",), val_share=0.2, seed=0)

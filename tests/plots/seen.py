@@ -1,4 +1,4 @@
-"""What a reader of a figure sees: its title, its texts, and that none of them is cut off or lies on another."""
+"""Checks of a figure as a reader sees it: its title and texts, none of them cut off or overlapping."""
 
 import struct
 from itertools import combinations
@@ -23,7 +23,7 @@ def texts(figure):
 
 
 def drawn(figure, tmp_path):
-    """Saves the figure, checks the file, and says that no text tells the reader "nan"."""
+    """Save the figure, check the file and that no text is "nan" or "inf", and return the title."""
     assert isinstance(figure, Figure)
     path = tmp_path / "plots" / "figure.png"
     plots.save(figure, path)
@@ -38,7 +38,7 @@ def drawn(figure, tmp_path):
 
 
 def legible(figure, tmp_path, monkeypatch):
-    """As `drawn`, and each text lies inside of the figure and no two lie on each other."""
+    """drawn(), and also check that each text is inside the figure and that no two texts overlap."""
     boxes, draw = {}, Text.draw
 
     def watch(text, renderer, *args, **kwargs):
@@ -48,12 +48,12 @@ def legible(figure, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Text, "draw", watch)
-        said = drawn(figure, tmp_path)
+        drawn_title = drawn(figure, tmp_path)
     width, height = 150 * figure.get_size_inches()
     for text, box in boxes.items():
         inside = box.x0 > -2 and box.y0 > -2 and box.x1 < width + 2 and box.y1 < height + 2
         assert inside, f"{text.get_text()!r} is cut off"
-    for (one, a), (other, b) in combinations(boxes.items(), 2):
+    for (first, a), (second, b) in combinations(boxes.items(), 2):
         apart = min(a.x1, b.x1) - max(a.x0, b.x0) < 2 or min(a.y1, b.y1) - max(a.y0, b.y0) < 2
-        assert apart, f"{one.get_text()!r} lies on {other.get_text()!r}"
-    return said
+        assert apart, f"{first.get_text()!r} overlaps {second.get_text()!r}"
+    return drawn_title

@@ -33,7 +33,7 @@ BEST = "Best of 2 runs:"
 
 
 @pytest.mark.parametrize(
-    ("given", "best", "expected", "drawn_lines"),
+    ("curves", "best", "expected", "drawn_lines"),
     [
         ({"a": run(0.8), "b": run(0.9), "c": run(0.7)}, None, "Best of 3 runs: b, validation accuracy up to 0.900", 3),
         ({"a": run(0.8), "b": run(0.9)}, "a", "Best of 2 runs: a, validation accuracy up to 0.800", 2),
@@ -49,14 +49,14 @@ BEST = "Best of 2 runs:"
         ({}, None, "No run has a validation accuracy", 0),
     ],
 )  # fmt: skip
-def test_curves(given, best, expected, drawn_lines, tmp_path, monkeypatch):
-    figure = plots.curves(given, best)
+def test_curves(curves, best, expected, drawn_lines, tmp_path, monkeypatch):
+    figure = plots.curves(curves, best)
     assert legible(figure, tmp_path, monkeypatch) == expected
     if drawn_lines:
-        assert len(figure.axes[0].lines) == drawn_lines + 1  # and the dot on the best
+        assert len(figure.axes[0].lines) == drawn_lines + 1  # plus the dot on the best run
 
 
-def test_curves_names_up_to_ten_runs_and_of_more_only_the_best():
+def test_curves_names_all_of_up_to_ten_runs_else_only_the_best():
     assert (
         sum("run " in text for text in texts(plots.curves({f"run {k}": run(0.1 * k) for k in range(10)}))) == 1 + 2 * 10
     )
@@ -65,7 +65,7 @@ def test_curves_names_up_to_ten_runs_and_of_more_only_the_best():
     assert sorted({line.get_color() for line in figure.axes[0].lines}) == sorted([GREY, ORANGE])
 
 
-def test_curves_says_what_is_left_out():
+def test_curves_counts_the_runs_left_out():
     figure = plots.curves({"a": run(0.8), "b": run(0.8, val_accuracy=NAN)})
     assert note(figure) == "Left out, without a validation accuracy: 1."
 
@@ -75,7 +75,7 @@ def table(val, **columns):
 
 
 @pytest.mark.parametrize(
-    ("given", "expected", "dots"),
+    ("scores", "expected", "dots"),
     [
         (table([0.9, 0.8, 0.7]), "Best validation accuracy 0.900: model=effici…izer.lr=0", [3]),
         (table([0.9, 0.8], val_accuracy_std=[0.01, NAN]), "Best validation accuracy 0.900 ± 0.010: model", [2]),
@@ -90,21 +90,21 @@ def table(val, **columns):
         (pd.DataFrame({"val_accuracy": [0.1, 0.2]}, index=[3, "$猫$"]), "Best validation accuracy 0.200: $猫$", [2]),
     ],
 )  # fmt: skip
-def test_bars(given, expected, dots, tmp_path, monkeypatch):
-    figure = plots.bars(given)
+def test_bars(scores, expected, dots, tmp_path, monkeypatch):
+    figure = plots.bars(scores)
     assert legible(figure, tmp_path, monkeypatch).startswith(expected.split("…")[0])
-    found = [
+    dots_per_metric = [
         np.isfinite(bar.lines[0].get_xdata().astype(float)).sum() for axes in figure.axes for bar in axes.containers
     ]
-    assert found == dots
-    assert ("The first 40 of 1,000." in note(figure)) == (len(given) > 40)
+    assert dots_per_metric == dots
+    assert ("The first 40 of 1,000." in note(figure)) == (len(scores) > 40)
 
 
 def test_bars_keeps_the_order_from_the_top_and_writes_the_numbers():
-    given = pd.DataFrame(
+    scores = pd.DataFrame(
         {"val_accuracy": [0.7, 0.9], "test_accuracy": [0.65, NAN], "count": [5, 2]}, index=["first", "second"]
     )
-    figure = plots.bars(given)
+    figure = plots.bars(scores)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
     assert axes.yaxis_inverted()

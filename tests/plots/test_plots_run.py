@@ -1,4 +1,4 @@
-"""tuner.plots.run: every figure is drawn and saved; what is asserted is what a reader of it would be told."""
+"""tuner.plots.run: every figure is drawn and saved, and its title and labels are right."""
 
 import matplotlib
 import numpy as np
@@ -10,7 +10,7 @@ from seen import drawn, texts, title
 from tuner import plots
 
 NAN = float("nan")
-ODD = ["$5 to $10", "Ünïcödé 猫 🐈", "a" * 90, "two\nlines", "_hidden", "", "100%", r"\alpha", "tie: a", "tie: b"]
+UNUSUAL = ["$5 to $10", "Ünïcödé 猫 🐈", "a" * 90, "two\nlines", "_hidden", "", "100%", r"\alpha", "tie: a", "tie: b"]
 
 
 def history(epochs, **columns):
@@ -70,7 +70,7 @@ def test_a_saved_epoch_outside_the_run_is_refused():
         plots.accuracy(history(3), 4)
 
 
-def test_accuracy_keeps_to_what_can_be():
+def test_the_axis_of_accuracy_stays_in_its_range():
     low, high = plots.accuracy(history(5, val_accuracy=1.0), 5).axes[0].get_ylim()
     assert 0 <= low < 0.7
     assert 1 < high < 1.05
@@ -141,7 +141,7 @@ def test_per_class_draws_the_mean_over_images_not_over_classes():
     rows = [{"class": "many", "accuracy": 1.0, "support": 30}, {"class": "few", "accuracy": 0.0, "support": 10}]
     figure = plots.per_class(rows, "test")
     assert "all images 0.750" in texts(figure)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["few", "many"]  # from the bottom up
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["few", "many"]  # from bottom to top
 
 
 @pytest.mark.parametrize(
@@ -162,21 +162,21 @@ def test_examples(n, shape, shown, expected, tmp_path):
     assert all(axes.get_title() == "Shirt" and axes.get_xlabel() == "Coat\n0.875" for axes in figure.axes)
 
 
-def test_odd_class_names_are_drawn_as_they_are(tmp_path):
-    n = len(ODD)
-    rows = [{**row, "class": name} for row, name in zip(rows_of(n), ODD, strict=True)]
+def test_unusual_class_names_are_drawn_unchanged(tmp_path):
+    n = len(UNUSUAL)
+    rows = [{**row, "class": name} for row, name in zip(rows_of(n), UNUSUAL, strict=True)]
     images = np.zeros((n, 3, 8, 8), np.uint8)
     for figure in (
-        plots.confusion_matrix(counts_of(n), ODD, "test"),
+        plots.confusion_matrix(counts_of(n), UNUSUAL, "test"),
         plots.per_class(rows, "test"),
-        plots.examples(images, ODD, ODD[::-1], [1.0] * n, "test"),
+        plots.examples(images, UNUSUAL, UNUSUAL[::-1], [1.0] * n, "test"),
     ):
         drawn(figure, tmp_path)
         assert any("$5 to $10" in text for text in texts(figure))
         assert max(len(line) for text in texts(figure) for line in text.split("\n")) < 100
 
 
-def test_save_replaces_the_file_or_leaves_it_whole(tmp_path, monkeypatch):
+def test_save_replaces_the_file_or_leaves_it_intact(tmp_path, monkeypatch):
     path = tmp_path / "figure.png"
     plots.save(plots.train_vs_test({"test": 0.5}), path)
     before = path.read_bytes()
@@ -197,8 +197,8 @@ def test_save_replaces_the_file_or_leaves_it_whole(tmp_path, monkeypatch):
     assert path.read_bytes() != before
 
 
-def test_drawing_leaves_the_global_state_alone(tmp_path):
-    def state():  # to look at the backend would choose one
+def test_drawing_does_not_change_the_global_state(tmp_path):
+    def state():  # reading the backend would choose one
         return {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != "backend"}
 
     before = state()

@@ -1,4 +1,4 @@
-"""The figures of a study: what they say of typical studies, and that odd ones are drawn, legibly."""
+"""The figures of a study: titles for typical studies, and legible drawings of unusual ones."""
 
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ LOST = {"states": ["PRUNED", "FAIL"], "values": [0.8, NAN]}
 
 
 def study(values, states="COMPLETE", baseline=0, **columns):
-    """A study with a trial a minute, each 50 seconds long, and three parameters."""
+    """A study with three parameters and one trial per minute, each 50 seconds long."""
     n, rng = len(values), np.random.default_rng(0)
     start = pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(n) * 60, unit="s")
     table = {
@@ -53,7 +53,7 @@ def figures(trials, parameters, goal, objective):
 
 
 def many(count):
-    """A study of many parameters with long names, half of them conditional, some of them odd."""
+    """A study with many parameters with long names; half of them are conditional, some are unusual."""
     rng, columns, parameters = np.random.default_rng(1), {}, []
     for k in range(count):
         name = f"model.backbone.a_long_group_name.überlang_猫_{k}.weight_decay_{k}"
@@ -132,11 +132,11 @@ BEST = "Best validation accuracy 0.900, trial"
         ([], "COMPLETE", 0, "No complete trial yet: none has started"),
     ],
 )
-def test_history_tells_the_best(values, states, baseline, expected):
+def test_history_names_the_best_trial(values, states, baseline, expected):
     assert title(plots.history(study(values, states, baseline), *ACCURACY)) == expected
 
 
-def test_history_draws_the_best_so_far_and_what_was_lost():
+def test_history_draws_the_best_so_far_and_lost_trials():
     trials = study([3, 5, 2, 4, 1, NAN], ["COMPLETE", "PRUNED", "COMPLETE", "COMPLETE", "COMPLETE", "FAIL"])
     axes, strip = plots.history(trials, "minimize", "loss").axes
     line = next(line for line in axes.lines if len(line.get_xdata()) > 2)
@@ -151,7 +151,7 @@ def points(axes):
     return np.concatenate([dots.get_offsets() for dots in axes.collections if isinstance(dots, PathCollection)])
 
 
-def test_wild_values_do_not_flatten_the_others():
+def test_outliers_do_not_flatten_the_other_values():
     figure = plots.history(study([0.9, 0.91, 0.92, 0.905, 0.915] * 4 + [-1e6, 0.1, 0.1]), *ACCURACY)
     low, high = figure.axes[0].get_ylim()
     assert high - low < 0.1
@@ -192,7 +192,7 @@ def test_importances(shares, expected, bars, tmp_path, monkeypatch):
     axes = figure.axes[0] if bars else None
     assert not bars or [label.get_text() for label in axes.get_yticklabels()] == bars
     assert not bars or len(axes.patches) == len(bars) * sum(
-        any(v == v for v in found.values()) for found in shares.values()
+        any(v == v for v in values.values()) for values in shares.values()
     )
 
 
@@ -206,10 +206,12 @@ def test_importances_of_many_long_names(tmp_path, monkeypatch):
 def test_the_best_trial_is_highlighted(goal, best):
     trials = study([0.5, 0.2, 0.6, 0.8], lr=[0.01, 0.02, 0.03, 0.04], depth=["a", "b", None, "c"])
     parameters = [Parameter("lr", 0, 0.1), Parameter("depth", choices=("a", "b", "c"))]
-    said = f"Trial {best} is best, {trials['value'][best]:.3f}: lr {trials['lr'][best]}, depth {trials['depth'][best]}"
+    expected = (
+        f"Trial {best} is best, {trials['value'][best]:.3f}: lr {trials['lr'][best]}, depth {trials['depth'][best]}"
+    )
     for draw in (plots.slices, plots.contours, plots.parallel_coordinates):
         figure = draw(trials, parameters, goal, "accuracy")
-        assert title(figure) == said
+        assert title(figure) == expected
         marked = [line for line in figure.axes[0].lines if line.get_color() == ORANGE]
         place = marked[0].get_xydata()[0]
         assert place == pytest.approx(
@@ -218,15 +220,15 @@ def test_the_best_trial_is_highlighted(goal, best):
                 "contours": (trials["lr"][best], {1: 1, 3: 2}[best]),
                 "parallel_coordinates": (0, trials["lr"][best] / 0.1),
             }[draw.__name__],
-            abs=0.26 if draw is plots.contours else 1e-9,  # choices are scattered
+            abs=0.26 if draw is plots.contours else 1e-9,  # choices are drawn with a random offset
         )
 
 
 def test_parallel_coordinates_breaks_where_a_trial_lacks_a_parameter():
     trials = study([0.1, 0.2, 0.3], momentum=[0.5, NAN, 0.9])
     figure = plots.parallel_coordinates(trials, [LR, Parameter("momentum", 0.5, 0.9)], "maximize", "accuracy")
-    (lines,) = [found for found in figure.axes[0].collections if isinstance(found, LineCollection)]
-    heights = [path.vertices[1, 1] for path in lines.get_paths()]  # by value
+    (lines,) = [item for item in figure.axes[0].collections if isinstance(item, LineCollection)]
+    heights = [path.vertices[1, 1] for path in lines.get_paths()]  # sorted by value
     assert heights == pytest.approx([0, NAN, 1], nan_ok=True)
     assert note(figure) == "A line breaks where its trial does not have the parameter."
 
@@ -234,19 +236,19 @@ def test_parallel_coordinates_breaks_where_a_trial_lacks_a_parameter():
 def test_parallel_coordinates_puts_the_better_value_on_top():
     for goal, expected in (("maximize", [0, 0.5, 1]), ("minimize", [0, 0.5, 1])):
         figure = plots.parallel_coordinates(study([1, 2, 3]), [LR], goal, "accuracy")
-        (lines,) = [found for found in figure.axes[0].collections if isinstance(found, LineCollection)]
-        assert [path.vertices[-1, 1] for path in lines.get_paths()] == expected  # the best comes last
+        (lines,) = [item for item in figure.axes[0].collections if isinstance(item, LineCollection)]
+        assert [path.vertices[-1, 1] for path in lines.get_paths()] == expected  # the best is last
         best = {"maximize": "3.000", "minimize": "1.000"}[goal]
         assert best in texts(figure)
 
 
-def test_parallel_coordinates_leaves_out_what_there_is_no_room_for():
+def test_parallel_coordinates_leaves_out_parameters_that_do_not_fit():
     figure = plots.parallel_coordinates(*many(20), *ACCURACY)
     assert len(figure.axes[0].get_xticks()) == 15 + 1
     assert note(figure).startswith("The first 15 of 20 parameters.")
 
 
-def test_slices_draws_each_complete_trial_that_has_the_parameter():
+def test_slices_draws_each_complete_trial_with_the_parameter():
     trials = study([0.1, 0.2, 0.3, 0.4], ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED"], momentum=[0.5, NAN, 0.9, 0.7])
     figure = plots.slices(trials, [*THREE, Parameter("momentum", 0, 1)], *ACCURACY)
     assert [len(points(axes)) for axes in figure.axes] == [3, 3, 3, 2]
@@ -262,7 +264,7 @@ def test_the_local_mean_follows_the_values():
     assert mean[100] == pytest.approx(1, abs=0.02)
 
 
-def test_the_title_leaves_out_what_the_best_does_not_have():
+def test_the_title_leaves_out_parameters_that_the_best_trial_lacks():
     assert title(plots.slices(CONDITIONAL, KINDS, *ACCURACY)) == "Trial 14 is best, 0.910: kind b, b 0.408"
     none = CONDITIONAL.assign(**{parameter.name: NAN for parameter in KINDS})
     assert title(plots.slices(none, KINDS, *ACCURACY)) == "Best validation accuracy 0.910, trial 14"
@@ -270,7 +272,7 @@ def test_the_title_leaves_out_what_the_best_does_not_have():
     assert title(plots.slices(study([0.1, 0.2], choice=[1, NAN]), choice, *ACCURACY)).endswith("0.200: choice None")
 
 
-def test_contours_leaves_out_pairs_that_no_trial_has():
+def test_contours_leaves_out_pairs_without_trials():
     figure = plots.contours(CONDITIONAL, KINDS, *ACCURACY)
     assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes[:-1]] == [
         *(("kind", "momentum.a"), ("kind", "decay.b")),
@@ -299,10 +301,10 @@ def test_contours_are_white_where_no_trial_is_near():
 @pytest.mark.parametrize(("parameters", "pairs"), [(THREE[:2], 1), (THREE, 3), (many(15)[1], 6)])
 def test_contours_draws_each_pair_of_up_to_four(parameters, pairs):
     trials = many(15)[0]
-    assert len(plots.contours(trials, parameters, *ACCURACY).axes) == pairs + 1  # and the colour bar
+    assert len(plots.contours(trials, parameters, *ACCURACY).axes) == pairs + 1  # plus the colour bar
 
 
-def test_intermediate_values_tells_pruned_from_complete():
+def test_intermediate_values_distinguishes_pruned_from_complete():
     trials = study([0.8, 0.9, 0.1, NAN], ["COMPLETE", "COMPLETE", "PRUNED", "FAIL"])
     curves = {0: {1: 0.5, 2: 0.8}, 1: {1: 0.6, 2: NAN, 3: 0.9}, 2: {1: 0.1}, 3: {}}
     figure = plots.intermediate_values(trials, curves, *ACCURACY)
@@ -324,7 +326,7 @@ def test_intermediate_values_tells_pruned_from_complete():
         ({0: {1: 0.5}}, "No complete trial yet: 5 running"),
     ],
 )
-def test_intermediate_values_of_no_result(curves, expected, tmp_path):
+def test_intermediate_values_without_results(curves, expected, tmp_path):
     figure = plots.intermediate_values(typical(5, states="RUNNING"), curves, *ACCURACY)
     assert drawn(figure, tmp_path) == expected
 
@@ -343,19 +345,19 @@ def test_edf(trials, goal, expected):
     assert title(plots.edf(trials, goal, "accuracy")) == expected
 
 
-def test_large_values_are_told_apart():
+def test_large_values_are_distinguishable():
     figure = plots.edf(study([100000.5, 100050, 100100], baseline=9), "minimize", "cost")
     assert title(figure) == "Half of 3 trials reach cost 100050, the best 100000"
     assert title(plots.history(study([1234.5], baseline=9), "minimize", "cost")) == "Best cost 1234.5, trial 0"
 
 
 @pytest.mark.parametrize(("goal", "shares"), [("maximize", [0.25, 0.5, 0.75, 1]), ("minimize", [1, 0.75, 0.5, 0.25])])
-def test_edf_is_the_share_that_is_at_least_as_good(goal, shares):
+def test_edf_is_the_share_of_trials_at_least_as_good(goal, shares):
     figure = plots.edf(study([1, 2, 3, 4], baseline=9), goal, "accuracy")
     line = figure.axes[0].lines[0]
     heights = dict(line.get_xydata()[3::-1].tolist())
     assert [heights[x] for x in (4, 3, 2, 1)] == shares
-    assert line.get_drawstyle() == "steps-post"  # from a value on to the next worse
+    assert line.get_drawstyle() == "steps-post"  # from each value to the next worse one
 
 
 @pytest.mark.parametrize(
@@ -388,7 +390,7 @@ def test_timeline_cuts_out_the_night_before_a_resume():
     assert note(figure) == "Cut out at the dotted lines: 2 days in which nothing ran."
 
 
-def test_timeline_of_running_trials_ends_open_at_the_latest_time():
+def test_timeline_draws_running_trials_to_the_latest_time():
     trials = study([NAN, 0.5, NAN], ["RUNNING", "COMPLETE", "FAIL"])
     trials.loc[[0, 2], "end"] = pd.NaT
     figure = plots.timeline(trials)
@@ -397,7 +399,7 @@ def test_timeline_of_running_trials_ends_open_at_the_latest_time():
     assert running.get_width() == pytest.approx(2)  # minutes
     assert [line.get_marker() for line in figure.axes[0].lines] == [">"]
     assert complete.get_width() == pytest.approx(50 / 60)
-    assert failed.get_width() == 0  # it was lost without an end
+    assert failed.get_width() == 0  # lost, so it has no end
 
 
 def pareto(*values, **columns):
@@ -434,7 +436,7 @@ def test_pareto_front(trials, front, expected, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("n", "objectives", "panels"), [(25, 2, 1), (1000, 2, 1), (25, 3, 3), (200, 4, 6)])
 def test_pareto_front_of_many(n, objectives, panels, tmp_path, monkeypatch):
     values = np.random.default_rng(0).random((n, objectives))
-    values[:, 1] = 1e6 * (1 - values[:, 0])  # almost all on the front
+    values[:, 1] = 1e6 * (1 - values[:, 0])  # almost all are on the front
     figure = plots.pareto_front(
         pareto(*values), ["maximize"] * objectives, [f"objective {k} 猫" for k in range(objectives)]
     )

@@ -1,4 +1,4 @@
-"""Extraction: the frozen part of a network, run over images."""
+"""Feature extraction: running the frozen part of a network over images."""
 
 from collections.abc import Callable, Iterator
 
@@ -20,23 +20,23 @@ def extract(
 ) -> Iterator[torch.Tensor]:
     """Run the frozen part over uint8 [N, C, H, W], with a progress bar; yields `dtype` [B, ...] on the CPU.
 
-    views: n of each image, to take instead.
+    views: batches of n views per image, to use instead of `images`.
     """
     network = backbone.frozen_part(dtype).to(device)
     in_batches = Batches(backbone.batch_size(device), device)
 
-    @torch.inference_mode()  # not around the yield: it would stay on in a caller that stops midway
+    @torch.inference_mode()  # not around the yield: a caller that stops early would stay in inference mode
     def start(batch: torch.Tensor) -> tuple[int, Callable[[], torch.Tensor]]:
         with repeatable(device):
             return len(batch), fetch(network(send(batch, device)))
 
     bar = tqdm(total=len(images) * n, desc=f"{backbone.name} features", unit="image", disable=None)
-    under_way: list[Callable[[], torch.Tensor]] = []
+    pending: list[Callable[[], torch.Tensor]] = []
     with bar:
-        for count, features in (batch for some in views or [images] for batch in in_batches(start, some)):
-            under_way.append(features)
-            if is_cpu(device) or len(under_way) == 2:  # a GPU is at the next batch while one is written
-                yield under_way.pop(0)()
+        for count, features in (batch for chunk in views or [images] for batch in in_batches(start, chunk)):
+            pending.append(features)
+            if is_cpu(device) or len(pending) == 2:  # a GPU computes one batch while another is written
+                yield pending.pop(0)()
             bar.update(count)
-        for features in under_way:
+        for features in pending:
             yield features()

@@ -1,8 +1,8 @@
-"""The feature bank: what the frozen part of a network says about each image, computed once and kept in a file.
+"""The feature bank: the output of a network's frozen part for each image, computed once and cached in a file.
 
-A bank is one safetensors file, CACHE/banks/KEY.safetensors, with a tensor `features` [N, ...]. KEY is a hash of all
-that decides its content: weights, cut, pooling, preprocessing, precision, device type, library version, and the images.
-It is written under a temporary name, with a checksum, by one process at a time, and is memory-mapped to be read.
+A bank is one safetensors file, CACHE/banks/KEY.safetensors, with a tensor `features` [N, ...]. KEY is a hash of
+everything that determines the content: weights, cut, pooling, preprocessing, precision, device type, library versions
+and images. One process writes the file, with a checksum and under a temporary name. Readers memory-map it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from tuner import cache_files
 from tuner.bank.extraction import extract
-from tuner.cache_files import text
+from tuner.cache_files import format_bytes
 from tuner.data import digests as digests_of
 from tuner.data.augmentation import Augment
 from tuner.data.augmentation import views as views_of
@@ -27,7 +27,7 @@ from tuner.networks.backbone import Backbone
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the same key would come to mean other numbers
+FORMAT = 2  # increase it when the same key would otherwise stand for different features
 _open: WeakValueDictionary[tuple[Path, torch.device], torch.Tensor] = WeakValueDictionary()
 BANK = cache_files.Kind("the feature bank", "the features", "computing", "computed", "set model.pool")
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # safetensors' names
@@ -42,18 +42,18 @@ def bank(
     dtype: torch.dtype,
     digests: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The frozen features of `images`, from the cache, or computed and cached now.
+    """The frozen features of `images`, read from the cache, or computed and cached.
 
-    images: uint8 [N, C, H, W].   digests: theirs, where they are known (Samples.digests).
+    images: uint8 [N, C, H, W].   digests: of the images (Samples.digests); None computes them.
     returns: `dtype` [N, *backbone.cached_shape], memory-mapped from the cache file.
-    Where the file is there and whole, the network doesn't run, its weights are not read, and `cache_dir` may be
-    read-only. A damaged file is replaced, with a warning. Of several processes that want the same bank, one computes it
-    and the others wait. Raises InputError where `cache_dir` must be written and can't be, or has no room.
+    If an intact file exists, the network does not run, its weights are not read, and `cache_dir` may be read-only. A
+    damaged file is replaced with a warning. Only one process computes a bank; others wait for it.
+    Raises InputError if `cache_dir` cannot be written or has not enough free space.
     """
     return _bank(*_key(images, digests, backbone, cache_dir, device, dtype), images, backbone, device, dtype)
 
 
-def resident(
+def bank_on_device(
     images: torch.Tensor,
     backbone: Backbone,
     *,
@@ -64,34 +64,35 @@ def resident(
     views: int = 1,
     digests: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The same as bank(), on the device where it has room; one tensor for all who ask while any of them holds it.
+    """bank(), moved to the device if it fits. Callers that ask for the same bank share one tensor.
 
-    views: of each image, in neighbouring rows, see tuner.data.augmentation.views.
+    views: views per image, in adjacent rows, see tuner.data.augmentation.views. 1 ignores `augment`.
+    returns: `dtype` [N * views, *backbone.cached_shape].
     """
     path, key = _key(images, digests, backbone, cache_dir, device, dtype)
     if augment and views > 1:
-        path, key = _named(cache_dir, key | {"views": views, "augment": repr(augment), "count": len(images) * views})
+        path, key = _with_path(
+            cache_dir, key | {"views": views, "augment": repr(augment), "count": len(images) * views}
+        )
     else:
         augment = None
     features = _open.get((path, device))
     if features is None:
-        features = on_device(_bank(path, key, images, backbone, device, dtype, augment), device)
+        features = to_device_if_it_fits(_bank(path, key, images, backbone, device, dtype, augment), device)
         _open[path, device] = features
     return features
 
 
-def on_device(features: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Features, or images, on the device, unless that takes more than half of the memory that is free there."""
+def to_device_if_it_fits(features: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Features or images on the device; unchanged if they need more than half of its free memory, or on the CPU."""
     free = free_memory(device)
     if free is None:
         return features
     if features.nbytes > free / 2:
-        sizes = text(features.nbytes), text(free), device
-        log.info(
-            "the features or images, %s, take more than half of the %s free on %s: sent there by the batch", *sizes
-        )
+        sizes = format_bytes(features.nbytes), format_bytes(free), device
+        log.info("the features or images need %s, more than half of the %s free on %s: sent in batches", *sizes)
         return features
-    return features.to(device)  # not through pinned memory, as batches go: torch would keep it, twice as large
+    return features.to(device)  # not through pinned memory: torch would keep the buffer, which is up to twice as large
 
 
 def _key(
@@ -102,7 +103,7 @@ def _key(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Path, dict[str, Any]]:
-    """A bank's file, and all that decides its content."""
+    """A bank's file and its key: everything that determines its content."""
     key = {
         "format": FORMAT,
         **backbone.key,
@@ -112,10 +113,10 @@ def _key(
         "images": _hash_images(images, digests_of(images) if digests is None else digests),
         "count": len(images),
     }
-    return _named(cache_dir, key)
+    return _with_path(cache_dir, key)
 
 
-def _named(cache_dir: Path, key: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+def _with_path(cache_dir: Path, key: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir / "banks" / f"{name}.safetensors", key
 
@@ -135,8 +136,8 @@ def _bank(
         digest = hashlib.sha256()
         file.write(_header(key, shape, dtype, "0" * 64))
         n = key.get("views", 1)
-        seen = views_of(images, augment, n, seed=0) if augment else None
-        for batch in extract(images, backbone, device=device, dtype=dtype, views=seen, n=n):
+        views = views_of(images, augment, n, seed=0) if augment else None
+        for batch in extract(images, backbone, device=device, dtype=dtype, views=views, n=n):
             content = batch.flatten().view(torch.uint8).numpy().data
             digest.update(content)
             file.write(content)
@@ -161,7 +162,7 @@ def _hash_images(images: torch.Tensor, digests: torch.Tensor) -> str:
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A bank's features, memory-mapped. Raises ValueError, among others, where it is damaged."""
+    """A bank's features, memory-mapped. Raises one of cache_files.UNREADABLE if the file is damaged."""
     with safe_open(path, framework="pt") as file:
         features = file.get_tensor("features")
         checksum = file.metadata()["sha256"]

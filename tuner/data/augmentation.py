@@ -1,7 +1,11 @@
 """Augmentation of batches on their device: flip, crop, RandAugment and random erasing; mixup and cutmix.
 
-Each image has draws of its own, and no operation loops over images. All random numbers come from torch's global
-generator on the CPU, whatever device the images are on: with its state saved and restored, the same numbers come again.
+Random numbers are drawn separately for each image, without a loop over images. They come from torch's global CPU
+generator for every device, so a checkpoint that restores its state repeats them.
+
+Why not torchvision.transforms.v2: its transforms draw once per call, so a batch of 128 copies of an image has 1 result
+of RandAugment, here 22; one call per image takes 2.3 times the CPU time (128 images of 3 x 64 x 64, one thread). Its
+MixUp fails on uint8 images, and MixUp and CutMix give one-hot labels, but the class-weighted loss needs class indices.
 """
 
 import hashlib
@@ -17,14 +21,14 @@ from torchvision.transforms.v2 import functional
 
 from tuner import InputError
 
-CHUNK = 64  # images that views() augments at once: part of what the views are
-MOST = 30  # of magnitude, as in torchvision
-ERASED = (0.02, 0.33)  # share of the area that is erased, and height to width of the box: torchvision's values
-ASPECT = (0.3, 3.3)
+CHUNK = 64  # images that views() augments at once; another value gives other views
+MOST = 30  # largest magnitude, as in torchvision
+ERASED = (0.02, 0.33)  # share of the area that the erased box takes, as in torchvision
+ASPECT = (0.3, 3.3)  # its height divided by its width
 
 _affine = partial(functional.affine, angle=0.0, scale=1.0, interpolation=InterpolationMode.BILINEAR)
-# RandAugment's operations and their ranges as in torchvision; the strength is magnitude / 30, and of either sign in the
-# first nine. What comes in from outside an image is black. `Color` leaves an image of one channel as it is.
+# RandAugment's operations with torchvision's ranges. The strength s is magnitude / 30, with a random sign for those in
+# SIGNED. Pixels from outside the image are black. `Color` does not change an image of one channel.
 Operation = Callable[[torch.Tensor, float], torch.Tensor]
 SIGNED: dict[str, Operation] = {
     "ShearX": lambda x, s: _affine(x, translate=[0, 0], shear=[math.degrees(math.atan(0.3 * s)), 0.0], center=[0, 0]),
@@ -47,36 +51,35 @@ UNSIGNED: dict[str, Operation] = {
 OPERATIONS = [*SIGNED.values(), *UNSIGNED.values()]
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
     return type(value) is int
 
 
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("flip", lambda v: _number(v) and 0 <= v <= 1, "a probability, 0 to 1"),
-    ("crop", lambda v: _number(v) and 0 <= v <= 0.5, "a share of the image's side, 0 to 0.5"),
-    ("erase", lambda v: _number(v) and 0 <= v <= 1, "a probability, 0 to 1"),
-    ("randaugment", lambda v: _whole(v) and v >= 0, "a whole number of operations, at least 0"),
-    ("magnitude", lambda v: _whole(v) and 0 <= v <= MOST, f"a whole number, 0 to {MOST}"),
-    ("mixup", lambda v: _number(v) and v >= 0, "at least 0, which is off"),
-    ("cutmix", lambda v: _number(v) and v >= 0, "at least 0, which is off"),
+    ("flip", lambda v: _is_number(v) and 0 <= v <= 1, "a probability, 0 to 1"),
+    ("crop", lambda v: _is_number(v) and 0 <= v <= 0.5, "a share of the image's side, 0 to 0.5"),
+    ("erase", lambda v: _is_number(v) and 0 <= v <= 1, "a probability, 0 to 1"),
+    ("randaugment", lambda v: _is_whole(v) and v >= 0, "a whole number of operations, at least 0"),
+    ("magnitude", lambda v: _is_whole(v) and 0 <= v <= MOST, f"a whole number, 0 to {MOST}"),
+    ("mixup", lambda v: _is_number(v) and v >= 0, "a number of at least 0; 0 is off"),
+    ("cutmix", lambda v: _is_number(v) and v >= 0, "a number of at least 0; 0 is off"),
 )
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training images; the default is nothing. Equal ones do the same, and their repr says all.
+    """How training images are augmented; by default not at all. The repr is complete, so it can serve as a cache key.
 
-    flip: probability of a left-right mirror.
-    crop: padding on each side, by reflection, as a share of the side; from there a box of the old size is cut anywhere.
-    randaugment: operations an image, one after another; 0 is off.   magnitude: their strength, 0 to 30.
-        Cubuk et al., arXiv:1909.13719.
+    flip: probability of a left-right flip.
+    crop: reflection padding on each side, as a share of the side, before a crop of the original size.
+    randaugment: operations per image; 0 is off.   magnitude: their strength, 0 to 30. Cubuk et al., arXiv:1909.13719.
     erase: probability that a box is filled with noise. Zhong et al., arXiv:1708.04896.
-    mixup, cutmix: alpha of Beta(alpha, alpha), from which the share of the other image is drawn; 0 is off. Where both
-        are on, a coin chooses for each batch. Zhang et al., arXiv:1710.09412; Yun et al., arXiv:1905.04899.
+    mixup, cutmix: alpha of Beta(alpha, alpha), which gives the weight of the other image; 0 is off. If both are on, one
+        is drawn for each batch. Zhang et al., arXiv:1710.09412; Yun et al., arXiv:1905.04899.
     Raises InputError for a value out of range.
     """
 
@@ -103,7 +106,7 @@ class Augment:
         return bool(self.mixup or self.cutmix)
 
     def images(self, x: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 1 or 3, H, W] -> the same, changed by draws of each image's own. x itself is left as it is."""
+        """uint8 [B, 1 or 3, H, W] -> augmented images of the same shape and type. x is not modified."""
         if self.flip or self.crop:
             x = _shift_and_flip(x, self.crop, self.flip)
         if self.randaugment:
@@ -111,19 +114,19 @@ class Augment:
         return _erase(x, self.erase) if self.erase else x
 
     def mix(self, x: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Mix each image of a batch with another one of it: (x, other targets, lam), with one lam for the batch.
+        """Mix each image with another one of the batch: (mixed images, targets of the others, lam).
 
-        x: [B, C, H, W], uint8 or floating; its type and the order of its memory are kept.   targets: [B].
-        The loss is lam * CE(targets) + (1 - lam) * CE(other targets).
+        x: [B, C, H, W], uint8 or floating point; the result has the same type and memory format.   targets: [B].
+        lam: one for the batch. The loss is lam * CE(targets) + (1 - lam) * CE(targets of the others).
         """
         if not self.mixes or len(x) == 0:
             return x, targets, 1.0
-        cut = bool(self.cutmix) and (not self.mixup or torch.rand(()).item() < 0.5)
-        alpha = self.cutmix if cut else self.mixup
+        use_cutmix = bool(self.cutmix) and (not self.mixup or torch.rand(()).item() < 0.5)
+        alpha = self.cutmix if use_cutmix else self.mixup
         lam = torch.distributions.Beta(alpha, alpha).sample().item()
         order = torch.randperm(len(x))
         others, other_targets = x[order.to(x.device)], targets[order.to(targets.device)]
-        mixed, lam = _cutmix(x, others, lam) if cut else (_mixup(x, others, lam), lam)
+        mixed, lam = _cutmix(x, others, lam) if use_cutmix else (_mixup(x, others, lam), lam)
         return mixed, other_targets, lam
 
 
@@ -132,14 +135,16 @@ def _draw(b: int, least: float, most: float) -> torch.Tensor:
 
 
 def _shift_and_flip(x: torch.Tensor, crop: float, flip: float) -> torch.Tensor:
-    """Each image moved by up to the padding, mirrored where it goes over the edge, and flipped by chance."""
+    """Shift each image by up to the padding, with reflection at the edges, and flip it with a probability."""
     b, _, h, w = x.shape
     rows = _reflected(h, _shifts(b, round(crop * h)))
     columns = _reflected(w, _shifts(b, round(crop * w)))
     columns = torch.where(torch.rand(b, 1) < flip, columns.flip(1), columns)
     image = torch.arange(b, device=x.device)[:, None, None]
-    cut = x.permute(0, 2, 3, 1)[image, rows.to(x.device)[:, :, None], columns.to(x.device)[:, None, :]]  # [B, H, W, C]
-    return cut.permute(0, 3, 1, 2)
+    moved = x.permute(0, 2, 3, 1)[
+        image, rows.to(x.device)[:, :, None], columns.to(x.device)[:, None, :]
+    ]  # [B, H, W, C]
+    return moved.permute(0, 3, 1, 2)
 
 
 def _shifts(b: int, padding: int) -> torch.Tensor:
@@ -147,30 +152,30 @@ def _shifts(b: int, padding: int) -> torch.Tensor:
 
 
 def _reflected(n: int, shifts: torch.Tensor) -> torch.Tensor:
-    """For each shift [B, 1] the n places that are seen [B, n], those outside 0..n-1 mirrored back at the edge."""
-    places = (torch.arange(n) + shifts).abs()
-    return n - 1 - (n - 1 - places).abs()
+    """Source indices [B, n] of a row of n pixels for each shift [B, 1], reflected at 0 and n - 1."""
+    indices = (torch.arange(n) + shifts).abs()
+    return n - 1 - (n - 1 - indices).abs()
 
 
 def _randaugment(x: torch.Tensor, n: int, strength: float) -> torch.Tensor:
-    """n operations an image. Images that drew the same one are changed together.
+    """n operations per image. Images that drew the same operation are processed together.
 
-    torchvision's own RandAugment gives a whole batch the same operations, and is slow image by image. As one magnitude
-    holds for all there are but 23 operations with their signs, so that no batch takes more than 23 calls each time.
+    One magnitude applies to all images, so there are 23 operations, counted with their signs: at most 23 calls per
+    round and batch.
     """
     x = x.clone()
     for _ in range(n):
-        kinds = torch.randint(len(OPERATIONS), (len(x),))
-        negative = (torch.rand(len(x)) < 0.5) & (kinds < len(SIGNED))
-        drawn = 2 * kinds + negative
-        for code in drawn.unique().tolist():
-            images = (drawn == code).nonzero().flatten().to(x.device)
+        operations = torch.randint(len(OPERATIONS), (len(x),))
+        negative = (torch.rand(len(x)) < 0.5) & (operations < len(SIGNED))
+        codes = 2 * operations + negative
+        for code in codes.unique().tolist():
+            images = (codes == code).nonzero().flatten().to(x.device)
             x[images] = OPERATIONS[code // 2](x[images], -strength if code % 2 else strength)
     return x
 
 
 def _erase(x: torch.Tensor, probability: float) -> torch.Tensor:
-    """Fill a box with noise, by chance in each image. A box that would be longer than the image ends with it."""
+    """Fill a box with noise, in each image with this probability. A box longer than the image is cut off."""
     h, w = x.shape[-2:]
     chosen = (torch.rand(len(x)) < probability).nonzero().flatten()
     n = len(chosen)
@@ -184,11 +189,11 @@ def _erase(x: torch.Tensor, probability: float) -> torch.Tensor:
 
 
 def _within(n: int, lengths: torch.Tensor) -> torch.Tensor:
-    """Intervals of these lengths [B], at random places of 0..n-1: bool [B, n]."""
+    """Intervals of these lengths [B] at random positions in 0..n-1: bool [B, n]."""
     lengths = lengths.round().clamp(1, n)
     starts = (torch.rand(len(lengths)) * (n - lengths + 1)).floor()[:, None]
-    places = torch.arange(n)
-    return (places >= starts) & (places < starts + lengths[:, None])
+    positions = torch.arange(n)
+    return (positions >= starts) & (positions < starts + lengths[:, None])
 
 
 def _mixup(x: torch.Tensor, others: torch.Tensor, lam: float) -> torch.Tensor:
@@ -197,7 +202,7 @@ def _mixup(x: torch.Tensor, others: torch.Tensor, lam: float) -> torch.Tensor:
 
 
 def _cutmix(x: torch.Tensor, others: torch.Tensor, lam: float) -> tuple[torch.Tensor, float]:
-    """A box of 1 - lam of the area, around a point anywhere, comes from the others; lam is what is left without it."""
+    """Copy a box with 1 - lam of the area, around a random point. Returns lam for the part inside the image."""
     sides = []
     for n in x.shape[-2:]:
         half, centre = int(n * math.sqrt(1 - lam)) / 2, int(torch.randint(n, ()))
@@ -209,20 +214,19 @@ def _cutmix(x: torch.Tensor, others: torch.Tensor, lam: float) -> tuple[torch.Te
 
 
 def views(images: torch.Tensor, augment: Augment, n: int, seed: int) -> Iterator[torch.Tensor]:
-    """Each image and n - 1 augmented views of it, in uint8 batches of [N * n, C, H, W]; row i * n + v is view v of i.
+    """Each image and n - 1 augmented views of it: batches uint8 [B * n, C, H, W]; row i * n + v is view v of image i.
 
-    View 0 is the image itself and, where images are flipped, view 1 its mirror image. All are the same for whoever asks
-    with the same images, augment, n and seed, also with another n; the state of torch's generator neither matters nor
-    changes. They are drawn by 64 images at a time.
+    View 0 is the image itself. View 1 is its mirror image if `augment` flips. Views depend only on images, augment and
+    seed: another n adds or drops views but does not change them, and torch's generator is neither used nor changed.
     """
     for number, chunk in enumerate(images.split(CHUNK)):
         yield torch.stack([chunk, *(_view(chunk, augment, (seed, v, number)) for v in range(1, n))], 1).flatten(0, 1)
 
 
 def _view(chunk: torch.Tensor, augment: Augment, key: tuple[int, int, int]) -> torch.Tensor:
-    """Not around the yield: there the fork would last while the caller draws numbers."""
+    """One view of up to CHUNK images. key: (seed, number of the view, number of the chunk)."""
     if key[1] == 1 and augment.flip:
         return chunk.flip(-1)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # not in views(): the fork must end before its yield
         torch.default_generator.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little"))
         return augment.images(chunk)

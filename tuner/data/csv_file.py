@@ -1,4 +1,4 @@
-"""Images from a CSV file: one column of labels, every other column a pixel from 0 to 255, or one with image files."""
+"""Images from a CSV file with a column of labels. The other columns are pixels (0 to 255), or one names image files."""
 
 import logging
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tuner import InputError
-from tuner.data import Data, Samples, csv_images, csv_labels, hold_out, image_array, split, undivided
+from tuner.data import Data, Samples, csv_images, csv_labels, hold_out, image_array, split, without_splits
 from tuner.data.csv_table import Layout, layout, read, shortened
 
 log = logging.getLogger(__name__)
@@ -37,39 +37,39 @@ def load(
 ) -> Data:
     """Read labelled images from a CSV file in UTF-8, plain or compressed (.gz, .xz, .bz2).
 
-    path: one image a line. Gray pixels row by row; RGB likewise, the three values of a pixel together (H, W, C).
-    test_path: a file with the same columns, the test split; without one, `test_share` of `path` is held out.
+    path: one line per image. Pixels are in row-major order; the three values of an RGB pixel are adjacent (H, W, C).
+    test_path: the test split, a file with the same columns. None: hold `test_share` of `path` out instead.
     label: the name of the label column; without a header its number, from 0 (-1 is the last).
-    classes: the names of the classes. A label is one of them or, unless a name is a number, its place in the list, from
-        0. Without `classes` they are the labels found, sorted; whole numbers by their value.
-    height, width, channels: of an image, in pixels; without them it is a square, gray or else RGB.
+    classes: the class names. A label is a name or, unless a name is a number, an index into the list. None: the class
+        names are the labels, sorted; whole numbers by value.
+    height, width, channels: of an image, in pixels. None: square images, gray if the number of pixels allows, else RGB.
     header: whether the first line names the columns.
-    image: the column of image files, named as `label` is; absolute, or seen from the CSV file's folder. Without it the
-        only column beside the label, if it holds no numbers. Then other columns are ignored, and the images become RGB
-        squares: size, fit, skip_broken, cache_dir are as tuner.data.image_folder.load has them.
-    divide: False: nothing is drawn or held out, see tuner.data.undivided.
-    val_share: the share of the images that are not test which `seed` draws for validation.
-    Raises InputError, which names the file and the line (the header is line 1), where a file is not as said here.
+    image: the column of image files, given as `label` is. Paths are absolute or relative to the CSV file's folder.
+        None: the only column besides the label, if it does not hold numbers. With image files the remaining columns are
+        ignored, and size, fit, skip_broken and cache_dir apply as in tuner.data.image_folder.load.
+    divide: False draws no splits, see tuner.data.without_splits.
+    val_share: the share of the images outside the test split that `seed` draws for validation.
+    Raises InputError if a file does not match this description; it names the file and the line (the header is line 1).
     """
     table = layout(path, label, header)
     column = csv_images.column_of(table, image)
     if column is not None:
         if height or width or channels:
-            raise InputError("data.height, width and channels are of pixel columns; files become squares of data.size")
+            raise InputError("data.height, data.width and data.channels apply to pixel columns; set data.size instead")
         test_table = None if test_path is None else layout(test_path, label, header)
         pool, held, names = csv_images.parts(table, test_table, column, classes, test_share if divide else None)
         files = [part for part in (pool, held) if part is not None]
         arrays = image_array.load(files, size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken)
         samples, test = arrays[0][0], None if held is None else arrays[1][0]
         if test is None or not divide:
-            return undivided(samples, test, names, fit)
+            return without_splits(samples, test, names, fit)
         return split(samples, test, names, val_share=val_share, seed=seed, fit=fit)
     shape = _shape(table, height, width, channels)
     texts, images = _read(table, shape)
-    names = csv_labels.found(table, texts) if classes is None else csv_labels.given(classes)
-    samples = Samples(images, csv_labels.encode(table, texts, names, by_place=classes is not None))
+    names = csv_labels.infer_classes(table, texts) if classes is None else csv_labels.check_names(classes)
+    samples = Samples(images, csv_labels.encode(table, texts, names, by_index=classes is not None))
     if test_path is None and not divide:
-        return undivided(samples, None, names)
+        return without_splits(samples, None, names)
     if test_path is None:
         return split(*hold_out(samples, names, test_share=test_share), names, val_share=val_share, seed=seed)
 
@@ -80,21 +80,23 @@ def load(
             "data.test_path must have the columns of data.path"
         )
     texts, images = _read(test_table, shape)
-    test = Samples(images, csv_labels.encode(test_table, texts, names, by_place=classes is not None))
-    return split(samples, test, names, val_share=val_share, seed=seed) if divide else undivided(samples, test, names)
+    test = Samples(images, csv_labels.encode(test_table, texts, names, by_index=classes is not None))
+    if not divide:
+        return without_splits(samples, test, names)
+    return split(samples, test, names, val_share=val_share, seed=seed)
 
 
 def _read(table: Layout, shape: tuple[int, int, int]) -> tuple[list[str], torch.Tensor]:
     """The labels as they are written [N], and the images, uint8 [N, C, H, W]."""
     texts, pixels = read(table)
     if pixels.max() <= 1:
-        log.warning("%s has no pixel above 1: images all but black; were the pixels meant to reach 255?", table.name)
+        log.warning("%s has no pixel above 1, so its images are almost black: should pixels reach 255?", table.name)
     images = pixels.reshape(-1, *shape).transpose(0, 3, 1, 2)  # [N, H, W, C] -> [N, C, H, W]
     return texts, torch.from_numpy(np.ascontiguousarray(images))
 
 
 def _shape(table: Layout, height: int | None, width: int | None, channels: int | None) -> tuple[int, int, int]:
-    """(height, width, channels) of an image, as given or as the number of pixels implies."""
+    """(height, width, channels) of an image, as given or derived from the number of pixel columns."""
     for name, value in (("height", height), ("width", width)):
         if value is not None and not (isinstance(value, int) and value > 0):
             raise InputError(f"data.{name} must be a whole number above 0, got {value!r}")
@@ -114,7 +116,7 @@ def _shape(table: Layout, height: int | None, width: int | None, channels: int |
             + " or ".join(f"{height * width * c} ({'gray' if c == 1 else 'RGB'})" for c in choices)
         )
     raise InputError(
-        f"{table.name} has {n} pixel columns, no square image of {channels or '1 or 3'} channels: set data.height and "
-        "data.width, remove a column that is no pixel, or set data.image to the column of image files; the columns are "
-        f"{shortened(table.columns)}"
+        f"{table.name} has {n} pixel columns, not a square image of {channels or '1 or 3'} channels: set data.height "
+        "and data.width, remove columns that are not pixels, or set data.image to the column of image files; the "
+        f"columns are {shortened(table.columns)}"
     )

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from tuner import InputError
-from tuner.data import csv_labels, held_out
+from tuner.data import csv_labels, hold_out_rows
 from tuner.data.csv_table import MISSING, NUMBER, Layout, data_rows, shortened
 from tuner.data.image_array import Files
 
@@ -12,19 +12,20 @@ log = logging.getLogger(__name__)
 
 
 def column_of(table: Layout, image: str | int | None) -> int | None:
-    """The place of the column of image files; None where all but the labels are pixels.
+    """The index of the column of image files; None if the columns are pixels.
 
-    image: its name, or without a header its number; None: the only column beside the labels, if it holds no numbers.
-    Raises InputError for a column that isn't there.
+    image: its name, or its number if there is no header. None: the only column besides the label, if it does not hold
+        numbers.
+    Raises InputError for a column that does not exist.
     """
     others = [i for i in range(len(table.columns)) if i != table.label]
     if image is not None:
-        named = {table.columns[i]: i for i in others}
-        if str(image) not in named:
+        index_of = {table.columns[i]: i for i in others}
+        if str(image) not in index_of:
             raise InputError(
-                f"data.image={image} is no column of {table.name} beside the labels: {shortened([*named])}"
+                f"data.image={image} must be a column of {table.name} other than the label: {shortened([*index_of])}"
             )
-        return named[str(image)]
+        return index_of[str(image)]
     _, first = next(data_rows(table), (0, []))
     if (
         len(others) != 1
@@ -33,41 +34,42 @@ def column_of(table: Layout, image: str | int | None) -> int | None:
         or NUMBER.fullmatch(first[others[0]].strip())
     ):
         return None
-    log.info("%s: column %r holds image files (it is the only one, and holds no numbers)", *_names(table, others[0]))
+    column = table.columns[others[0]]
+    log.info("%s: column %r names image files (it is the only other column and holds no numbers)", table.name, column)
     return others[0]
 
 
 def parts(
     table: Layout, test_table: Layout | None, column: int, classes: Sequence[str] | None, test_share: float | None
 ) -> tuple[Files, Files | None, tuple[str, ...]]:
-    """The files to learn from, those to test on, and the class names. Raises InputError, which names the line.
+    """(files of the pool, files of the test split, class names). Raises InputError, which names the line.
 
-    test_share: where there is no test_table; None: nothing is held out.
+    test_share: held out if there is no test_table; None holds nothing out, and the second value is None.
     """
     texts, files = _read(table, column)
-    names = csv_labels.found(table, texts) if classes is None else csv_labels.given(classes)
-    by_place = classes is not None
-    pool = Files(table.path.parent, files, csv_labels.encode(table, texts, names, by_place=by_place))
+    names = csv_labels.infer_classes(table, texts) if classes is None else csv_labels.check_names(classes)
+    by_index = classes is not None
+    pool = Files(table.path.parent, files, csv_labels.encode(table, texts, names, by_index=by_index))
     if test_table is None:
         if test_share is None:
             return pool, None, names
-        rows, test_rows = held_out(pool.labels, names, test_share=test_share)
+        rows, test_rows = hold_out_rows(pool.labels, names, test_share=test_share)
         return pool.rows(rows), pool.rows(test_rows), names
-    texts, files = _read(test_table, _same(table, test_table, column))
-    labels = csv_labels.encode(test_table, texts, names, by_place=by_place)
+    texts, files = _read(test_table, _same_column(table, test_table, column))
+    labels = csv_labels.encode(test_table, texts, names, by_index=by_index)
     return pool, Files(test_table.path.parent, files, labels), names
 
 
-def _same(table: Layout, test_table: Layout, column: int) -> int:
+def _same_column(table: Layout, test_table: Layout, column: int) -> int:
     if table.columns[column] not in test_table.columns:
         raise InputError(
-            f"{test_table.name} has no column {table.columns[column]!r}, which {table.name} has: rename it"
+            f"{test_table.name} has no column {table.columns[column]!r}, but {table.name} has: rename the column"
         )
     return test_table.columns.index(table.columns[column])
 
 
 def _read(table: Layout, column: int) -> tuple[list[str], list[str]]:
-    """The labels as they are written, and the files, seen from the table's folder."""
+    """The labels as written, and the file names relative to the table's folder."""
     texts, files = [], []
     for line, cells in data_rows(table):
         if len(cells) != len(table.columns):
@@ -80,9 +82,5 @@ def _read(table: Layout, column: int) -> tuple[list[str], list[str]]:
         texts.append(text)
         files.append(file)
     if not texts:
-        raise InputError(f"{table.name} has a header and no rows: it needs a line an image")
+        raise InputError(f"{table.name} has a header and no rows: it needs one line per image")
     return texts, files
-
-
-def _names(table: Layout, column: int) -> tuple[str, str]:
-    return table.name, table.columns[column]

@@ -1,7 +1,7 @@
-"""A CSV table of labels and pixels: read fast and, where something is wrong, read again to say what and where.
+"""A CSV table of labels and pixels.
 
-A good file is read by numpy's C parser, which refuses whatever is no whole number from 0 to 255. What it refuses is
-read row by row, slowly, to name the line and the column, or to take what is fine after all, such as 12.0.
+numpy's C parser reads the file first. It refuses any pixel that is not a whole number from 0 to 255. A refused file is
+read again row by row, which is slow, but names the faulty line and column and accepts values such as 12.0.
 """
 
 import bz2
@@ -23,15 +23,15 @@ from tuner import InputError
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error)
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?")  # no nan, no inf, no 1_000: those may be class names
-MISSING = ("", "nan")  # a label that is not there, as people and as numpy write it
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?")  # nan, inf and 1_000 may be class names
+MISSING = ("", "nan")  # a missing label, as people and numpy write it
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the first line says.
+    """The columns of a table.
 
-    columns: the header or, without one, numbers from 0.   label: the label column's place among them.
+    columns: names from the header or, without one, numbers from 0.   label: index of the label column.
     """
 
     path: Path
@@ -49,11 +49,14 @@ class Layout:
 
 
 def layout(path: str | Path, label: str | int, header: bool) -> Layout:
-    """Find the columns of a file. label: a name in its header or, where header is false, a column number from 0."""
+    """Read the columns of a file from its first line. label: a column name; without a header, a number from 0.
+
+    Raises InputError if the file does not exist, is empty, or has no such label column.
+    """
     path = _existing(path)
     first = next(rows(path), None)
     if first is None:
-        raise InputError(f"{path.name} is empty: it needs a line an image, with a label and pixels")
+        raise InputError(f"{path.name} is empty: it needs one line per image, with a label and pixels")
     if header:
         columns = [cell.strip() for cell in first[1]]
         if str(label) not in columns:
@@ -68,7 +71,7 @@ def layout(path: str | Path, label: str | int, header: bool) -> Layout:
 
 
 def read(layout: Layout) -> tuple[list[str], np.ndarray]:
-    """The labels as they are written [N], and the pixels in the order of their columns, uint8 [N, P]."""
+    """The labels as written [N], and the pixels in column order, uint8 [N, P]. Raises InputError for a faulty line."""
     try:
         return _read_fast(layout)
     except (ValueError, Warning, *UNREADABLE):
@@ -76,7 +79,7 @@ def read(layout: Layout) -> tuple[list[str], np.ndarray]:
 
 
 def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of each row that is not blank. Line 1 is the header; blank lines are counted."""
+    """(line number, cells) of each row that is not blank. Numbers start at 1 and count blank lines."""
     try:
         with _open(path) as file:
             reader = csv.reader(file)
@@ -90,7 +93,7 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from error
     except UNREADABLE as error:
         raise InputError(
-            f"{path.name} cannot be read ({error}): it must be a whole CSV file, compressed as its name says or plain"
+            f"{path.name} cannot be read ({error}): it must be a whole CSV file, plain or compressed as its name says"
         ) from error
 
 
@@ -111,7 +114,7 @@ def _existing(path: str | Path) -> Path:
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a CSV file in it")
     if not path.exists():
-        raise InputError(f"there is no file {path} (seen from {Path.cwd()}): set data.path to your CSV file")
+        raise InputError(f"there is no file {path} (relative to {Path.cwd()}): set data.path to your CSV file")
     return path
 
 
@@ -124,16 +127,16 @@ def _hint(columns: list[str]) -> str:
 
 
 def _open(path: Path) -> TextIO:
-    # utf-8-sig drops the mark that Excel writes first; newline="" is what the csv module asks for
+    # utf-8-sig drops the byte order mark that Excel writes; the csv module requires newline=""
     opened: TextIO = OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="")
     return opened
 
 
 def _read_fast(layout: Layout) -> tuple[list[str], np.ndarray]:
-    sides = layout.label, layout.n_pixels - layout.label
-    row = np.dtype([("left", "u1", (sides[0],)), ("label", "O"), ("right", "u1", (sides[1],))])
+    left, right = layout.label, layout.n_pixels - layout.label  # pixel columns on each side of the label
+    row = np.dtype([("left", "u1", (left,)), ("label", "O"), ("right", "u1", (right,))])
     with _open(layout.path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("error", "loadtxt")  # older numpy only warns when it reads 1.5 as 1
+        warnings.filterwarnings("error", "loadtxt")  # older numpy reads 1.5 as 1 and only warns
         table = np.loadtxt(file, row, comments=None, delimiter=",", quotechar='"', skiprows=int(layout.header), ndmin=1)
     labels = [label.strip() for label in table["label"]]
     if any(label.lower() in MISSING for label in labels):
@@ -154,7 +157,7 @@ def _read_carefully(layout: Layout) -> tuple[list[str], np.ndarray]:
             raise InputError(f"line {line} of {layout.name} has no label: fill it in or remove the line")
         pixels.append(_row_of_pixels(layout, line, cells))
     if not labels:
-        raise InputError(f"{layout.name} has a header and no rows: it needs a line an image")
+        raise InputError(f"{layout.name} has a header and no rows: it needs one line per image")
     return labels, np.stack(pixels)
 
 
@@ -162,24 +165,24 @@ def _row_of_pixels(layout: Layout, line: int, cells: list[str]) -> np.ndarray:
     try:
         values = np.array(cells, dtype=np.float64)
     except ValueError:
-        values = np.full(len(cells), np.nan)  # some cell is no number: look at each
+        values = np.full(len(cells), np.nan)  # a cell is not a number: check each
     if not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
         raise InputError(_fault(layout, line, cells))
     return values.astype(np.uint8)
 
 
 def _fault(layout: Layout, line: int, cells: list[str]) -> str:
-    place, fault = next((i, fault) for i, fault in enumerate(map(_cell_fault, cells)) if fault)
+    index, fault = next((i, fault) for i, fault in enumerate(map(_cell_fault, cells)) if fault)
     columns = layout.columns[: layout.label] + layout.columns[layout.label + 1 :]
     hint = ""
     if fault == "is fractional" and all(_cell_fault(cell) in ("", fault) and float(cell) <= 1 for cell in cells):
-        hint = "; this line lies in 0 to 1 and looks scaled: multiply the pixels by 255"
+        hint = "; the line looks scaled to 0..1: multiply the pixels by 255"
     elif line == 1 and not layout.header:
         hint = "; if line 1 names the columns, set data.header=true"
-    elif fault == "is no number":
+    elif fault == "is not a number":
         hint = "; if it names an image file, set data.image to that column"
     return (
-        f"line {line} of {layout.name}, column {columns[place]!r}: {cells[place][:40]!r} {fault}; every column but the "
+        f"line {line} of {layout.name}, column {columns[index]!r}: {cells[index][:40]!r} {fault}; every column but the "
         f"label is a pixel, a whole number from 0 to 255{hint}"
     )
 
@@ -190,7 +193,7 @@ def _cell_fault(cell: str) -> str:
     try:
         value = float(cell)
     except ValueError:
-        return "is no number"
-    if not 0 <= value <= 255:  # also where it is nan
+        return "is not a number"
+    if not 0 <= value <= 255:  # or nan
         return "is outside 0 to 255" if abs(value) < float("inf") else "is not finite"
     return "" if value.is_integer() else "is fractional"

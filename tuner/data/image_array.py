@@ -1,9 +1,13 @@
-"""Image files, decoded once into an array in the cache, CACHE/images/KEY.safetensors, that is memory-mapped.
+"""Image files decoded once into a memory-mapped array in the cache, CACHE/images/KEY.safetensors.
 
-KEY is a hash of all that decides its content: the folder, the files' names, sizes and times of change, the shape, the
-fit, the versions. It holds `images` uint8 [N, C, H, W], without the broken ones; `digests` uint8 [N, 8], int64 in
-bytes; and `broken`, JSON of [number of the file, reason] each. It is never checked as a whole: that would take long
-each time.
+KEY is a hash of everything that determines the content: the folder, the names, sizes and modification times of the
+files, the shape, the fit, and versions. The file holds three tensors:
+
+    images   uint8 [N, C, H, W], without broken files
+    digests  uint8 [N, 8], the bytes of int64 digests
+    broken   JSON in bytes: a list of [number of the file, reason]
+
+A checksum covers `digests` and `broken`, but not the pixels: reading them all for each run would take too long.
 """
 
 import hashlib
@@ -28,50 +32,50 @@ from tuner.data.image_file import BrokenImageError, check_fit, read
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it when the same key would come to mean other pixels
+FORMAT = 3  # increase it when the same key would otherwise stand for different pixels
 IMAGES = cache_files.Kind("the array of images", "the images", "decoding", "decoded", "choose smaller images")
-CHUNK = 2**22  # bytes that a thread decodes at a time, about: memory is this, times WINDOW, times the threads
-WINDOW = 3  # chunks a thread, under way or waiting to be written
-LEGIBLE = 200  # characters of a name: a wrong column of a table may hold anything
+CHUNK = 2**22  # bytes per chunk, roughly; memory use is CHUNK * WINDOW * threads
+WINDOW = 3  # chunks per thread that are being decoded or wait to be written
+LEGIBLE = 200  # characters of a name in a message: the wrong column of a table may hold long texts
 Broken = list[tuple[int, str]]
 
 
 @dataclass(frozen=True)
 class Files:
-    """Labelled image files. root: a folder.   names: paths seen from it.   labels: int64 [N]."""
+    """Labelled image files. root: a folder.   names: paths relative to root.   labels: int64 [N]."""
 
     root: Path
     names: Sequence[str]
     labels: torch.Tensor
 
     def rows(self, rows: torch.Tensor) -> "Files":
-        """Some of them, in this order."""
+        """The files with these row numbers, in this order. rows: int64."""
         return Files(self.root, [self.names[row] for row in rows.tolist()], self.labels[rows])
 
 
 def load(
     parts: Sequence[Files], *, size: int | Sequence[int], fit: str, cache_dir: str | Path, skip_broken: bool
 ) -> list[tuple[Samples, torch.Tensor]]:
-    """Of each part the images, memory-mapped from the cache, and the numbers of their files, int64 [N].
+    """For each part, the images (memory-mapped from the cache) and the row numbers of their files, int64 [N].
 
-    All are decoded, by a thread a processor core, and what is broken noted, before anything is said of it.
-    size: of RGB squares, in pixels; or [C, H, W] of an image.
-    skip_broken: broken files are left out, with a warning.
-    Raises InputError where files are broken and must not be, or the cache can't be written or has no room.
+    All files are decoded, with one thread per processor core, before broken files are reported together.
+    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.read.
+    skip_broken: leave broken files out with a warning.
+    Raises InputError for broken files unless skip_broken is set, and if the cache cannot be written or is full.
     """
     check_fit(fit)
     shape = _shape(size)
     arrays = [_array(part, shape, fit, Path(cache_dir).expanduser()) for part in parts]
     broken = [(part.names[i], why) for part, array in zip(parts, arrays, strict=True) for i, why in array[2]]
     if broken:
-        _tell([f"{name[:LEGIBLE]} ({why})" for name, why in broken], skip_broken)
+        _report_broken([f"{name[:LEGIBLE]} ({why})" for name, why in broken], skip_broken)
     loaded = []
-    for part, (images, known, bad) in zip(parts, arrays, strict=True):
-        whole = torch.ones(len(part.names), dtype=torch.bool)
-        whole[[i for i, _ in bad]] = False
-        rows = whole.nonzero().flatten()
-        names = [name for name, fine in zip(part.names, whole.tolist(), strict=True) if fine]
-        loaded.append((Samples(images, part.labels[rows], known, names), rows))
+    for part, (images, stored_digests, unreadable) in zip(parts, arrays, strict=True):
+        readable = torch.ones(len(part.names), dtype=torch.bool)
+        readable[[i for i, _ in unreadable]] = False
+        rows = readable.nonzero().flatten()
+        names = [part.names[row] for row in rows.tolist()]
+        loaded.append((Samples(images, part.labels[rows], stored_digests, names), rows))
     return loaded
 
 
@@ -79,19 +83,19 @@ def _shape(size: int | Sequence[int]) -> tuple[int, int, int]:
     c, h, w = size if isinstance(size, Sequence) and len(size) == 3 else (3, size, size)
     if not (type(c) is type(h) is type(w) is int and c in (1, 3) and min(h, w) > 0):
         raise InputError(
-            f"data.size={size} must be a whole number of pixels, at least 1, or [channels, height, width], of which "
-            "channels is 1 (gray) or 3 (RGB)"
+            f"data.size={size} must be a whole number of pixels, at least 1, or [channels, height, width] with 1 "
+            "(gray) or 3 (RGB) channels"
         )
     return c, h, w
 
 
-def _tell(broken: Sequence[str], skip: bool) -> None:
+def _report_broken(broken: Sequence[str], skip: bool) -> None:
     listed = "; ".join(broken[:10]) + (f"; ... and {len(broken) - 10:,} more" if len(broken) > 10 else "")
     count = f"{len(broken):,}"
     files = "1 file cannot be used as an image" if count == "1" else f"{count} files cannot be used as images"
     if not skip:
-        raise InputError(f"{files}: repair or remove them, or leave them out with data.skip_broken=true: {listed}")
-    log.warning("%s, left out (data.skip_broken=true): %s", files, listed)
+        raise InputError(f"{files}: repair or remove them, or skip them with data.skip_broken=true: {listed}")
+    log.warning("%s and are skipped (data.skip_broken=true): %s", files, listed)
 
 
 def _array(
@@ -122,20 +126,20 @@ def _array(
 
 
 def _fingerprint(files: Files) -> str:
-    """A hash of the files' names, sizes and times, in their order: of content, and of who may read them, too."""
+    """A hash of the files' names, sizes, and times of change of content and permissions, in order."""
     digest = hashlib.sha256()
     for name in files.names:
         try:
             status = (files.root / name).stat()
-            seen = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         except OSError:
-            seen = None  # such as a link to nowhere: broken, until there is something
-        digest.update(f"{name}\0{seen}\0".encode("utf-8", "surrogateescape"))
+            stamp = None  # a broken link, for example; the key changes once its target exists
+        digest.update(f"{name}\0{stamp}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def _read(path: Path, count: int, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, Broken]:
-    """Raises ValueError, among others, where the file is damaged; the pixels are not looked at."""
+    """Raises ValueError, or another error in cache_files.UNREADABLE, for a damaged file. Pixels are not checked."""
     with safe_open(path, framework="pt") as file:
         images, coded = file.get_tensor("images"), file.get_tensor("digests").clone()
         listed = file.get_tensor("broken").numpy().tobytes()
@@ -160,10 +164,10 @@ def _write(file: BinaryIO, files: Files, shape: tuple[int, int, int], fit: str, 
     longest = header(len(files.names), 10**12, "0" * 64)
     file.write(longest)
     coded, broken = bytearray(), Broken()
-    for images, bad in decode(files, shape, fit):
+    for images, unreadable in decode(files, shape, fit):
         file.write(images.numpy().data)
         coded += digests(images).numpy().tobytes()
-        broken += bad
+        broken += unreadable
     listed = json.dumps(broken).encode()
     file.write(coded + listed)
     file.seek(0)
@@ -173,9 +177,9 @@ def _write(file: BinaryIO, files: Files, shape: tuple[int, int, int], fit: str, 
 def decode(
     files: Files, shape: tuple[int, int, int], fit: str, threads: int | None = None
 ) -> Iterator[tuple[torch.Tensor, Broken]]:
-    """The files in their order, some at a time: those that are whole as uint8 [n, C, H, W], and the broken ones.
+    """Decode the files in order, chunk by chunk: yields (images uint8 [n, C, H, W], broken files).
 
-    threads: as many as torch has, where not given. Pillow decodes and resizes without Python's lock.
+    threads: None uses as many as torch. They run in parallel, because Pillow releases the interpreter lock.
     """
     threads = threads or torch.get_num_threads()
     step = max(1, min(64, CHUNK // (shape[0] * shape[1] * shape[2])))
@@ -184,10 +188,10 @@ def decode(
     pool = ThreadPoolExecutor(threads, "decode")
     try:
         with tqdm(total=count, desc="decoding images", unit="image", disable=None) as bar:
-            for start in [*range(0, count, step), *[count] * WINDOW * threads]:  # the last are but to empty the window
+            for start in [*range(0, count, step), *[count] * WINDOW * threads]:  # the last ones only empty the window
                 if start < count:
                     under_way.append(
-                        (start, pool.submit(_some, files, range(start, min(start + step, count)), shape, fit))
+                        (start, pool.submit(_decode_rows, files, range(start, min(start + step, count)), shape, fit))
                     )
                 if under_way and (start == count or len(under_way) == WINDOW * threads):
                     first, future = under_way.popleft()
@@ -197,7 +201,7 @@ def decode(
         pool.shutdown(cancel_futures=True)
 
 
-def _some(files: Files, rows: range, shape: tuple[int, int, int], fit: str) -> tuple[torch.Tensor, Broken]:
+def _decode_rows(files: Files, rows: range, shape: tuple[int, int, int], fit: str) -> tuple[torch.Tensor, Broken]:
     images, broken = [], Broken()
     for row in rows:
         try:

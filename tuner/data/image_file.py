@@ -1,4 +1,4 @@
-"""Image files of any size and mode, brought to one shape; and where they lie."""
+"""Finding image files, and reading files of any size and mode as tensors of one shape."""
 
 import errno
 import logging
@@ -23,17 +23,17 @@ EXTENSIONS = {
     *(".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
-NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-TURNS = {  # the camera's orientation -> what undoes it
+NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+TURNS = {  # EXIF orientation -> the transposition that undoes it
     **{2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM},
     **{5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE},
     8: Image.Transpose.ROTATE_90,
 }
-GAP = 2.0  # a photo is brought near twice the size by cheaper means than the filter: Pillow's reducing_gap
+GAP = 2.0  # Pillow's reducing_gap: photos are first reduced cheaply to about twice the size, then filtered
 
 
 class BrokenImageError(InputError):
-    """A file that is no image which can be used: its path and the reason."""
+    """A file that cannot be used as an image. path: its path.   reason: why, for a message."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(path, reason)
@@ -47,12 +47,13 @@ def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
     """An image file as uint8 [C, H, W].
 
     shape: (C, H, W), C = 1 (gray) or 3 (RGB).
-    fit: crop: the shorter side is brought to the size and the middle cut out; pad: the longer side is, and the rest
-        stays black; stretch: both are. By bilinear interpolation with antialiasing; an image that has the shape already
-        stays as it is.
-    The camera's orientation is applied, what is transparent lies over white, and 16 bits a value are scaled to 8.
-    Raises BrokenImageError for what is no whole, still image of 8 or 16 bits a value, and InputError where the machine
-    can't read a file now that may be whole.
+    fit: how the image gets this height and width, by bilinear interpolation with antialiasing.
+        crop: resize the shorter side and cut out the center.
+        pad: resize the longer side and leave the rest black.
+        stretch: resize both sides.
+    EXIF orientation is applied, transparency is flattened onto white, and 16-bit values are scaled to 8 bits.
+    Raises BrokenImageError unless the file is a complete still image of 8 or 16 bits per value. Raises InputError if
+    the system cannot read the file at the moment, which says nothing about the file.
     """
     channels, *size = shape
     try:
@@ -61,65 +62,71 @@ def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
         raise
     except MemoryError:
         raise
-    except Exception as error:  # decoders of forty formats raise whatever a damaged file leads them to
-        if isinstance(error, OSError) and error.errno in NOT_OF_THE_FILE:
+    except Exception as error:  # a damaged file can raise anything in a decoder
+        if isinstance(error, OSError) and error.errno in NOT_THE_FILES_FAULT:
             raise InputError(f"{path} cannot be read now ({error.strerror}): try again") from error
         raise BrokenImageError(path, _reason(path, error)) from error
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _eight_bits(path, image)
     elif image.mode == "F":
-        raise BrokenImageError(path, "its pixels are floating-point numbers; save it with 8 or 16 bits a value")
-    pixels = np.asarray(_fitted(_opaque(image, "L" if channels == 1 else "RGB"), size, fit))
+        raise BrokenImageError(path, "its pixels are floating-point numbers; save it with 8 or 16 bits per value")
+    pixels = np.asarray(_resized(_opaque(image, "L" if channels == 1 else "RGB"), size, fit))
     return torch.from_numpy(pixels.reshape(*size, channels).transpose(2, 0, 1).copy())
 
 
 def check_fit(fit: str) -> None:
+    """Raises InputError unless `fit` is one of FITS."""
     if fit not in FITS:
         raise InputError(f"data.fit={fit} must be one of {', '.join(FITS)}")
 
 
 def check_name(path: str | Path) -> None:
-    """Raises InputError for a name that is no text: no table could hold it."""
+    """Raises InputError for a name that is not valid text, because no table could hold it."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        told = os.fsencode(path).decode(errors="backslashreplace")
-        raise InputError(f"the name {told} is not in UTF-8: rename that file or folder") from error
+        escaped = os.fsencode(path).decode(errors="backslashreplace")
+        raise InputError(f"the name {escaped} is not valid UTF-8: rename the file or folder") from error
 
 
 def find(folder: Path) -> list[Path]:
-    """The image files below a folder, at any depth, sorted: those with the ending of an image, and not hidden."""
+    """Paths of the image files in a folder, at any depth, sorted.
+
+    A file counts if its extension is one of EXTENSIONS. Hidden files and folders are skipped.
+    Raises InputError for a folder that cannot be read and for a name that is not valid UTF-8.
+    """
     return [folder / name for name in names(folder)]
 
 
 def names(folder: Path) -> list[str]:
-    """The same, as paths from `folder` with slashes; a million of them take a tenth of the memory."""
-    found, others = [], Counter[str]()
+    """The same as strings relative to `folder`, with slashes. They take a tenth of the memory of paths."""
+    images, others = [], Counter[str]()
     for name in _files(str(folder), "", ()):
         check_name(name)
-        ending = PurePath(name).suffix.lower()
-        if ending in EXTENSIONS:
-            found.append(name)
+        extension = PurePath(name).suffix.lower()
+        if extension in EXTENSIONS:
+            images.append(name)
         else:
-            others[ending or "no ending"] += 1
+            others[extension or "no extension"] += 1
     if others:
-        kinds = ", ".join(f"{ending}: {n:,}" for ending, n in others.most_common(5))
-        log.info("left out of %s, by their names no images: %s (%s)", folder, f"{others.total():,}", kinds)
-    return sorted(found)
+        kinds = ", ".join(f"{extension}: {n:,}" for extension, n in others.most_common(5))
+        log.info("%s: skipped %s files without an image's extension (%s)", folder, f"{others.total():,}", kinds)
+    return sorted(images)
 
 
 def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """All files below, also through symbolic links, but not round in circles. above: the folders that it lies in.
+    """All files below a folder. Symbolic links are followed, except to a folder above.
 
-    Raises InputError for a folder that can't be read.
+    above: device and inode of the folders above.
+    Raises InputError for a folder that cannot be read.
     """
     try:
         status = Path(folder).stat()
         here = (status.st_dev, status.st_ino)
         if here in above:
             return
-        with os.scandir(folder) as found:
-            entries = [(entry, _is_folder(entry)) for entry in found if not entry.name.startswith(".")]
+        with os.scandir(folder) as scan:
+            entries = [(entry, _is_folder(entry)) for entry in scan if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
     for entry, is_folder in entries:
@@ -130,7 +137,7 @@ def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """False, too, for a link that leads round in a circle: reading it will tell."""
+    """False also for a link to itself: read() then reports it."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -140,44 +147,44 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _decoded(path: Path, size: list[int]) -> Image.Image:
-    """The image, turned; a JPEG may be smaller than it was saved, though not below GAP times what is needed."""
+    """The image with its orientation applied. A JPEG may be decoded smaller, but not below GAP times the size."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise BrokenImageError(path, "it is no regular file")  # a pipe would be waited for
+        raise BrokenImageError(path, "it is not a regular file")  # reading a pipe would block
     with Image.open(path) as image:
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # phones' photos with a preview in them
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo with a preview
             n = getattr(image, "n_frames", "several")
-            raise BrokenImageError(path, f"it has {n} frames or pages: save the one that is meant")
+            raise BrokenImageError(path, f"it has {n} frames or pages: save the right one as a file")
         scale = GAP * max(size) / min(image.size)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image.load()
-        try:  # not by ImageOps.exif_transpose, which writes all entries anew and fails where any is odd
+        try:  # not ImageOps.exif_transpose: it rewrites all EXIF entries and fails if one of them is malformed
             turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:  # in a PNG or a WebP
-            log.warning("%s is not turned: what it says of its orientation is damaged (%s)", path, error)
+            log.warning("%s is used without its EXIF orientation, because that is damaged (%s)", path, error)
             return image
         return image if turn is None else image.transpose(turn)
 
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if path.stat().st_size == 0 else "its content is no image, whatever its name says"
+        return "it is empty" if path.stat().st_size == 0 else "its content is not an image, despite its name"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
-    """Of 16 bits a value, also where they came as 32; over white where they are transparent."""
+    """A gray image of 16 bits per value, perhaps stored in 32, scaled to 8 bits. Transparent pixels become white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise BrokenImageError(path, f"its values go from {values.min()} to {values.max()}: save it with 8 or 16 bits")
-    if "transparency" in image.info:  # a gray, of which no alpha channel has been made
+        raise BrokenImageError(path, f"its values are {values.min()} to {values.max()}: save it with 8 or 16 bits")
+    if "transparency" in image.info:  # the gray value that is transparent
         values[values == image.info["transparency"]] = 65535
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:
-    """As mode L or RGB, over white where it is transparent."""
+    """The image in mode L or RGB, with transparency flattened onto white."""
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         if image.mode == "La":
             image = image.convert("LA")
@@ -189,7 +196,8 @@ def _opaque(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode) if image.mode in ("1", "L", "RGB") else image.convert("RGB").convert(mode)
 
 
-def _fitted(image: Image.Image, size: list[int], fit: str) -> Image.Image:
+def _resized(image: Image.Image, size: list[int], fit: str) -> Image.Image:
+    """The image with this height and width."""
     (h, w), (width, height) = size, image.size
     if (height, width) == (h, w):
         return image
@@ -202,29 +210,32 @@ def _fitted(image: Image.Image, size: list[int], fit: str) -> Image.Image:
         return image.resize((w, h), Image.Resampling.BILINEAR, _within(box, image.size), GAP)
     scale = max(width / w, height / h)
     inner = max(1, round(width / scale)), max(1, round(height / scale))
-    framed = Image.new(image.mode, (w, h))
-    framed.paste(image.resize(inner, Image.Resampling.BILINEAR, None, GAP), ((w - inner[0]) // 2, (h - inner[1]) // 2))
-    return framed
+    padded = Image.new(image.mode, (w, h))
+    padded.paste(image.resize(inner, Image.Resampling.BILINEAR, None, GAP), ((w - inner[0]) // 2, (h - inner[1]) // 2))
+    return padded
 
 
 def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Without what rounding put outside of the image."""
+    """The box clipped to the image, because rounding can put an edge outside it."""
     left, top, right, bottom = box
     return max(0.0, left), max(0.0, top), min(float(size[0]), right), min(float(size[1]), bottom)
 
 
-def named(inputs: Sequence[Path]) -> list[Path]:
-    """The files that are named, and the images in or below the folders that are. Raises InputError where one is not."""
-    found: list[Path] = []
+def expand(inputs: Sequence[Path]) -> list[Path]:
+    """The given files, with each folder replaced by the image files in it; without duplicates.
+
+    Raises InputError for a path that does not exist and for a folder without images.
+    """
+    paths: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = find(path)
-            if not inside:
+            images = find(path)
+            if not images:
                 raise InputError(f"there is no image in {path}")
-            found += inside
+            paths += images
         elif path.exists():
             check_name(path)
-            found.append(path)
+            paths.append(path)
         else:
             raise InputError(f"there is no file or folder {path}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(paths))

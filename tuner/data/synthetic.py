@@ -1,4 +1,4 @@
-"""Made-up images for tests: learnable, not trivial, no file."""
+"""Synthetic images for tests: learnable but not trivial, and no file needed."""
 
 import torch
 
@@ -17,11 +17,11 @@ def load(
     test_share: float = 0.2,
     seed: int = 0,
 ) -> Data:
-    """A coarse random pattern a class, and Gaussian noise on every pixel: images uint8 [n, channels, size, size].
+    """One coarse random pattern per class, with Gaussian noise on every pixel: uint8 [n, channels, size, size].
 
-    noise: its standard deviation, in gray levels of 0 to 255; the patterns' own is about 26.
-    seed: draws the validation split only; the images and the test split are always the same.
-    Raises InputError where a number of anything is below 1 or the images are too few for the classes.
+    noise: standard deviation of the noise, in gray levels (0 to 255). That of the patterns is about 26.
+    seed: draws only the validation split; the images and the test split are always the same.
+    Raises InputError if n, classes, size or channels is below 1, or if a class has too few images.
     """
     for name, value in (("n", n), ("classes", classes), ("size", size), ("channels", channels)):
         if value < 1:

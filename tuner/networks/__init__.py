@@ -1,1 +1,1 @@
-"""Networks: by name, their weights, and where they are cut."""
+"""Networks by name, their weights, and where they are cut."""

@@ -1,8 +1,9 @@
-"""A torchvision network cut in two: a frozen part that runs once an image, and a trained part that runs every step.
+"""A network cut in two: a frozen part that runs once per image, and a trained part that runs in every step.
 
-A *block* is a stage of the network. Its name is torchvision's own (`layer3`, `features.6`); only VGG and AlexNet, plain
-lists of layers without named stages, have blocks called block1, block2, ... as in the VGG paper, each ending with its
-max pooling. The network is traced on the meta device, so blocks and shapes are checked before any weights are read.
+A *block* is a stage of the network, and the *cut* is the block where the frozen part ends. Blocks have the names that
+torchvision or timm gives them (`layer3`, `features.6`). VGG and AlexNet are plain lists of layers without named stages;
+their blocks are block1, block2, ... as in the VGG paper, and each ends with its max pooling. The network is traced on
+the meta device, so blocks and shapes are checked before any weights are read.
 """
 
 import copy
@@ -20,19 +21,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tuner import InputError
 from tuner.device import batch_size
+from tuner.networks.architectures import check_name, create, library_version
 from tuner.networks.blocks import Blocks, Pool, Preprocess
-from tuner.networks.weights import find
-from tuner.networks.zoo import check, make, release
+from tuner.networks.weights import resolve
 
 # Children of a torchvision network that are plain lists of its stages.
 STAGE_LISTS = ("features", "layers", "trunk_output", "blocks", "stages")
-# What may follow a stage without being one: norms, activations, the way from Swin's or ViT's layout to a map or vector.
+# What may follow a stage and still belongs to it: norms, activations, and changes of layout in Swin and ViT
 TRAILING_MODULES = (nn.BatchNorm2d, nn.LayerNorm, nn.ReLU, torchvision.ops.Permute)
 TRAILING_FUNCTIONS = (F.relu, torch.relu, operator.getitem)
 
 
 class Block(NamedTuple):
-    """Where a block ends in the traced graph, and what comes out there for one image."""
+    """Where a block ends in the traced graph, and the shape of its output for one image."""
 
     node: fx.Node
     shape: tuple[int, ...]  # [C, H, W], or [C] for a vector; [H, W, C] inside Swin, [tokens, C] inside timm's ViT
@@ -40,14 +41,16 @@ class Block(NamedTuple):
 
 
 class Backbone:
-    """A network, where it is cut, and which weights it takes. Constructing one reads no weights.
+    """A network, its cut and its weights. The constructor reads no weights.
 
-    name: any classification network of torchvision.   weights: see `weights.find`; random ones come from `seed`.
-    image_size: side of the square that images are resized to, pixels.
-    last_block: the last block whose output is used.   frozen: the last block that is not trained; None trains all.
-    pool: average-pool the used map to pool x pool; None keeps it.
-    mean, std: per channel, of pixels in 0..1; None takes those of the weights (ImageNet's for a file).
-    Raises InputError for an unknown network, weights or block, blocks in the wrong order, an impossible size or pool.
+    name: a classification network of torchvision, or timm/NAME.
+    weights: see tuner.networks.weights.resolve.   seed: of random weights.
+    image_size: images are resized to a square with this side, in pixels.
+    last_block: the block whose output the head gets.   frozen: the last block that is not trained; None trains all.
+    pool: average-pool the map of last_block to pool x pool; None keeps it.
+    mean, std: per channel, for pixels in 0..1; None uses those of the weights (ImageNet's for a file).
+    Raises InputError for an unknown network, weights or block, for blocks in the wrong order, and for an invalid size
+    or pool.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Backbone:
         std: Sequence[float] | None = None,
         seed: int = 0,
     ):
-        check(name)
+        check_name(name)
         self.name, self.image_size, self.last_block, self.frozen, self.pool = name, image_size, last_block, frozen, pool
         if type(image_size) is not int or image_size < 1:
             raise InputError(f"model.image_size={image_size} must be a whole number of pixels, at least 1")
@@ -74,7 +77,7 @@ class Backbone:
         self.blocks = _blocks(self._net, self._graph)
         self._check_cut()
         self.feature_size = self._feature_size()
-        self.weights = find(name, weights, seed)
+        self.weights = resolve(name, weights, seed)
         self.mean = _per_channel("mean", self.weights.mean if mean is None else mean)
         self.std = _per_channel("std", self.weights.std if std is None else std)
 
@@ -85,19 +88,20 @@ class Backbone:
                 continue
             if not names and not self._limit:
                 raise InputError(
-                    f"model.name={self.name} can't be cut: nowhere does all that follows depend on one stage's output "
-                    "alone; take another network"
+                    f"model.name={self.name} can't be cut: there is no stage after which everything depends on that "
+                    "stage's output alone; use another network"
                 )
-            known = ", ".join(names) or "none"
+            known_blocks = ", ".join(names) or "none"
             if self._limit:
                 raise InputError(
-                    f"model.{key}={block} is no block of {self.name} at model.image_size={self.image_size}; known: "
-                    f"{known}; it goes no further ({self._limit}): use the size it was made for, 224 for most"
+                    f"model.{key}={block} is not a block of {self.name} at model.image_size={self.image_size}; known: "
+                    f"{known_blocks}; later ones fail ({self._limit}): use the size that the network is made for, 224 "
+                    "for most"
                 )
-            raise InputError(f"model.{key}={block} is no block of {self.name}; known: {known}")
+            raise InputError(f"model.{key}={block} is not a block of {self.name}; known: {known_blocks}")
         if self.frozen is not None and names.index(self.frozen) > names.index(self.last_block):
             raise InputError(
-                f"model.frozen={self.frozen} lies behind model.last_block={self.last_block}, the last block that is "
+                f"model.frozen={self.frozen} comes after model.last_block={self.last_block}, the last block that is "
                 f"used; the order is {', '.join(names)}"
             )
 
@@ -122,7 +126,7 @@ class Backbone:
 
     @property
     def key(self) -> dict[str, Any]:
-        """All that decides what the frozen part computes from given images."""
+        """Everything that determines the output of the frozen part for given images."""
         return {
             "network": self.name,
             "weights": self.weights.key,
@@ -131,19 +135,19 @@ class Backbone:
             "image_size": self.image_size,
             "mean": self.mean,
             "std": self.std,
-            **release(self.name),
+            **library_version(self.name),
         }
 
     @property
     def cached_shape(self) -> tuple[int, ...]:
-        """What the frozen part gives for one image: [F] where only a head is trained, else the map at the cut."""
+        """Shape of the frozen part's output for one image: [F] if only a head is trained, else the map at the cut."""
         assert self.frozen is not None
         return (self.feature_size,) if self.frozen == self.last_block else self.blocks[self.frozen].shape
 
     def frozen_part(self, dtype: torch.dtype) -> nn.Module:
         """Images uint8 [B, 1 or 3, H, W] -> `dtype` [B, *cached_shape]; eval mode, no gradients. Reads the weights.
 
-        Raises InputError where they can't be read or are another network's.
+        Raises InputError if the weights cannot be read or belong to another network.
         """
         assert self.frozen is not None
         block = self.blocks[self.frozen]
@@ -153,33 +157,33 @@ class Backbone:
         return nn.Sequential(preprocess, layers.to(dtype), *pool).eval().requires_grad_(False)
 
     def trained_part(self) -> Blocks | None:
-        """What lies between `frozen` and the head, float32. None where only a head is trained: then nothing is read."""
+        """The blocks between the cut and the head, float32; reads the weights. None if only a head is trained."""
         if self.frozen == self.last_block:
             return None
         names = list(self.blocks)
         first = 0 if self.frozen is None else names.index(self.frozen) + 1
         ends = [block.node for block in self.blocks.values()]
-        places = range(first, names.index(self.last_block) + 1)
-        blocks = self._loaded([self._part(ends[i - 1] if i else None, ends[i]) for i in places])
+        indices = range(first, names.index(self.last_block) + 1)
+        blocks = self._loaded([self._part(ends[i - 1] if i else None, ends[i]) for i in indices])
         preprocess = Preprocess(self.image_size, self.mean, self.std, torch.float32) if self.frozen is None else None
         pool = Pool(self.pool, self.blocks[self.last_block].channels_last)
         return Blocks(preprocess, blocks, pool)
 
     def trained_parameters(self) -> int:
-        """How many numbers trained_part() learns."""
+        """The number of parameters in trained_part()."""
         if self.frozen == self.last_block:
             return 0
         start = None if self.frozen is None else self.blocks[self.frozen].node
         return sum(p.numel() for p in self._part(start, self.blocks[self.last_block].node).parameters())
 
     def macs(self) -> int:
-        """Multiply-adds that the network needs for one image, up to the block that is used."""
+        """Multiply-adds per image, up to last_block."""
         with FlopCounterMode(display=False) as counter:
             self._run_on_meta()
         return int(counter.get_total_flops()) // 2
 
     def batch_size(self, device: torch.device) -> int:
-        """Images a batch in inference. A batch takes about the same memory for every network and image size."""
+        """Images per batch in inference; a batch takes about the same memory for every network and image size."""
         sizes = [3 * self.image_size**2]
 
         def note(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -193,13 +197,13 @@ class Backbone:
         return batch_size(device, max(sizes))
 
     def _run_on_meta(self) -> None:
-        """Compute the shapes of one image's way to the block that is used."""
+        """Run one image up to last_block on the meta device, which computes only shapes."""
         with torch.no_grad():
             image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
             self._part(None, self.blocks[self.last_block].node)(image)
 
     def _part(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-        """The network from behind `start` (None: from the images) up to `end`, on the meta device."""
+        """The network after `start` (None: from the images) up to and including `end`, on the meta device."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         inside = False
@@ -214,12 +218,12 @@ class Backbone:
         return fx.GraphModule(self._net, graph)
 
     def _loaded(self, parts: Sequence[nn.Module]) -> list[nn.Module]:
-        """Parts of the network with its weights, which are read once; they share nothing with other parts."""
+        """Copies of these parts with their weights. The weights are read once."""
         parts = [copy.deepcopy(part) for part in parts]
         expected = {k: v.shape for part in parts for k, v in part.state_dict().items()}
         state = self.weights.load()
         for counter in (k for k in expected if k.endswith("num_batches_tracked")):
-            state.setdefault(counter, torch.tensor(0))  # BatchNorm's, absent in old files and of no effect here
+            state.setdefault(counter, torch.tensor(0))  # of BatchNorm: absent in old files, unused here
         problems = [f"{k} is missing" for k in expected if k not in state]
         problems += [
             f"{k} is {list(state[k].shape)} where {list(shape)} is expected"
@@ -229,18 +233,18 @@ class Backbone:
         if problems:
             raise InputError(
                 f"model.weights: {self.weights.name} do not fit {self.name}: {problems[0]} "
-                f"({len(problems)} of {len(expected)} tensors are wrong); choose the model they were made for"
+                f"({len(problems)} of {len(expected)} tensors are wrong); choose the model that they belong to"
             )
         for part in parts:
             part.load_state_dict({k: state[k] for k in part.state_dict()}, assign=True)
             part.to(memory_format=torch.channels_last)
         constants = [(part, name) for part in parts for name, buffer in part.named_buffers() if buffer.is_meta]
-        if constants:  # such as Swin's masks: no file of weights holds them, the network makes them itself
+        if constants:  # Swin's masks, for example: no weights file holds them, the constructor computes them
             with torch.random.fork_rng(devices=[]):
-                made = dict(make(self.name, init=False).named_buffers())
+                buffers = dict(create(self.name, init=False).named_buffers())
             for part, name in constants:
-                owner, _, buffer = name.rpartition(".")
-                setattr(part.get_submodule(owner), buffer, made[name].clone())
+                owner, _, attribute = name.rpartition(".")
+                setattr(part.get_submodule(owner), attribute, buffers[name].clone())
         return parts
 
 
@@ -253,7 +257,7 @@ def _per_channel(key: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 class _NoStorage(TorchFunctionMode):
-    """Weights, which modules make with torch.empty, get no memory. The rest is real: RegNet computes its widths."""
+    """torch.empty, which allocates weights, gives meta tensors. Other tensors are real: RegNet computes its widths."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
@@ -263,16 +267,16 @@ def _build(name: str) -> nn.Module:
     """The network on the meta device, in eval mode."""
     try:
         with _NoStorage():
-            return make(name, init=False).eval().to("meta")
-    except RuntimeError as error:  # it runs as it is made, to find its shapes
+            return create(name, init=False).eval().to("meta")
+    except RuntimeError as error:  # the constructor runs the network to find shapes
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"model.name={name} can't be cut: it can't be made without weights ({reason}); take another network"
+            f"model.name={name} can't be cut: it can't be created without weights ({reason}); use another network"
         ) from error
 
 
 def _stages(net: nn.Module) -> list[str]:
-    """Names of the modules that are kept whole when the network is traced."""
+    """Names of the modules that tracing treats as single operations."""
     names = []
     for name, child in net.named_children():
         names += [f"{name}.{k}" for k, _ in child.named_children()] if name in STAGE_LISTS else [name]
@@ -285,7 +289,7 @@ class _Tracer(fx.Tracer):
         self.leaves = leaves
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Images are what is traced; other arguments of a network keep their defaults."""
+        """Trace the images only; other arguments of the network keep their defaults."""
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -293,7 +297,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape that each node gives."""
+    """Runs a graph and records the output shape of each node."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -302,19 +306,19 @@ class _Shapes(fx.Interpreter):
 
 
 def _trace(net: nn.Module, name: str, image_size: int) -> tuple[fx.Graph, str]:
-    """The network's graph, its nodes with the shapes they give, and why images of this size get no further, if so."""
+    """The network's graph, with the output shape of each node that runs, and the error of the first node that fails."""
     try:
         graph = _Tracer(_stages(net)).trace(net)
-    except Exception as error:  # what a network's own code makes of a stand-in for images
+    except Exception as error:  # the network's code can raise anything on a stand-in for images
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"model.name={name} can't be cut: its steps depend on the images ({reason}); take another network"
+            f"model.name={name} can't be cut: its steps depend on the images ({reason}); use another network"
         ) from error
     try:
-        with torch.no_grad():  # some of timm's modules keep what they have computed, and are to be copied
+        with torch.no_grad():  # some modules of timm store results, which must be copyable
             _Shapes(fx.GraphModule(net, graph)).run(torch.zeros(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
-        return graph, str(error).partition("\n")[0].partition(" but got Proxy")[0]  # a Proxy tells nobody anything
+        return graph, str(error).partition("\n")[0].partition(" but got Proxy")[0]  # a Proxy means nothing to a user
     return graph, ""
 
 
@@ -333,9 +337,9 @@ def _blocks(net: nn.Module, graph: fx.Graph) -> dict[str, Block]:
     for i, name in ends.items():
         while i + 1 < classifier and _is_trailing(nodes[i + 1], modules):
             i += 1
-        in_swin = hasattr(net, "permute") and str(nodes[i].target) != "permute"  # Swin's own way out of channels last
-        in_swin |= getattr(net, "output_fmt", "NCHW") == "NHWC"  # timm says so
-        blocks[name] = Block(nodes[i], nodes[i].meta["shape"], channels_last=in_swin)
+        channels_last = hasattr(net, "permute") and str(nodes[i].target) != "permute"  # torchvision's Swin
+        channels_last |= getattr(net, "output_fmt", "NCHW") == "NHWC"  # timm's networks
+        blocks[name] = Block(nodes[i], nodes[i].meta["shape"], channels_last)
     return blocks
 
 
@@ -344,7 +348,7 @@ def _is_stage(module: nn.Module) -> bool:
 
 
 def _is_cut(nodes: list[fx.Node], i: int) -> bool:
-    """Whether all that comes behind node i depends on the images through it alone."""
+    """Whether everything after node i depends on the images only through node i."""
     before = set(nodes[:i])
     return not any(before & set(n.all_input_nodes) for n in nodes[i + 1 :])
 

@@ -1,4 +1,4 @@
-"""What lies around and between a network's cuts: preprocessing, the blocks that are trained, pooling."""
+"""The parts around a network's cut: preprocessing, trained blocks, pooling."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Preprocess(nn.Module):
-    """uint8 [B, 1 or 3, H, W] -> [B, 3, size, size] in `dtype`: resized, then normalised as the weights expect.
+    """uint8 [B, 1 or 3, H, W] -> [B, 3, size, size] in `dtype`, resized and then normalised by mean and std.
 
-    The resize is bilinear with antialiasing, straight to a square, in float32.
+    The resize is bilinear with antialiasing, in float32, and ignores the aspect ratio.
     """
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype):
@@ -33,7 +33,7 @@ class Preprocess(nn.Module):
 
 
 class Pool(nn.Module):
-    """A block's output -> [B, F]: where k is given a map is averaged to k x k, tokens to their mean; then flattened."""
+    """A block's output -> [B, F]. If k is given, maps are averaged to k x k and tokens to one. Then flattened."""
 
     def __init__(self, k: int | None, channels_last: bool):
         super().__init__()
@@ -42,17 +42,17 @@ class Pool(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 4:
             x = x.permute(0, 3, 1, 2) if self.channels_last else x
-            x = x if self.k is None else averaged(x, self.k)
+            x = x if self.k is None else average_pool(x, self.k)
         elif x.ndim == 3 and self.k is not None:  # [B, tokens, C]
             x = x.mean(1)
         return x.flatten(1)
 
 
-def averaged(x: torch.Tensor, k: int) -> torch.Tensor:
+def average_pool(x: torch.Tensor, k: int) -> torch.Tensor:
     """Average maps [B, C, H, W] to [B, C, k, k] as F.adaptive_avg_pool2d does, but with a deterministic gradient.
 
     On CUDA the gradient of adaptive pooling is not deterministic: where k does not divide H and W, windows overlap and
-    their sums race. Here equal windows use ordinary pooling; others use two matrix products.
+    their sums race. Here equal windows use ordinary pooling; unequal windows use two matrix products.
     """
     if k == 1 or not x.requires_grad:
         return F.adaptive_avg_pool2d(x, k)
@@ -65,27 +65,27 @@ def averaged(x: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _window_means(n: int, k: int) -> torch.Tensor:
-    """float32 [k, n]: row i takes the mean of the i-th of k windows over n places, as adaptive pooling has them."""
+    """float32 [k, n]: row i averages window i of the k windows that adaptive pooling forms over n positions."""
     starts = torch.arange(k) * n // k
     stops = -(-(torch.arange(k) + 1) * n // k)  # rounded up
-    places = torch.arange(n)
-    inside = (places >= starts[:, None]) & (places < stops[:, None])
+    positions = torch.arange(n)
+    inside = (positions >= starts[:, None]) & (positions < stops[:, None])
     return inside / inside.sum(1, keepdim=True)
 
 
 def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What a block is in while its activations are computed, and while they are computed again."""
-    return nullcontext(), _statistics_left_alone(block)
+    """The contexts for a block's first forward pass and for its recomputation."""
+    return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager
-def _statistics_left_alone(block: nn.Module) -> Iterator[None]:
-    """Batch normalisation goes by its batch, as in training, and does not note its statistics a second time."""
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Batch norm uses the statistics of the batch, as in training, but does not update its running statistics."""
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     counts = [(count, count.clone()) for norm in norms if (count := norm.num_batches_tracked) is not None]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0  # of what the batch adds
+        norm.momentum = 0.0  # weight of the batch in the running statistics
     try:
         yield
     finally:
@@ -96,11 +96,11 @@ def _statistics_left_alone(block: nn.Module) -> Iterator[None]:
 
 
 class Blocks(nn.Module):
-    """The blocks that are trained: cached maps, or uint8 images if nothing is frozen, [B, ...] -> features [B, F].
+    """The trained blocks: cached maps [B, ...], or uint8 images if nothing is frozen -> features [B, F].
 
-    preprocess: of images, or None.   blocks: from the first to the last that is used, in channels-last layout.
-    recompute: their activations are not kept for the backward pass but computed again, a block at a time, which takes a
-        third more time and far less memory. Chen et al., arXiv:1604.06174.
+    preprocess: for images, or None.   blocks: from the first to last_block, in channels-last layout.
+    recompute: compute the activations again in the backward pass, block by block, instead of keeping them. That takes
+        a third more time and much less memory. Chen et al., arXiv:1604.06174.
     """
 
     def __init__(self, preprocess: Preprocess | None, blocks: Sequence[nn.Module], pool: Pool):
@@ -121,5 +121,5 @@ class Blocks(nn.Module):
         return self.pool(x)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers under the names that they have in the whole network; not copies."""
+        """Weights and buffers by their names in the whole network; not copies."""
         return {name: tensor for block in self.blocks for name, tensor in block.state_dict().items()}

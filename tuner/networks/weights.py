@@ -1,4 +1,4 @@
-"""Pretrained weights: which ones a name stands for, what identifies their content, and reading them safely."""
+"""Pretrained weights: resolving a name, identifying the content, and reading a file without running its code."""
 
 import hashlib
 import logging
@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torchvision.models import WeightsEnum, get_model_weights
 
 from tuner import InputError
-from tuner.networks.zoo import TIMM, make, timm
+from tuner.networks.architectures import TIMM, create, timm
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "vgg16_imagenet_features.safetensors"  # float16, torchvision's names
-BUNDLED_AS = "IMAGENET1K_FEATURES"  # torchvision's name of the same weights: it gives their preprocessing
+BUNDLED_AS = "IMAGENET1K_FEATURES"  # torchvision's name of the same weights, for their preprocessing
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What torchvision's own files call some layers of DenseNet and ViT, and what these have been called since.
+# Layer names in torchvision's older files of DenseNet and ViT -> today's names
 RENAMED = {
     r"(denselayer\d+\.(?:norm|conv))\.([12])\.": r"\1\2.",
     r"\.mlp\.linear_1\.": ".mlp.0.",
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that have been found but not read.
+    """Weights that are identified but not read yet.
 
-    name: what to call them in a message.   key: identifies their content.
-    mean, std: per channel, of pixels in 0..1, that they were trained with.   load: reads them.
+    name: for messages.   key: identifies the content.   load: reads the weights.
+    mean, std: the normalisation used in training, per channel, for pixels in 0..1.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Weights:
     load: Callable[[], State]
 
 
-def find(network: str, spec: str | None, seed: int) -> Weights:
-    """The weights that `spec` names for a network; nothing is read but a file's checksum.
+def resolve(network: str, spec: str | None, seed: int) -> Weights:
+    """The weights that `spec` names for a network. A file is read for its checksum; nothing else is read yet.
 
-    spec: "bundled", a member of torchvision's weights enum, "DEFAULT" or a tag of timm's, a .safetensors or .pth file,
-    or None: random from `seed`.
-    Raises InputError for a name that is none of these.
+    spec: "bundled"; a member of torchvision's weights enum; a tag of timm, or "DEFAULT"; the path of a .safetensors or
+        PyTorch file; None for random weights drawn with `seed`.
+    Raises InputError for anything else.
     """
     if spec is None:
         return Weights("random weights", f"random-{seed}", IMAGENET_MEAN, IMAGENET_STD, lambda: _random(network, seed))
@@ -64,25 +64,25 @@ def find(network: str, spec: str | None, seed: int) -> Weights:
     if spec in published.__members__:
         enum = published[spec]
         preset = enum.transforms()
-        # torchvision puts the start of the content's sha256 into the file's name
+        # torchvision's file names contain the start of the content's sha256
         return Weights(spec, enum.url.rsplit("/", 1)[-1], preset.mean, preset.std, lambda: _download(enum))
     return _file(network, spec, [*(["bundled"] if network == "vgg16" else []), *published.__members__])
 
 
-def _file(network: str, spec: str, known: Sequence[str]) -> Weights:
+def _file(network: str, spec: str, published: Sequence[str]) -> Weights:
     try:
         path = Path(str(spec)).expanduser()
         checksum = _sha256(path)
-    except (OSError, RuntimeError, ValueError) as error:  # no home, a zero byte
+    except (OSError, RuntimeError, ValueError) as error:  # no home directory, or a null byte in the name
         raise InputError(
-            f"model.weights={spec} is no file that can be read ({getattr(error, 'strerror', error)}) and no weights of "
-            f"{network}; use {', '.join(known)}, a path, or null (random)"
+            f"model.weights={spec} is neither a readable file ({getattr(error, 'strerror', error)}) nor weights of "
+            f"{network}; use {', '.join(published)}, a path, or null (random)"
         ) from error
     return Weights(str(path), checksum, IMAGENET_MEAN, IMAGENET_STD, lambda: _read(path))
 
 
 def _of_timm(network: str, spec: str) -> Weights:
-    """Weights that timm publishes, by their tag, or a file. DEFAULT is the tag that timm puts first."""
+    """Weights that timm publishes under a tag, or a file. DEFAULT is timm's default tag."""
     name = network.removeprefix(TIMM)
     configs = timm().models.get_arch_pretrained_cfgs(name)
     published = {cfg.tag: cfg for cfg in configs.values() if cfg.hf_hub_id and cfg.tag}
@@ -92,14 +92,14 @@ def _of_timm(network: str, spec: str) -> Weights:
     if spec not in published:
         return _file(network, spec, list(published))
     cfg = published[spec]
-    # The hub has no checksum in its names: its repositories are named by network and tag, and their files stay.
+    # The hub's names contain no checksum. A repository is named after network and tag, and its files do not change.
     return Weights(cfg.hf_hub_id, cfg.hf_hub_id, cfg.mean, cfg.std, lambda: _from_hub(name, cfg))
 
 
 def _from_hub(name: str, cfg: Any) -> State:
-    """timm's weights from the hub's cache, or downloaded there; only a .safetensors file, which holds no code.
+    """timm's weights from the hub's cache, downloaded if necessary. Only .safetensors files, which contain no code.
 
-    timm itself reads it: it knows how to turn a file of another project into weights of its own network.
+    timm reads the file, because it converts files of other projects to its own layer names.
     """
     from huggingface_hub import hf_hub_download
 
@@ -108,45 +108,49 @@ def _from_hub(name: str, cfg: Any) -> State:
     try:
         path = hf_hub_download(repository, file, revision=revision or None)
         source = {"file": path, "url": None, "hf_hub_id": None, "source": None, "custom_load": False}
-        with torch.random.fork_rng(devices=[]):  # of the weights that it draws first
+        with torch.random.fork_rng(devices=[]):  # create_model first draws random weights
             model = timm().create_model(name, pretrained=True, pretrained_cfg=cfg, pretrained_cfg_overlay=source)
     except (OSError, HTTPException, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{file} of {cfg.hf_hub_id} could not be had from the Hugging Face hub ({reason}); set model.weights to a "
-            "path, or to null (random)"
+            f"{file} of {cfg.hf_hub_id} could not be downloaded from the Hugging Face hub ({reason}); set "
+            "model.weights to a path, or to null (random)"
         ) from error
     return {key: value.float() if value.is_floating_point() else value for key, value in model.state_dict().items()}
 
 
 def _read(path: Path) -> State:
-    """A state dict from a .safetensors file, or from a PyTorch file without running any code that is in it."""
+    """A state dict in float32 from a .safetensors or PyTorch file. Code in the file is not run.
+
+    Raises InputError if the file is damaged or holds anything else.
+    """
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # anything at all can come out of reading a damaged pickle
-        telling = isinstance(error, SafetensorError | RuntimeError | OSError)  # not: an invitation to run a file's code
-        reason = str(error).partition("\n")[0] if telling else "not a PyTorch file of tensors alone"
+    except Exception as error:  # a damaged pickle can raise anything
+        # torch's message for an unsafe pickle suggests running its code: not repeated
+        is_clear = isinstance(error, SafetensorError | RuntimeError | OSError)
+        reason = str(error).partition("\n")[0] if is_clear else "not a PyTorch file of tensors alone"
         raise InputError(
             f"model.weights={path} cannot be read ({reason}); it must be a whole .safetensors or PyTorch state dict"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(
-            f"model.weights={path} holds no state dict (names to tensors); save model.state_dict() as .safetensors"
+            f"model.weights={path} is not a state dict (names to tensors); save model.state_dict() as .safetensors"
         )
-    return {_current(name): value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return {_todays_name(name): value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def _current(name: str) -> str:
+def _todays_name(name: str) -> str:
     for old, new in RENAMED.items():
         name = re.sub(old, new, name)
     return name
 
 
 def _download(enum: WeightsEnum) -> State:
-    """From torch's cache of checkpoints; if it isn't there, torch puts it there, with a progress bar."""
+    """Weights from torch's cache of checkpoints, downloaded there first if they are missing."""
     folder, name = Path(torch.hub.get_dir()) / "checkpoints", enum.url.rsplit("/", 1)[-1]
     path, checksum = folder / name, Path(name).stem.rpartition("-")[-1]
     try:
@@ -154,21 +158,21 @@ def _download(enum: WeightsEnum) -> State:
             log.info("downloading %s to %s", enum.url, folder)
             folder.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(enum.url, str(path), checksum)
-        whole = _sha256(path).startswith(checksum)
+        is_intact = _sha256(path).startswith(checksum)
     except (OSError, HTTPException, RuntimeError) as error:
         raise InputError(
-            f"{name} could not be had from {enum.url} ({error}); put the file into {folder}, "
+            f"{name} could not be downloaded from {enum.url} ({error}); put the file into {folder}, "
             "or set model.weights to a path, to bundled (vgg16), or to null (random)"
         ) from error
-    if not whole:
-        raise InputError(f"{path} is damaged: its sha256 must begin with {checksum}; delete it to have it downloaded")
+    if not is_intact:
+        raise InputError(f"{path} is damaged: its sha256 must begin with {checksum}; delete it to download it again")
     return _read(path)
 
 
 def _random(network: str, seed: int) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return dict(make(network).state_dict())
+        return dict(create(network).state_dict())
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Trainable classifiers: a stack of K heads over the same features, each as if it were alone."""
+"""Trainable classifiers: a stack of K heads over the same features, each trained as if it were alone."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from tuner.networks.blocks import Blocks
 
 @dataclass(frozen=True)
 class Head:
-    """A multilayer perceptron: for each width a Linear, ReLU and Dropout, then a Linear to the classes.
+    """A multilayer perceptron: Linear, ReLU and Dropout for each width, then a Linear to the classes.
 
-    widths: of the hidden layers, features to classes; () is a linear classifier.   dropout: in 0 <= p < 1.
-    seed: of its initial weights, which have the distribution of torch.nn.Linear's own, and of its dropout.
+    widths: of the hidden layers, from features to classes; () is a linear classifier.   dropout: 0 <= p < 1.
+    seed: for the initial weights, distributed as those of torch.nn.Linear, and for dropout.
     Raises InputError for a value out of range.
     """
 
@@ -35,9 +35,9 @@ class Head:
 
 
 def widths(width: int | Sequence[int], depth: int | None) -> tuple[int, ...]:
-    """The hidden layers' widths: `depth` layers (None: one) as wide as `width`, or the list that `width` is.
+    """Widths of the hidden layers: `depth` layers (None: 1) of width `width`; or `width` itself, if it is a list.
 
-    Raises InputError where the two contradict each other.
+    Raises InputError if the two contradict each other, and for a wrong type or a negative depth.
     """
     if isinstance(width, str):
         raise InputError(f"model.head.width={width} must be a whole number or a list of them")
@@ -56,12 +56,14 @@ class Member:
     def __init__(self, in_features: int, num_classes: int, head: Head, device: torch.device):
         self.head = head
         sizes = [in_features, *head.widths, num_classes]
-        self.layers = [  # weight and bias; those of the first layer become views into what the stack shares
+        self.layers = [  # (weight, bias); those of the first layer become views of the shared matrix
             (nn.Parameter(torch.empty(o, i, device=device)), nn.Parameter(torch.empty(o, device=device)))
             for i, o in pairwise(sizes)
         ]
         self.generator = torch.Generator()
-        self.threshold = min(round(head.dropout * 2**16), 2**16 - 1)  # of 16 random bits: below it, a unit is dropped
+        self.threshold = min(
+            round(head.dropout * 2**16), 2**16 - 1
+        )  # a unit is dropped if its 16 random bits are below
         self.scale = 2**16 / (2**16 - self.threshold)
 
     @property
@@ -74,16 +76,16 @@ class Member:
         return [parameter for layer in self.layers for parameter in layer]
 
     def initialise(self) -> None:
-        """Draw the weights."""
+        """Draw the initial weights from the head's seed."""
         self.generator.manual_seed(self.head.seed)
         for weight, bias in self.layers:
             bound = weight.shape[1] ** -0.5
             for parameter in (weight, bias):
-                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=self.generator)
-                parameter.data.copy_(drawn)
+                values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=self.generator)
+                parameter.data.copy_(values)
 
     def drop(self, out: torch.Tensor) -> None:
-        """Draw which units are dropped: bool [B, units], written into `out`. Four a number, by 16 of its bits each."""
+        """Write the units to drop to `out`, bool [B, units]. Each 64-bit random number decides four units."""
         numbers = torch.empty((out.numel() + 3) // 4, dtype=torch.int64).random_(
             -(2**63), None, generator=self.generator
         )
@@ -91,12 +93,12 @@ class Member:
         torch.lt(bits, self.threshold - 2**15, out=out)
 
     def after_first(self, h: torch.Tensor, training: bool) -> torch.Tensor:
-        """What the first layer gives, [B, width], where hidden after ReLU and dropout -> logits [B, classes]."""
+        """Output of the first layer [B, width], after ReLU and dropout if it is hidden -> logits [B, classes]."""
         for i, (weight, bias) in enumerate(self.layers[1:], 2):
-            scale = self.scale if training else 1.0  # of inverted dropout; exact, and cheaper than on the units
+            scale = self.scale if training else 1.0  # of inverted dropout; exact, and cheaper than scaling the units
             h = torch.addmm(bias.to(h.dtype), h, weight.to(h.dtype).t(), alpha=scale)
             if i < len(self.layers):
-                h = _Hidden.apply(h, self._mask(h) if training and self.threshold else None)
+                h = _ReLUDropout.apply(h, self._mask(h) if training and self.threshold else None)
         return h
 
     def _mask(self, h: torch.Tensor) -> torch.Tensor:
@@ -107,8 +109,8 @@ class Member:
         return mask
 
 
-class _Hidden(torch.autograd.Function):
-    """ReLU, and 0 where `drop`; in place. A unit that is not above 0 afterwards gets no gradient, for either reason."""
+class _ReLUDropout(torch.autograd.Function):
+    """ReLU, then zero at `drop`, in place. Units that are 0 afterwards get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, h: torch.Tensor, drop: torch.Tensor | None) -> torch.Tensor:
@@ -125,10 +127,10 @@ class _Hidden(torch.autograd.Function):
 
 
 class First:
-    """The first layers of heads with one input, side by side in one matrix [R, F]; R is the sum of their widths.
+    """The first layers of the heads that share an input, as one matrix [R, F]; R is the sum of their widths.
 
-    Its gradient, and copies in the precision of the products, have memory of their own that every step uses again.
-    adds: whether a backward pass adds to the gradient that is there, instead of writing it anew.
+    The gradient and the copies in the precision of the products are allocated once and reused in every step.
+    adds: whether a backward pass adds to the existing gradient instead of replacing it.
     """
 
     adds = False
@@ -142,11 +144,11 @@ class First:
         self.half: tuple[torch.Tensor, ...] = (self.weight, self.weight_grad)
         if precision != torch.float32:
             self.half = tuple(torch.empty(2, rows, features, device=device, dtype=precision))
-        self.token = torch.zeros((), device=device, requires_grad=True)  # makes autograd call our backward
+        self.token = torch.zeros((), device=device, requires_grad=True)  # requires grad, so autograd calls our backward
         self.share()
 
     def share(self) -> None:
-        """Make the members' first parameters, and their gradients, views."""
+        """Turn the parameters of the members' first layers, and their gradients, into views of the matrix."""
         widths = [m.width for m in self.members]
         rows = sum(widths)
         self.widths, self.half = widths, tuple(tensor[:rows] for tensor in self.half)
@@ -157,17 +159,18 @@ class First:
         for shared, gradient, which in ((self.weight, self.weight_grad, 0), (self.bias, self.bias_grad, 1)):
             for member, view, grad in zip(self.members, shared.split(widths), gradient.split(widths), strict=True):
                 parameter = member.layers[0][which]
-                view.copy_(parameter.data.clone())  # the two may overlap
+                view.copy_(parameter.data.clone())  # the view may overlap with the old data
                 parameter.data, parameter.grad = view, grad
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, F] -> [B, R], in the precision of the products."""
         weight, _ = self.half
         if weight is not self.weight:
             weight.copy_(self.weight)
         return torch.addmm(self.bias.to(x.dtype), x, weight.t())
 
     def drop(self, h: torch.Tensor) -> torch.Tensor | None:
-        """The units to drop, bool [B, R]. On the CPU each head has random numbers of its own, whoever is beside it."""
+        """The units to drop, bool [B, R]; None for no dropout. On the CPU each head draws from its own generator."""
         if not any(m.threshold for m in self.members):
             return None
         if not is_cpu(h.device):
@@ -179,7 +182,7 @@ class First:
 
 
 class _Product(torch.autograd.Function):
-    """[B, F] -> [B, R], with the gradients of weights and biases written where the heads' parameters have them."""
+    """[B, F] -> [B, R]. Writes the gradients of weights and biases to the memory of the parameters' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, token: torch.Tensor, first: First) -> torch.Tensor:
@@ -203,13 +206,13 @@ class _Product(torch.autograd.Function):
 
 
 class Stack(nn.Module):
-    """K heads over the same features, each as if it were alone.
+    """K heads over the same features, each trained as if it were alone.
 
-    The first layers, where nearly all the arithmetic is, lie side by side in one matrix for all heads that take the
-    same input: one matrix product forward, one backward. Each head has ordinary parameters that are views into it, with
-    gradients that are views, too, so that an optimizer sees K heads. Deeper layers are separate.
+    The first layers need nearly all of the arithmetic. Those of all heads with the same input form one matrix: one
+    matrix product forward, one backward. Each head's parameters and gradients are views of it, so an optimizer sees K
+    ordinary heads. Deeper layers are separate.
 
-    inputs_of: for each head the number of the input that it takes; None: all take the only one.
+    inputs_of: for each head, the index of its input; None: all heads share one input.
     precision: of matrix products; parameters and their gradients are float32.
     """
 
@@ -227,24 +230,24 @@ class Stack(nn.Module):
         self.members = [Member(in_features, num_classes, head, device) for head in heads]
         for member in self.members:
             member.initialise()
-        beside: dict[tuple[int, bool], list[Member]] = {}  # linear heads, which have no hidden layer, lie apart
+        groups: dict[tuple[int, bool], list[Member]] = {}  # heads without a hidden layer form their own group
         for member, number in zip(self.members, inputs_of or [0] * len(heads), strict=True):
-            beside.setdefault((number, bool(member.head.widths)), []).append(member)
-        self.firsts = [First(number, members, precision) for (number, _), members in beside.items()]
+            groups.setdefault((number, bool(member.head.widths)), []).append(member)
+        self.firsts = [First(number, members, precision) for (number, _), members in groups.items()]
 
     def parameters_of(self, k: int) -> list[nn.Parameter]:
         """Head k's parameters: weight and bias of each layer, from the features to the classes."""
         return self.members[k].parameters()
 
     def inputs_of(self) -> list[int]:
-        """For each head the number of the input that it takes."""
+        """For each head, the index of its input."""
         number = {member: first.number for first in self.firsts for member in first.members}
         return [number[member] for member in self.members]
 
     def keep(self, ks: Collection[int]) -> list[int]:
-        """Go on with the heads `ks` alone; the others cost nothing from now on. Returns the inputs that are left.
+        """Remove all heads except `ks`. Returns the old indices of the inputs that are still needed.
 
-        Heads and inputs are numbered anew, in the same order.
+        Heads and inputs are renumbered from 0, in the same order.
         """
         self.members = [member for k, member in enumerate(self.members) if k in ks]
         for first in self.firsts:
@@ -257,27 +260,27 @@ class Stack(nn.Module):
         return inputs
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Features [B, F], one tensor or as many as the heads have inputs -> logits [K, B, classes].
+        """Features [B, F], one tensor per input -> logits [K, B, classes].
 
-        Each image's features are first brought to mean 0 and variance 1. That is LayerNorm (Ba et al.,
-        arXiv:1607.06450) without parameters: backbones differ in scale by a factor of 1,000, and one lr should suit
-        them all.
+        The features of each image are first normalised to mean 0 and variance 1: LayerNorm (Ba et al.,
+        arXiv:1607.06450) without parameters. The scales of backbones differ by a factor of 1,000, and one lr should
+        work for all.
         """
-        normal = [F.layer_norm(x, x.shape[1:]).to(self.precision) for x in inputs]
+        normalised = [F.layer_norm(x, x.shape[1:]).to(self.precision) for x in inputs]
         logits = {}
         for first in self.firsts:
-            h = _Product.apply(normal[first.number], first.token, first)
+            h = _Product.apply(normalised[first.number], first.token, first)
             if first.members[0].head.widths:
-                h = _Hidden.apply(h, first.drop(h) if self.training else None)
+                h = _ReLUDropout.apply(h, first.drop(h) if self.training else None)
             for member, part in zip(first.members, h.split(first.widths, dim=1), strict=True):
                 logits[member] = member.after_first(part, self.training)
         return torch.stack([logits[member] for member in self.members])
 
 
 class Classifier(nn.Module):
-    """What a run trains: a stack of heads and, below it, the blocks of the backbone that are not frozen (K = 1 then).
+    """The trained part of a model: a stack of heads on top of the trained blocks of the backbone, if any.
 
-    trunk: cached maps or uint8 images -> features [B, F], or None.
+    trunk: cached maps or uint8 images -> features [B, F]; K = 1. None: the stack gets cached features.
     """
 
     def __init__(self, trunk: Blocks | None, stack: Stack):
@@ -285,7 +288,7 @@ class Classifier(nn.Module):
         self.trunk, self.stack = trunk, stack
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs [B, ...], as many as the stack takes -> float32 logits [K, B, classes]."""
+        """Inputs [B, ...], one tensor per input of the stack -> float32 logits [K, B, classes]."""
         precision, device = self.stack.precision, self.stack.device
         if self.trunk is not None:
             with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
@@ -295,18 +298,18 @@ class Classifier(nn.Module):
         return self.stack(*inputs).float()
 
     def parts_of(self, k: int) -> list[list[nn.Parameter]]:
-        """The parameters of head k, then those of each block below it, the nearest first."""
+        """The parameters of head k, then those of each trained block, from the head downwards."""
         blocks = reversed(self.trunk.blocks) if self.trunk else ()
         return [self.stack.parameters_of(k), *(list(block.parameters()) for block in blocks)]
 
     def state(self, k: int) -> dict[str, torch.Tensor]:
-        """Head k's tensors, `head.0.weight`, `head.0.bias`, ..., and the blocks', `trunk.NAME`; not copies."""
+        """Tensors of head k (`head.0.weight`, `head.0.bias`, ...) and of the blocks (`trunk.NAME`); not copies."""
         tensors = enumerate(p.data for p in self.stack.parameters_of(k))
         state = {f"head.{i // 2}.{('weight', 'bias')[i % 2]}": tensor for i, tensor in tensors}
         return state | {f"trunk.{n}": v for n, v in (self.trunk.tensors() if self.trunk else {}).items()}
 
     def load_state(self, k: int, state: Mapping[str, torch.Tensor]) -> None:
-        """Copy into head k, and the blocks, what `state` gave; what it lacks stays as it is."""
+        """Copy a state to head k and the blocks; tensors that it lacks stay unchanged."""
         for name, tensor in self.state(k).items():
             if name in state:
                 tensor.copy_(state[name])

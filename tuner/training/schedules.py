@@ -1,12 +1,12 @@
-"""Learning rate schedules: the share of the training that is done, 0..1 -> a factor of the lr."""
+"""Learning rate schedules: progress of the training, 0..1 -> factor for the lr."""
 
 import math
 
 
 def onecycle(progress: float, *, warmup: float = 0.3, start: float = 0.04) -> float:
-    """From `start` of the lr up to all of it, over the first `warmup` of the training, then down to 0.
+    """Rise from `start` to 1 in the first `warmup` of the training, then fall to 0; both along half a cosine.
 
-    Both ways are half cosines. Smith and Topin, arXiv:1708.07120; the momentum stays as it is.
+    Smith and Topin, arXiv:1708.07120, without the cycle of the momentum.
     """
     if progress < warmup:
         return start + (1 - start) * (1 - math.cos(math.pi * progress / warmup)) / 2
@@ -14,10 +14,10 @@ def onecycle(progress: float, *, warmup: float = 0.3, start: float = 0.04) -> fl
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine from all of the lr to 0. Loshchilov and Hutter, arXiv:1608.03983, without restarts."""
+    """Fall from 1 to 0 along half a cosine. Loshchilov and Hutter, arXiv:1608.03983, without restarts."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 def constant(progress: float) -> float:
-    """The lr as it is."""
+    """Always 1."""
     return 1.0

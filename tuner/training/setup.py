@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from tuner import InputError
-from tuner.bank.features import on_device, resident
+from tuner.bank.features import bank_on_device, to_device_if_it_fits
 from tuner.config import ModelConfig, RunConfig, argument_errors
 from tuner.data import Data, Samples
 from tuner.data.augmentation import Augment
@@ -69,8 +69,8 @@ class Setup:
 
     def _inputs(self, samples: Samples, views: int) -> torch.Tensor:
         if self.backbone.frozen is None:
-            return on_device(samples.images, self.device)
-        return resident(
+            return to_device_if_it_fits(samples.images, self.device)
+        return bank_on_device(
             samples.images,
             self.backbone,
             cache_dir=self.cache,
