@@ -73,7 +73,7 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
         scored.append(Scored("test", data.test, rows, log_p, temperature))
     report(run, scored, data.classes, accuracies, fitted.epoch, draw=wanted(cfg.plots, in_sweep))
 
-    measured = measures(scored, data.classes)
+    measured = measures(scored)
     measured["val_balanced_accuracy"] = fitted.metrics["val_balanced_accuracy"]
     run.finish(
         "complete",
@@ -141,7 +141,7 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
         test_accuracy_std=spread,
         test_accuracies=tests,
         temperature=temperature,
-        **measures(scored, data.classes),
+        **measures(scored),
         epochs=fitted.epochs,
         saved_epoch=fitted.epoch,
         reported_split="test",

@@ -7,7 +7,7 @@ from matplotlib.image import AxesImage
 from seen import legible, note, texts
 
 from tuner import plots
-from tuner.runs.calibration import bins, calibrated
+from tuner.runs.calibration import bins, calibrated, error
 
 
 def log_p(n, classes=4):
@@ -19,9 +19,9 @@ def log_p(n, classes=4):
 def test_reliability(tmp_path, monkeypatch, split, n, temperature):
     labels = torch.arange(n) % 4
     before, after = (bins(p, labels) for p in (log_p(n), calibrated(log_p(n), temperature)))
-    figure = plots.reliability(before, after, temperature, split)
+    errors = error(before), error(after)
+    figure = plots.reliability(before, after, errors, temperature, split)
     said = legible(figure, tmp_path, monkeypatch)
-    errors = [sum(b.images * abs(b.accuracy - b.confidence) for b in found) / max(1, n) for found in (before, after)]
     expected = f"{split.capitalize()} calibration error {errors[0]:.3f}"
     expected += f", at temperature {temperature:.2f} it is {errors[1]:.3f}" if temperature != 1 else ""
     assert said == expected

@@ -11,12 +11,14 @@ from tuner.plots import style
 from tuner.plots.style import BLUE, GRID, INK, LIGHT, MUTED, NAME, ORANGE, TEXT
 
 
-def reliability(before: Sequence[Any], after: Sequence[Any], temperature: float, split: str) -> Figure:
-    """Accuracy by confidence, in bins, without and with the temperature; the diagonal is what it should be.
+def reliability(
+    before: Sequence[Any], after: Sequence[Any], errors: tuple[float, float], temperature: float, split: str
+) -> Figure:
+    """Accuracy by confidence, in bins, without and with the temperature. Perfect calibration is the diagonal.
 
-    before, after: what `calibration.bins` gives, (images, confidence, accuracy), the lowest confidence first.
+    before, after: `calibration.bins`, (images, confidence, accuracy), the lowest confidence first.
+    errors: their expected calibration errors, `calibration.error`.
     """
-    errors = [_error(bins) for bins in (before, after)]
     title = f"{split.capitalize()} calibration error {errors[0]:.3f}"
     title += f", at temperature {temperature:.2f} it is {errors[1]:.3f}" if temperature != 1 else ""
     note = "Below the diagonal a model is surer than it is right. Bars below: the share of images in each bin."
@@ -38,11 +40,6 @@ def reliability(before: Sequence[Any], after: Sequence[Any], temperature: float,
             top.set_ylabel("accuracy")
             below.set_ylabel("images")
     return figure
-
-
-def _error(bins: Sequence[Any]) -> float:
-    total = sum(count for count, *_ in bins)
-    return sum(count * abs(accuracy - confidence) for count, confidence, accuracy in bins) / max(1, total)
 
 
 def _draw_bins(axes: Axes, bins: Sequence[Any]) -> None:

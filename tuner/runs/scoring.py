@@ -1,5 +1,6 @@
 """What a run's saved weights make of a split: its predictions, its tables, its plots."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,20 +49,33 @@ class Scored:
         ]
 
 
-def measures(scored: Sequence[Scored], classes: Sequence[str]) -> dict[str, float | None]:
-    """For result.json, of validation and test: balanced accuracy and macro F1, and the expected calibration error
-    without and with the temperature; None where there is no such split.
+def summary(parts: Sequence[Scored]) -> dict[str, float | None]:
+    """The scores of all parts together: the metrics of METRICS, and the calibration error `ece`, `ece_calibrated`.
+
+    A metric that needs more classes is None, and so is one that is infinite or NaN, which JSON can't have.
+    Log loss is that of the calibrated probabilities. AUROC is that of the uncalibrated ones, as in an epoch's
+    validation: a temperature changes how images are ranked if there are more than two classes. The others are the
+    same with either.
     """
-    found: dict[str, float | None] = {}
-    for name, split in (("val", "validation"), ("test", "test")):
-        keys = ("balanced_accuracy", "macro_f1", "ece", "ece_calibrated")
-        found |= {f"{name}_{key}": None for key in keys}
-        for one in (one for one in scored if one.split == split):
-            rows = metrics.per_class(one.labels, one.log_p.argmax(1), classes)
-            errors = {"ece": calibration.ece(one.log_p, one.labels)}
-            errors["ece_calibrated"] = calibration.ece(one.calibrated, one.labels)
-            found |= {f"{name}_{key}": value for key, value in (metrics.over_classes(rows) | errors).items()}
-    return found
+    labels = torch.cat([part.labels for part in parts])
+    log_p = torch.cat([part.log_p for part in parts])
+    calibrated = torch.cat([part.calibrated for part in parts])
+    names = metrics.applicable(log_p.shape[1])
+    scores = metrics.scores(log_p[None], labels, names) | metrics.scores(calibrated[None], labels, ["log_loss"])
+    values = {name: scores[name][0] if name in scores else None for name in metrics.METRICS}
+    values |= {"ece": calibration.ece(log_p, labels), "ece_calibrated": calibration.ece(calibrated, labels)}
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+
+
+def measures(scored: Sequence[Scored]) -> dict[str, float | None]:
+    """For result.json: val_NAME and test_NAME of each score in summary() except accuracy; None without the split."""
+    names = [name for name in (*metrics.METRICS, "ece", "ece_calibrated") if name != "accuracy"]
+    results: dict[str, float | None] = {}
+    for prefix, split in (("val", "validation"), ("test", "test")):
+        parts = [part for part in scored if part.split == split]
+        values = summary(parts) if parts else {}
+        results |= {f"{prefix}_{name}": values.get(name) for name in names}
+    return results
 
 
 def answers(parts: Sequence[Scored]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -96,13 +110,14 @@ def pictures(parts: Sequence[Scored], classes: Sequence[str], split: str) -> dic
     )
     before = calibration.bins(torch.cat([part.log_p for part in parts]), labels)
     after = calibration.bins(torch.cat([part.calibrated for part in parts]), labels)
+    errors = calibration.error(before), calibration.error(after)
     return {
         "confusion_matrix": plots.confusion_matrix(
             metrics.confusion_matrix(labels, predicted, len(classes)), classes, split
         ),
         "per_class": plots.per_class(metrics.per_class(labels, predicted, classes), split),
         "examples": examples,
-        "reliability": plots.reliability(before, after, parts[0].temperature, split),
+        "reliability": plots.reliability(before, after, errors, parts[0].temperature, split),
     }
 
 

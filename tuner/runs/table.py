@@ -24,6 +24,7 @@ RESULTS = (  # of a run in a table; the keys of its config stand beside them
     "error",
 )
 NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "error"))
+SCORE = re.compile(r"(val|test)_(?!duplicates$)\w+")  # a result.json's other numbers, such as val_auroc
 REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
 log = logging.getLogger("tuner.runs")
 Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -89,9 +90,9 @@ def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
     """A row for each run in or below the given folders, or outputs/ and multirun/ where none is given.
 
     Columns: `folder`; RESULTS, of which `status` is complete, pruned, failed or unfinished (it is going on, or was
-    killed); `started`; and the config's keys, such as optimizer.lr; one that is among RESULTS is `config.KEY`. Of what
-    failed or is unfinished epochs, val_accuracy and val_loss are the last of metrics.csv. A damaged folder is logged
-    and left out.
+    killed); `started`; the other scores that some run has, such as val_auroc; and the config's keys, such as
+    optimizer.lr; one that is named as a result is `config.KEY`. Of what failed or is unfinished epochs, val_accuracy
+    and val_loss are the last of metrics.csv. A damaged folder is logged and left out.
     resolve: whether a key that refers to another one, as data.seed: ${seed} does, has that one's value.
     Raises InputError where a given folder is missing.
     """
@@ -118,8 +119,15 @@ def _row(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is {result[name]!r}, which is no {'number' if name in NUMBERS else 'text'}")
             if name in NUMBERS:
                 float(result.get(name) or 0)  # or it is too large
-    row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started}
-    return row | {f"config.{key}" if key in row else key: value for key, value in config.items()}
+        others = {name: value for name, value in result.items() if SCORE.fullmatch(name) and name not in RESULTS}
+        scores = {name: float(value) for name, value in others.items() if type(value) in (int, float)}
+    row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started} | scores
+    return row | {f"config.{key}" if key in row or is_result(key) else key: value for key, value in config.items()}
+
+
+def is_result(key: str) -> bool:
+    """Whether a column of load() is of result.json, and not of the config."""
+    return key in RESULTS or bool(SCORE.fullmatch(key))
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
