@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from tuner.config import build
 from tuner.device import choose_device
 from tuner.networks.backbone import Backbone
+from tuner.runs.result import read_result
 from tuner.runs.run import Run
-from tuner.runs.table import read_result
 from tuner.train import CONF, train
 
 NETWORKS = (

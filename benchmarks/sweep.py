@@ -52,7 +52,7 @@ from tuner.config import build
 from tuner.data import Data
 from tuner.device import choose_device, wait
 from tuner.networks.backbone import Backbone
-from tuner.runs.table import read_result
+from tuner.runs.result import read_result
 from tuner.sweep.progress import duration
 from tuner.train import CONF
 from tuner.training.heads import widths

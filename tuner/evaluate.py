@@ -23,9 +23,9 @@ from tuner.device import CHOICES, Batches, send
 from tuner.inference import model
 from tuner.inference.model import Model
 from tuner.runs import calibration, metrics
+from tuner.runs.result import read_result
 from tuner.runs.run import write_table
 from tuner.runs.scoring import Scored, pictures, tables
-from tuner.runs.table import read_result
 
 log = logging.getLogger("tuner.evaluate")
 

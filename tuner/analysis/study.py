@@ -104,7 +104,7 @@ class Inspection:
         trial = next((trial for trial in self.frozen if trial.state == TrialState.COMPLETE), None)
         if trial is None or not (folder := self.folder_of(trial)):
             return plain
-        result = result_of(folder)
+        result = report.read_result(Path(folder))
         names = {"gmacs": "billions of multiply-adds", "val_balanced_accuracy": "balanced validation accuracy"}
         names |= {"val_accuracy": "validation accuracy"}  # the last of equals
         known = {result.get(key): name for key, name in names.items()}
@@ -210,16 +210,6 @@ class Inspection:
         hydra = written and written.with_name("hydra.yaml")
         options = config_options(yaml.safe_load(hydra.read_text())["hydra"]) if hydra and hydra.exists() else []
         return [*options, *kept]
-
-
-def result_of(folder: str | Path) -> dict[str, Any]:
-    """The result.json of a trial's run; nothing where there is none, or that of a program of another kind."""
-    try:
-        result = report.read_result(Path(folder))
-    except ValueError as error:
-        log.warning("%s: result.json: %s", folder, error)
-        return {}
-    return result if isinstance(result, dict) else {}
 
 
 def _column(name: str) -> str:

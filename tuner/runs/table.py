@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from tuner import InputError, earlier
+from tuner.runs.result import read_result
 
 RESULTS = (  # of a run in a table; the keys of its config stand beside them
     *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
@@ -28,15 +29,6 @@ SCORE = re.compile(r"(val|test)_(?!duplicates$)\w+")  # a result.json's other nu
 REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
 log = logging.getLogger("tuner.runs")
 Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """A folder's result.json. Raises ValueError where that is damaged."""
-    with _named("result.json"):
-        result = json.loads((folder / "result.json").read_text())
-        if not isinstance(result, dict) or not isinstance(result.get("status"), str):
-            raise ValueError("it is not that of a run: it has no status")
-        return result
 
 
 def read_metrics(folder: str | Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tuner import InputError
 from tuner.config import build, called
 from tuner.runs import model_file
-from tuner.runs.table import read_result
+from tuner.runs.result import read_result
 from tuner.training.heads import Head, widths
 from tuner.training.parts import Parts
 from tuner.training.spec import Metrics, OnEpoch, Plan, Schedule, State
