@@ -285,7 +285,7 @@ PLACES = {  # of a search's time -> functions, of which the innermost on the sta
     "training: validation": ("predict (",),
     "training: each epoch's row, report and pruning": ("on_epoch (",),
     "images, network, features": ("prepare (", "parts (", "features (", "inputs ("),
-    "scores, tables, model file": ("report (tuner/scoring", "score (", "save_model (", "finish ("),
+    "scores, tables, model file": ("write_report (", "result_scores (", "score (", "save_model (", "finish ("),
     "Hydra: compose, run_job": ("run_job (", "load_sweep_config ("),
     "study: ask, draw, tell": ("ask (", "_overrides (", "tell ("),
     "imports": ("_load_unlocked (",),

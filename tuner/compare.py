@@ -41,8 +41,8 @@ def differing(frame: pd.DataFrame) -> list[str]:
     keys = [str(key) for key in frame if key not in ("folder", "started", *NOT_OF_THE_MODEL)]
     keys = [key for key in keys if not runs.is_result(key) and not f"{key}.".startswith("logger.")]
     written = frame.loc[frame.started.notna()]  # without a config there is nothing that could differ
-    said = runs.resolved(written)
-    return [key for key in keys if _several(written[key]) and _several(said[key])]
+    resolved = runs.resolved(written)
+    return [key for key in keys if _several(written[key]) and _several(resolved[key])]
 
 
 def _several(values: pd.Series) -> bool:
@@ -159,8 +159,8 @@ def pair(a: Path, b: Path) -> dict[str, Any]:
     config = _side_by_side(frame, [key for key in keys if _differ(written[key]) and _differ(frame[key])])
     results = _side_by_side(frame, [key for key in runs.RESULTS if key != "trial" and frame[key].notna().any()])
     results["difference"] = [_difference(x, y) for x, y in zip(results.a, results.b, strict=True)]
-    made = {"a": str(a), "b": str(b), "config": config, "results": results}
-    return made | paired.on_the_same_images(a, b)
+    sides = {"a": str(a), "b": str(b), "config": config, "results": results}
+    return sides | paired.on_the_same_images(a, b)
 
 
 def _differ(two: pd.Series) -> bool:
@@ -243,9 +243,11 @@ def _arguments() -> argparse.ArgumentParser:
     add("--reverse", action="store_true", help="the other way round")
     add("--top", type=int, metavar="N", help=f"so many rows; 0: all; default: {ROWS} on the terminal, else all")
     add("--columns", type=split, metavar="KEY,...", help="show these instead of what differs")
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument("--group-by", type=split, metavar="KEY,...", help="mean, standard deviation and number of runs")
-    one.add_argument("--over", type=split, metavar="KEY,...", help="the same by all that differs but these, as in seed")
+    groups = parser.add_mutually_exclusive_group()
+    groups.add_argument("--group-by", type=split, metavar="KEY,...", help="mean, standard deviation and number of runs")
+    groups.add_argument(
+        "--over", type=split, metavar="KEY,...", help="the same by all that differs but these, as in seed"
+    )
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--csv", action="store_true", help="print CSV instead")
     either.add_argument("--json", action="store_true", help="print JSON instead")

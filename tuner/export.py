@@ -63,14 +63,14 @@ class Fixed(nn.Module):
 
 def exportable(original: Model) -> Model:
     """The same model, without what not every format has."""
-    made = copy.deepcopy(original)
-    for tensor in (*made.parameters(), *made.buffers()):
+    copied = copy.deepcopy(original)
+    for tensor in (*copied.parameters(), *copied.buffers()):
         tensor.data = tensor.data.contiguous()  # they are channels last, of which torch.export.save warns
-    for module in list(made.modules()):
+    for module in list(copied.modules()):
         for name, child in module.named_children():
             if isinstance(child, Preprocess):
                 setattr(module, name, Fixed(child, *original.input_shape[1:]))
-    return made
+    return copied
 
 
 def metadata(original: Model) -> dict[str, str]:
@@ -79,7 +79,7 @@ def metadata(original: Model) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in about.items()}
 
 
-def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+def to_onnx(network: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'tuner[onnx]'")
     import onnxruntime
@@ -88,7 +88,7 @@ def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Export
         logging.getLogger(name).setLevel(logging.WARNING)
     shapes = {"images": {0: torch.export.Dim("N")}}
     program = torch.onnx.export(
-        made,
+        network,
         (example,),
         dynamo=True,
         dynamic_shapes=shapes,
@@ -103,18 +103,18 @@ def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Export
     return content, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def to_torchscript(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+def to_torchscript(network: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
     with warnings.catch_warnings():  # that torch.jit is deprecated: who asks for its format has reasons to
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         file = io.BytesIO()
-        torch.jit.save(torch.jit.trace(made, example, check_trace=False), file, _extra_files=about)
+        torch.jit.save(torch.jit.trace(network, example, check_trace=False), file, _extra_files=about)
         return file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue()))
 
 
-def to_pt2(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+def to_pt2(network: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
     file = io.BytesIO()
-    program = torch.export.export(made, (example,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
+    program = torch.export.export(network, (example,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
     torch.export.save(program, file, extra_files=about)
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
 
@@ -156,8 +156,8 @@ def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, flo
 def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[torch.Tensor, str]:
     """uint8 [N, *input_shape] to compare on, and what they are: files, the run's test images, or random ones."""
     if inputs:
-        found = named(inputs)[:IMAGES]
-        return torch.stack([original.read(path) for path in found]), "of the files given"
+        paths = named(inputs)[:IMAGES]
+        return torch.stack([original.read(path) for path in paths]), "of the files given"
     try:
         test = build("data", model.config_of(model.file_of(run).parent)).test.images
         if test.shape[1:] == original.input_shape:

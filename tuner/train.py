@@ -23,8 +23,9 @@ from tuner.data import Data
 from tuner.device import describe
 from tuner.files import no_space
 from tuner.runs import calibration
+from tuner.runs.predictions import Predictions, result_scores
+from tuner.runs.report import write_report
 from tuner.runs.run import CHECKPOINT, Run
-from tuner.runs.scoring import Scored, measures, report
 from tuner.runs.trackers import Tracker, UnreachableError
 from tuner.sweep import plugin, trial
 from tuner.sweep.fused import together
@@ -66,14 +67,14 @@ def train(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float | tuple[float, 
     val_accuracy, value = fitted.metrics["val_accuracy"], fitted.metrics[judge(cfg)]
     _, train_accuracy = trained.score(x, data.pool.labels, data.train)
     accuracies = {"train": train_accuracy, "validation": val_accuracy}
-    scored = [Scored("validation", data.pool, data.val, val_log_p, temperature)]
+    scored = [Predictions("validation", data.pool, data.val, val_log_p, temperature)]
     if wanted(cfg.test, in_sweep):
         rows = torch.arange(len(data.test))
         log_p, accuracies["test"] = trained.score(features(run, made, "x_test"), data.test.labels, rows)
-        scored.append(Scored("test", data.test, rows, log_p, temperature))
-    report(run, scored, data.classes, accuracies, fitted.epoch, draw=wanted(cfg.plots, in_sweep))
+        scored.append(Predictions("test", data.test, rows, log_p, temperature))
+    write_report(run, scored, data.classes, accuracies, fitted.epoch, draw=wanted(cfg.plots, in_sweep))
 
-    measured = measures(scored)
+    measured = result_scores(scored)
     measured["val_balanced_accuracy"] = fitted.metrics["val_balanced_accuracy"]
     run.finish(
         "complete",
@@ -127,8 +128,8 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
     _, train_accuracy = trained[0].score(x, data.pool.labels, rows)
     accuracies = {"train": train_accuracy, "test": tests[0]}
     fitted = trained[0].fitted
-    scored = [Scored("test", data.test, everything, scores[0][0], temperature)]
-    report(run, scored, data.classes, accuracies, fitted.epoch, draw=cfg.plots is not False)
+    scored = [Predictions("test", data.test, everything, scores[0][0], temperature)]
+    write_report(run, scored, data.classes, accuracies, fitted.epoch, draw=cfg.plots is not False)
     run.save_config(runnable(cfg))
 
     mean, spread = statistics.mean(tests), statistics.stdev(tests) if len(tests) > 1 else 0.0
@@ -141,7 +142,7 @@ def retrain(cfg: DictConfig, run: Run, *, in_sweep: bool) -> float:
         test_accuracy_std=spread,
         test_accuracies=tests,
         temperature=temperature,
-        **measures(scored),
+        **result_scores(scored),
         epochs=fitted.epochs,
         saved_epoch=fitted.epoch,
         reported_split="test",

@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from tuner.analysis import paired
-from tuner.analysis.study import Inspection
+from tuner.analysis.inspection import Inspection
 from tuner.plots import Parameter
 from tuner.sweep import account, report
 
@@ -97,8 +97,16 @@ def advice(s: Inspection) -> list[str]:
     """What should be tried next, the most pressing first."""
     if not s.frozen:
         return ["no trial has begun"]
-    told = [*_on_a_sweep_that_ended(s), *_on_failures(s), *_on_pruning(s), *_on_equal_values(s), *_on_edges(s)]
-    return [*told, *_on_more_trials(s), *_on_what_matters(s), *_on_noise(s)]
+    return [
+        *_on_a_sweep_that_ended(s),
+        *_on_failures(s),
+        *_on_pruning(s),
+        *_on_equal_values(s),
+        *_on_edges(s),
+        *_on_more_trials(s),
+        *_on_what_matters(s),
+        *_on_noise(s),
+    ]
 
 
 def _on_a_sweep_that_ended(s: Inspection) -> list[str]:

@@ -52,12 +52,14 @@ def _draw_bins(axes: Axes, bins: Sequence[Any]) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
 
 
-def attention(image: np.ndarray, heat: np.ndarray, name: str, said: str, probability: float, method: str) -> Figure:
+def attention(
+    image: np.ndarray, heat: np.ndarray, name: str, predicted: str, probability: float, method: str
+) -> Figure:
     """An image as the model gets it, and over it where the evidence for the predicted class lies.
 
     image: uint8 [H, W, C], C = 1 gray or 3 RGB.   heat: float [H, W], 0 none to 1 most.   method: what computed it.
     """
-    figure = style.figure(f"{style.short(said)} {probability:.3f}", 7.5, 4.4, f"{style.short(name, 60)}. {method}")
+    figure = style.figure(f"{style.short(predicted)} {probability:.3f}", 7.5, 4.4, f"{style.short(name, 60)}. {method}")
     for place, overlaid in ((121, False), (122, True)):
         axes = figure.add_subplot(place, xticks=[], yticks=[])
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)

@@ -1,11 +1,11 @@
-"""tuner.runs.scoring: the scores of a split, for result.json and tuner.evaluate."""
+"""tuner.runs.predictions: the scores of a split, for result.json and tuner.evaluate."""
 
 import pytest
 import torch
 
 from tuner.data import Samples
 from tuner.runs import calibration, metrics
-from tuner.runs.scoring import Scored, measures, summary
+from tuner.runs.predictions import Predictions, result_scores, summary
 
 
 def scored(split, n, classes=7, temperature=2.0):
@@ -14,7 +14,7 @@ def scored(split, n, classes=7, temperature=2.0):
     labels = torch.randint(classes, (n + 5,), generator=generator)
     log_p = torch.randn(n, classes, generator=generator) + 2 * torch.nn.functional.one_hot(labels[5:], classes)
     samples = Samples(torch.zeros(n + 5, 1, 4, 4, dtype=torch.uint8), labels)
-    return Scored(split, samples, torch.arange(5, n + 5), log_p.log_softmax(1), temperature)
+    return Predictions(split, samples, torch.arange(5, n + 5), log_p.log_softmax(1), temperature)
 
 
 def test_the_scores_of_several_parts_are_those_of_all_their_images():
@@ -29,7 +29,7 @@ def test_the_scores_of_several_parts_are_those_of_all_their_images():
 
 def test_the_scores_of_validation_and_test_in_a_result():
     validation, test = scored("validation", 40), scored("test", 60)
-    both = measures([validation, test])
+    both = result_scores([validation, test])
     names = (*metrics.METRICS, "ece", "ece_calibrated")
     assert list(both) == [f"{split}_{name}" for split in ("val", "test") for name in names if name != "accuracy"]
     assert both == {
@@ -38,7 +38,7 @@ def test_the_scores_of_validation_and_test_in_a_result():
         for name, value in summary([part]).items()
         if name != "accuracy"
     }
-    alone = measures([test])
+    alone = result_scores([test])
     assert alone == both | {name: None for name in both if name.startswith("val_")}
 
 
