@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 import tuner
 from tuner.config import cache_dir
 from tuner.data import fashion_mnist
+from tuner.runs.result import read_result
 from tuner.runs.run import Run
-from tuner.runs.table import read_result
 from tuner.train import CONF, train
 
 SMALLEST = ["model=tiny", "data=synthetic", "epochs=2", "batch_size=32"]

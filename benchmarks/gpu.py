@@ -53,7 +53,8 @@ from tuner.bank import features
 from tuner.config import CONF, parse
 from tuner.data import digests, fashion_mnist, fmnist_small
 from tuner.device import choose_device, choose_precision, is_cpu, repeatable, wait
-from tuner.runs.table import read_metrics, read_result
+from tuner.runs.result import read_result
+from tuner.runs.table import read_metrics
 from tuner.training.fit import fit
 from tuner.training.heads import Head
 from tuner.training.schedules import onecycle

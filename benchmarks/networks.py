@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_dir
 
 from tuner.config import CONF, parse
 from tuner.device import choose_device
+from tuner.runs.result import read_result
 from tuner.runs.run import Run
-from tuner.runs.table import read_result
 from tuner.train import train
 from tuner.training.setup import backbone_of
 

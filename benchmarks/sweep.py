@@ -52,7 +52,7 @@ from tuner.config import CONF, parse
 from tuner.data import Data
 from tuner.device import choose_device, wait
 from tuner.networks.backbone import Backbone
-from tuner.runs.table import read_result
+from tuner.runs.result import read_result
 from tuner.sweep.progress import duration
 from tuner.training.heads import widths
 
@@ -284,7 +284,7 @@ PLACES = {  # of a search's time -> functions, of which the innermost on the sta
     "training: validation": ("predict (",),
     "training: each epoch's row, report and pruning": ("on_epoch (",),
     "images, network, features": ("prepare (", "parts (", "features (", "inputs ("),
-    "scores, tables, model file": ("report (tuner/scoring", "score (", "save_model (", "finish ("),
+    "scores, tables, model file": ("write_report (", "result_scores (", "score (", "save_model (", "finish ("),
     "Hydra: compose, run_job": ("run_job (", "load_sweep_config ("),
     "study: ask, draw, tell": ("ask (", "_overrides (", "tell ("),
     "imports": ("_load_unlocked (",),

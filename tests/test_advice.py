@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tuner.analysis.advice import advice, certainty
-from tuner.analysis.study import Inspection
+from tuner.analysis.inspection import Inspection
 from tuner.sweep import account
 
 UNIT, LR = FloatDistribution(0, 1), FloatDistribution(1e-5, 1e-1, log=True)

@@ -15,8 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from tuner import InputError
-from tuner.analysis import study as inspection
-from tuner.analysis.study import Inspection
+from tuner.analysis import inspection
+from tuner.analysis.inspection import Inspection
 from tuner.sweep import storage
 
 UNIT = FloatDistribution(0, 1)
@@ -204,7 +204,7 @@ def test_a_study_of_optuna_alone(tmp_path):
         ["F1", "cost"],
         ["maximize", "minimize"],
     )
-    assert list(s.trials.columns) == ["number", "state", "value_0", "value_1", *inspection.TOLD, "x"]
+    assert list(s.trials.columns) == ["number", "state", "value_0", "value_1", *inspection.COLUMNS, "x"]
     assert s.trials.folder.isna().all()
     assert s.overrides(s.frozen[0]) == [f"x={s.frozen[0].params['x']}"]
     assert list(tmp_path.iterdir()) == [tmp_path / "plain.db"]
@@ -217,7 +217,7 @@ def test_the_table_of_a_sweep(toy):
     toy.run("n=choice(1,2)", "does=1-raise 2-nan", "hydra.sweeper.max_failure_rate=1")
     s = inspection.load()
     t = s.trials
-    assert list(t.columns) == ["number", "state", "value", *inspection.TOLD, "x", "n"]
+    assert list(t.columns) == ["number", "state", "value", *inspection.COLUMNS, "x", "n"]
     assert list(t.number) == list(range(6))
     assert list(t.state) == [trial.state.name for trial in toy.study().trials]
     assert (s.states["FAIL"], s.states["COMPLETE"]) == (2, 4)
@@ -279,7 +279,7 @@ def test_the_best_and_the_front(trials, directions, best, front, judged):
 
 
 def test_a_parameter_called_like_a_column():
-    names = ["number", "trial", "state", "value", "value_0", "values.x", *inspection.TOLD]
+    names = ["number", "trial", "state", "value", "value_0", "values.x", *inspection.COLUMNS]
     s = made([(k, dict.fromkeys(names, k / 20)) for k in range(20)])
     assert {p.name for p in s.parameters} == {*(f"params.{name}" for name in names if name != "values.x"), "values.x"}
     assert sorted(s.searched) == sorted(names)

@@ -15,6 +15,7 @@ from test_runs import EPOCHS, HEADER, RESULT, make
 
 from tuner import InputError, compare, plots
 from tuner.runs import table as runs
+from tuner.runs.metrics import METRICS
 
 TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
 FLOATS = [1 / 3, 0.1 + 0.2, 5e-324, 1e22, 0.9999999999999999, 1e-05, 123456.789012345]
@@ -296,6 +297,21 @@ def test_sort(compared, values, order, reverse):
     assert after.loc[before.index].equals(before)  # its values are as they were
 
 
+def test_scores_that_are_only_in_newer_runs(compared):
+    config = {"val_note": "text", "lr": 1}
+    make("outputs/older", config | {"lr": 2}, RESULT)
+    new = {"val_auroc": 0.9, "test_auroc": None, "test_log_loss": 1, "test_accuracies": [1], "test_duplicates": 3}
+    make("outputs/newer", config, RESULT | new)
+    assert compared("--csv").splitlines()[0] == "folder,status,val_accuracy,epochs,seconds,lr"
+    rows = json.loads(compared("--columns", "val_auroc,test_log_loss,config.val_note", "--sort", "val_auroc", "--json"))
+    assert [list(row.values())[1:] for row in rows] == [[0.9, 1, "text"], [None, None, "text"]]
+    assert compared("--where", "val_auroc>0.5", "--columns", "val_auroc", "--csv").count("outputs/") == 1
+    for key in ("test_auroc", "test_accuracies", "test_duplicates"):  # null, a list, and no score
+        with pytest.raises(InputError, match=f"no run has {key}; there is .*"):
+            compared("--columns", key)
+    assert set(json.loads(compared("outputs/older", "outputs/newer", "--json"))["config"][0].values()) == {"lr", 1, 2}
+
+
 def test_accuracies_and_starts_descend_and_all_else_ascends(compared):
     many([{}, {}, {}], val_accuracy=[0.1, None, 0.3], val_loss=[0.1, None, 0.3], seconds=[3, 1, 2])
     for number, time in enumerate((100, 300, 200)):
@@ -305,6 +321,9 @@ def test_accuracies_and_starts_descend_and_all_else_ascends(compared):
     assert numbers(compared("--csv", "--sort", "val_loss")) == [0, 2, 1]
     assert numbers(compared("--csv", "--sort", "seconds")) == [1, 2, 0]
     assert numbers(compared("--csv", "--sort", "started")) == [1, 2, 0]
+    for metric in METRICS.values():  # by the name alone: comparing runs does not wait for torch
+        assert compare.highest_first(f"val_{metric.name}") == metric.larger_is_better, metric.name
+    assert not any(map(compare.highest_first, ("val_loss", "test_ece_calibrated", "test_accuracy_std", "epochs")))
     with pytest.raises(InputError, match=r"no run has accuracy; there is .*accuracy"):
         compared("--sort", "accuracy")
 

@@ -232,10 +232,11 @@ def test_class_weights_find_the_few():
     assert plain[-1]["val_accuracy"] >= weighted[-1]["val_accuracy"]
 
 
-@pytest.mark.parametrize("monitor", ["val_accuracy", "val_balanced_accuracy"])
-def test_the_epoch_that_is_kept_is_the_best_of_the_monitored_metric(monitor):
-    curve, fitted, _ = uneven(keep="best", monitor=monitor)
-    values = [m[monitor] for m in curve]
+@pytest.mark.parametrize("objective", ["accuracy", "balanced_accuracy", "macro_f1", "auroc", "neg_log_loss"])
+def test_the_epoch_that_is_kept_is_the_best_of_the_objective(objective):
+    curve, fitted, _ = uneven(keep="best", objective=objective)
+    metric = "val_loss" if objective == "neg_log_loss" else f"val_{objective}"
+    values = [m[metric] * (-1 if objective == "neg_log_loss" else 1) for m in curve]
     assert fitted.saved_epoch == max(i for i, v in enumerate(values, 1) if v == max(values))
     assert fitted.best_value == max(values)
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from tuner.config import CONF, parse
 from tuner.networks.blocks import Blocks, Pool
-from tuner.training.fit import fit, predict, score
+from tuner.runs.metrics import scores
+from tuner.training.fit import fit, predict
 from tuner.training.heads import Classifier, Head, Stack
 from tuner.training.schedules import constant, cosine, onecycle
 from tuner.training.spec import Spec
@@ -149,7 +150,7 @@ def test_the_weights_that_are_kept_have_the_accuracy_that_is_given(keep):
     x, labels, _, val = problem()
     model = Classifier(None, Stack(40, 5, [spec[0]], CPU))
     model.load_state(0, kept.state)
-    [accuracy] = score(predict(model, x, [val], batch_size=32), labels[val])["accuracy"]
+    [accuracy] = scores(predict(model, x, [val], batch_size=32), labels[val])["accuracy"]
     assert accuracy == kept.metrics["val_accuracy"] == accuracies[kept.saved_epoch - 1]
 
 

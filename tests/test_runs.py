@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,8 @@ import yaml
 from tuner import InputError
 from tuner.runs import run as run_module
 from tuner.runs import table as runs
+from tuner.runs.result import read_result
+from tuner.sweep import report
 
 HEADER = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,seconds\n"  # as an older version had it
 EPOCHS = "1,0.9,0.5,0.8,0.6,0.001,0.25\n2,0.7,0.625,0.75,0.65,0.0005,0.25\n"
@@ -351,3 +355,36 @@ def test_a_damaged_result_is_no_reason_to_overwrite_a_folder_silently():
     folder = make("outputs/1", {}, "{")
     with pytest.raises(ValueError, match=r"result\.json: "):
         run_module.Run(folder)
+
+
+# result.json alone
+
+
+@pytest.mark.parametrize(
+    ("content", "of_a_run", "of_any_program"),
+    [
+        pytest.param(b'{"status": "complete"}', {"status": "complete"}, {"status": "complete"}, id="a run's"),
+        pytest.param(b'{"seconds": 3}', None, {"seconds": 3}, id="another program's"),
+        pytest.param(b"[1]", None, {}, id="another program's list"),
+        pytest.param(b'{"status": "comp', None, {}, id="damaged"),
+        pytest.param(b"\x89PNG\xff", None, {}, id="binary"),
+        pytest.param(None, None, {}, id="missing"),
+    ],
+)
+def test_results_of_runs_and_of_trials_that_are_any_programs(content, of_a_run, of_any_program, caplog):
+    if content is not None:
+        Path("result.json").write_bytes(content)
+    if of_a_run is None:
+        with pytest.raises(FileNotFoundError if content is None else ValueError, match=r"result\.json"):
+            read_result(Path())
+    else:
+        assert read_result(Path()) == of_a_run
+    assert report.read_result(Path()) == of_any_program
+    assert bool(caplog.messages) == (of_any_program == {} and content is not None)  # damage is logged
+
+
+def test_a_trial_starts_without_pandas():
+    code = "import sys, tuner.sweep.trial; print('pandas' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(report.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr

@@ -25,7 +25,7 @@ import yaml
 from rich.console import Console
 
 from tuner import InputError, study
-from tuner.analysis import study as inspection
+from tuner.analysis import inspection
 from tuner.sweep import storage
 
 PACKAGE = str(Path(study.__file__).parents[1])

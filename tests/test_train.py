@@ -62,6 +62,11 @@ def test_a_run_leaves_a_complete_folder(command):
     r = result(folder)
     assert r["status"] == "complete"
     assert (r["n_train"], r["n_val"], r["n_test"], r["seed"], r["epochs"]) == (256, 64, 80, 0, 3)
+    for split in ("val", "test"):
+        assert r[f"{split}_top5_accuracy"] is None  # there are four classes
+        assert 0.5 < r[f"{split}_auroc"] <= 1
+        assert r[f"{split}_log_loss"] > 0
+    assert r["val_log_loss"] < r["val_loss"]  # it is calibrated on these images
     assert r["val_accuracy"] == pytest.approx(curve.val_accuracy.iloc[-1], abs=1e-6)
     assert r["saved_epoch"] == 3
     assert r["trained_parameters"] == 128 * 2 * 2 * 64 + 64 + 64 * 4 + 4

@@ -30,7 +30,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 CONDITION = re.compile(rf"\s*(.+?)\s*({'|'.join(OPERATORS)})\s*(.*?)\s*")
 QUOTES = re.compile(r"[\s\"']")
-HIGHEST_FIRST = ("val_accuracy", "test_accuracy", "train_accuracy", "started")
+SMALLER_IS_BETTER = ("loss", "ece", "ece_calibrated", "std")  # ends of the names of scores; of others larger is better
 
 
 def differing(frame: pd.DataFrame) -> list[str]:
@@ -38,11 +38,11 @@ def differing(frame: pd.DataFrame) -> list[str]:
 
     Of a table with references one that all runs have, such as data.seed: ${seed}, is no difference of its own.
     """
-    keys = [str(key) for key in frame if key not in ("folder", "started", *runs.RESULTS, *NOT_OF_THE_MODEL)]
-    keys = [key for key in keys if not f"{key}.".startswith("logger.")]
+    keys = [str(key) for key in frame if key not in ("folder", "started", *NOT_OF_THE_MODEL)]
+    keys = [key for key in keys if not runs.is_result(key) and not f"{key}.".startswith("logger.")]
     written = frame.loc[frame.started.notna()]  # without a config there is nothing that could differ
-    said = runs.resolved(written)
-    return [key for key in keys if _several(written[key]) and _several(said[key])]
+    resolved = runs.resolved(written)
+    return [key for key in keys if _several(written[key]) and _several(resolved[key])]
 
 
 def _several(values: pd.Series) -> bool:
@@ -96,16 +96,22 @@ def _number(text: str) -> float | None:
 
 
 def ordered(frame: pd.DataFrame, key: str, reverse: bool = False) -> pd.DataFrame:
-    """The rows by a column: accuracies and `started` from the highest, all else from the lowest; those without it last.
+    """The rows sorted by a column: the best score, the latest start, or else the lowest value first, missing ones last.
 
     Numbers come before text.
     """
-    column, ascending = frame[known(frame, key)], (key not in HIGHEST_FIRST) != reverse
+    column, ascending = frame[known(frame, key)], highest_first(key) == reverse
     if column.dtype != object:
         return frame.loc[column.sort_values(ascending=ascending, kind="stable").index]
     number = pd.to_numeric(column, errors="coerce").astype(float)
     by = pd.DataFrame({"missing": column.isna(), "number": number, "text": column.astype(str)})
     return frame.loc[by.sort_values(["missing", "number", "text"], ascending=[True, ascending, ascending]).index]
+
+
+def highest_first(key: str) -> bool:
+    """Whether a column is a score that is better when larger, or the time of the start."""
+    score = key.startswith(("train_", "val_", "test_")) and runs.is_result(key)
+    return key == "started" or (score and not key.endswith(SMALLER_IS_BETTER))
 
 
 def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -148,12 +154,13 @@ def pair(a: Path, b: Path) -> dict[str, Any]:
     if len(written) < 2:
         raise InputError(f"{a} and {b} must both be run folders that can be read")
     frame = runs.resolved(written)
-    keys = [str(key) for key in frame if key not in ("folder", "started", "study", *runs.RESULTS)]
+    keys = [str(key) for key in frame if key not in ("folder", "started", "study")]
+    keys = [key for key in keys if not runs.is_result(key)]
     config = _side_by_side(frame, [key for key in keys if _differ(written[key]) and _differ(frame[key])])
     results = _side_by_side(frame, [key for key in runs.RESULTS if key != "trial" and frame[key].notna().any()])
     results["difference"] = [_difference(x, y) for x, y in zip(results.a, results.b, strict=True)]
-    made = {"a": str(a), "b": str(b), "config": config, "results": results}
-    return made | paired.on_the_same_images(a, b)
+    sides = {"a": str(a), "b": str(b), "config": config, "results": results}
+    return sides | paired.on_the_same_images(a, b)
 
 
 def _differ(two: pd.Series) -> bool:
@@ -232,13 +239,15 @@ def _arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folders", nargs="*", metavar="FOLDER", help="searched at any depth; default: outputs and multirun")
     add("--where", action="append", default=[], metavar="COND", help="such as 'optimizer.lr<1e-3'; may be repeated")
-    add("--sort", metavar="KEY", help="default: val_accuracy; accuracies and started descend, all else ascends")
+    add("--sort", metavar="KEY", help="default: val_accuracy; the best score or latest start first, else the lowest")
     add("--reverse", action="store_true", help="the other way round")
     add("--top", type=int, metavar="N", help=f"so many rows; 0: all; default: {ROWS} on the terminal, else all")
     add("--columns", type=split, metavar="KEY,...", help="show these instead of what differs")
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument("--group-by", type=split, metavar="KEY,...", help="mean, standard deviation and number of runs")
-    one.add_argument("--over", type=split, metavar="KEY,...", help="the same by all that differs but these, as in seed")
+    groups = parser.add_mutually_exclusive_group()
+    groups.add_argument("--group-by", type=split, metavar="KEY,...", help="mean, standard deviation and number of runs")
+    groups.add_argument(
+        "--over", type=split, metavar="KEY,...", help="the same by all that differs but these, as in seed"
+    )
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--csv", action="store_true", help="print CSV instead")
     either.add_argument("--json", action="store_true", help="print JSON instead")

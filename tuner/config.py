@@ -287,7 +287,7 @@ def make_paths_absolute(config: DictConfig, start: Path) -> None:
 
 
 def plain_run_yaml(config: DictConfig) -> str:
-    """The config of a search's last run as YAML of a plain run, with the run folders of train.yaml: for --config-name."""
+    """The config of a search's last run as YAML of a plain run, for --config-name; run folders as in train.yaml."""
     root = OmegaConf.masked_copy(OmegaConf.load(CONF / "train.yaml"), ["study", "hydra"])  # type: ignore[arg-type]
     with open_dict(config):
         plain = OmegaConf.merge(config, root, {"final": {"epochs": None, "temperature": None}})

@@ -23,9 +23,10 @@ from tuner.device import CHOICES, Batches, send
 from tuner.inference import model
 from tuner.inference.model import Model
 from tuner.runs import calibration, metrics
+from tuner.runs.predictions import Predictions
+from tuner.runs.report import figures, tables
+from tuner.runs.result import read_result
 from tuner.runs.run import write_table
-from tuner.runs.scoring import Scored, pictures, tables
-from tuner.runs.table import read_result
 
 log = logging.getLogger("tuner.evaluate")
 
@@ -135,7 +136,7 @@ def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor
 
 
 @torch.inference_mode()
-def scored(one: Model, data: Data, split: str) -> list[Scored]:
+def scored(one: Model, data: Data, split: str) -> list[Predictions]:
     """What the model makes of a split, by the batch; labels are numbered as the model's classes are."""
     numbers = renumbered(data, one.classes)
     parts = chosen(data, split)
@@ -152,11 +153,11 @@ def scored(one: Model, data: Data, split: str) -> list[Scored]:
                 log_ps.append(batch)
                 bar.update(len(batch))
             ours = Samples(samples.images, numbers[samples.labels], names=samples.names)
-            found.append(Scored(name, ours, rows, torch.cat(log_ps), one.temperature))
+            found.append(Predictions(name, ours, rows, torch.cat(log_ps), one.temperature))
     return found
 
 
-def summary(parts: Sequence[Scored], classes: Sequence[str]) -> dict[str, Any]:
+def summary(parts: Sequence[Predictions], classes: Sequence[str]) -> dict[str, Any]:
     """The scores of all images together, and a row a class. Means over classes are over those that have images."""
     labels, log_p = torch.cat([p.labels for p in parts]), torch.cat([p.calibrated for p in parts])
     rows = [row for row in metrics.per_class(labels, log_p.argmax(1), classes) if row["support"]]
@@ -179,7 +180,7 @@ def _learnt(config: RunConfig, overrides: Sequence[str], split: str) -> str | No
     return "a search's last run trains on validation, too" if retrained and split == "val" else None
 
 
-def write(parts: Sequence[Scored], classes: Sequence[str], folder: Path) -> None:
+def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) -> None:
     """per_class.csv, confusion_matrix.csv, predictions.csv and pictures, of all parts together."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +188,7 @@ def write(parts: Sequence[Scored], classes: Sequence[str], folder: Path) -> None
         raise InputError(f"--out {folder} can't be a folder: {error.strerror}") from error
     for name, rows in tables(parts, parts, classes).items():
         write_table(folder / name, rows)
-    for name, figure in pictures(parts, classes, parts[0].split if len(parts) == 1 else "all").items():
+    for name, figure in figures(parts, classes, parts[0].split if len(parts) == 1 else "all").items():
         plots.save(figure, folder / f"{name}.png")
     log.info("tables and pictures: %s", folder)
 

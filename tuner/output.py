@@ -121,13 +121,13 @@ def _too_wide(frame: pd.DataFrame, width: int) -> bool:
 
 
 def table(frame: pd.DataFrame) -> Table:
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    printed = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, column in frame.items():
         numbers = all(is_number(value) or shown(value) == "-" for value in column)
-        made.add_column(Text(str(name)), justify="right" if numbers else "left", overflow="fold")
+        printed.add_column(Text(str(name)), justify="right" if numbers else "left", overflow="fold")
     for row in frame.itertuples(index=False):
-        made.add_row(*(Text(shown(value, str(name))) for name, value in zip(frame, row, strict=True)))
-    return made
+        printed.add_row(*(Text(shown(value, str(name))) for name, value in zip(frame, row, strict=True)))
+    return printed
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -47,12 +47,12 @@ def predicted(models: Sequence[Model], paths: Sequence[Path]) -> Iterator[Batch]
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(paths), size):
             batch = paths[start : start + size]
-            found = list(zip(batch, pool.map(read, batch), strict=True))
-            images = [(path, image) for path, image in found if isinstance(image, dict)]
-            broken = [error for _, error in found if isinstance(error, image_file.BrokenImageError)]
+            results = list(zip(batch, pool.map(read, batch), strict=True))
+            images = [(path, image) for path, image in results if isinstance(image, dict)]
+            broken = [error for _, error in results if isinstance(error, image_file.BrokenImageError)]
             each = [
-                one.predict(torch.stack([image[one.input_shape, one.fit] for _, image in images]))
-                for one in (models if images else ())
+                model.predict(torch.stack([image[model.input_shape, model.fit] for _, image in images]))
+                for model in (models if images else ())
             ]
             mean = torch.stack(each).mean(0) if each else torch.empty(0, len(models[0].classes))
             yield Batch([path for path, _ in images], mean, broken)
@@ -89,22 +89,22 @@ def _absolute(path: Path) -> Path:
 class Maps:
     """Pictures of where the model looked, in `folder`, under the files' names from the folder they have in common."""
 
-    def __init__(self, one: Model, folder: Path, paths: Sequence[Path]):
+    def __init__(self, model: Model, folder: Path, paths: Sequence[Path]):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--maps {folder} can't be a folder: {error.strerror}") from error
-        self.model, self.explain, self.folder = one, Explainer(one), folder
+        self.model, self.explain, self.folder = model, Explainer(model), folder
         self.above = Path(os.path.commonpath([_absolute(path).parent for path in paths]))
 
     def draw(self, batch: Batch) -> None:
         for path, probabilities in zip(batch.paths, batch.probabilities, strict=True):
             label, image = int(probabilities.argmax()), self.model.read(path)
             heat = self.explain(image, label)
-            name, said = _absolute(path).relative_to(self.above), self.model.classes[label]
+            name, predicted = _absolute(path).relative_to(self.above), self.model.classes[label]
             pixels = image.permute(1, 2, 0).numpy()
             figure = plots.attention(
-                pixels, heat.numpy(), str(name), said, float(probabilities[label]), self.explain.method
+                pixels, heat.numpy(), str(name), predicted, float(probabilities[label]), self.explain.method
             )
             plots.save(figure, self.folder / f"{name}.png")
 
@@ -124,12 +124,12 @@ def main() -> None:
         for batch in predicted(models, paths):
             for error in batch.broken:
                 log.error("%s", error)
-            found = table(batch, classes, args.top)
+            rows = table(batch, classes, args.top)
             if args.csv:
-                found.to_csv(sys.stdout, index=False, header=header)  # as it goes: 100,000 files take a while
+                rows.to_csv(sys.stdout, index=False, header=header)  # as it goes: 100,000 files take a while
                 header = False
             else:
-                tables.append(found)
+                tables.append(rows)
             if maps:
                 maps.draw(batch)
             broken += len(batch.broken)

@@ -20,9 +20,9 @@ from rich.live import Live
 from rich.text import Text
 
 from tuner import InputError, output, plots
-from tuner.analysis import study as inspection
+from tuner.analysis import inspection
 from tuner.analysis.advice import advice, certainty
-from tuner.analysis.study import Inspection
+from tuner.analysis.inspection import Inspection
 from tuner.sweep import account, storage
 from tuner.sweep.progress import duration
 
@@ -117,11 +117,11 @@ def headline(s: Inspection) -> str:
 
 def tables(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
     """The best trials; and the importance of each parameter."""
-    found = best_trials(s, top)
+    by_title = best_trials(s, top)
     if s.importances:
         shares = pd.DataFrame(s.importances).round(2).rename_axis("parameter").reset_index()
-        found[f"Importance, as a share of how the values of {len(s.complete)} complete trials vary"] = shares
-    return found
+        by_title[f"Importance, as a share of how the values of {len(s.complete)} complete trials vary"] = shares
+    return by_title
 
 
 def best_trials(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
@@ -147,8 +147,8 @@ def listed(s: Inspection, trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def texts(s: Inspection) -> dict[str, list[str]]:
-    found = {"How sure that is": certainty(s), "What to try next": advice(s)}
-    return {title: lines for title, lines in found.items() if lines}
+    lines_by_title = {"How sure that is": certainty(s), "What to try next": advice(s)}
+    return {title: lines for title, lines in lines_by_title.items() if lines}
 
 
 def as_json(s: Inspection) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from tuner.data import Data
 from tuner.device import describe
 from tuner.files import no_space
 from tuner.runs import calibration
+from tuner.runs.predictions import Predictions, result_scores
+from tuner.runs.report import write_report
 from tuner.runs.run import CHECKPOINT, Run
-from tuner.runs.scoring import Scored, measures, report
 from tuner.runs.trackers import Tracker, UnreachableError
 from tuner.sweep import plugin
 from tuner.sweep.trial import RunningTrial, Stages, TrialPruned
@@ -79,7 +80,7 @@ class Prepared:
             self.run.log.info("%sepoch %d/%d: %s", self._prefix, epoch, self.bar.total, text)
         # A diverged run has failed; it is not reported, or it would count as pruned.
         if self.trial and "val_loss" in metrics and math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
-            self.trial.report(metrics[self.specs[0].monitor], epoch)
+            self.trial.report(self.specs[0].value(metrics), epoch)
 
     @property
     def _prefix(self) -> str:
@@ -217,7 +218,7 @@ def fit_together(jobs: Sequence[Prepared]) -> list[list[Fitted]]:
 def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple[float, float]:
     """Score the saved weights, and write the model, tables, plots and result.json.
 
-    Returns the objective: the monitored metric of the saved weights on the validation split; with
+    Returns the objective of the saved weights on the validation split; with
     objective=accuracy_and_cost also the billions of multiply-adds for an image. Where a search's best trial is
     retrained: the mean test accuracy.
     """
@@ -237,7 +238,7 @@ def _finish(job: Prepared, fitted: list[Fitted]) -> float | tuple[float, float]:
     data, x, first = setup.data, setup.x, fitted[0]
     retrains = config.final.epochs is not None
     accuracies: dict[str, float] = {}
-    scored: list[Scored] = []
+    scored: list[Predictions] = []
 
     head = trained_head(setup, spec, first)
     _, accuracies["train"] = head.score(x, data.pool.labels, spec.train)
@@ -247,7 +248,7 @@ def _finish(job: Prepared, fitted: list[Fitted]) -> float | tuple[float, float]:
         accuracies["validation"] = first.metrics["val_accuracy"]
         log_p, _ = head.score(x, data.pool.labels, spec.val)
         temperature = calibration.temperature(log_p, data.pool.labels[spec.val])
-        scored.append(Scored("validation", data.pool, spec.val, log_p, temperature))
+        scored.append(Predictions("validation", data.pool, spec.val, log_p, temperature))
     for each, result in zip(job.specs, fitted, strict=True):
         result.raise_error()
         name = "model.safetensors" if each is spec else f"model-{each.seed}.safetensors"
@@ -261,14 +262,14 @@ def _finish(job: Prepared, fitted: list[Fitted]) -> float | tuple[float, float]:
             log_p, accuracy = of_seed.score(x_test, data.test.labels, rows)
             tests.append(accuracy)
             if each is spec:
-                scored.append(Scored("test", data.test, rows, log_p, temperature))
+                scored.append(Predictions("test", data.test, rows, log_p, temperature))
         accuracies["test"] = tests[0]
 
     draw = wanted(config.plots, job.in_sweep and not retrains)
-    report(run, scored, data.classes, accuracies, first.saved_epoch, draw=draw)
+    write_report(run, scored, data.classes, accuracies, first.saved_epoch, draw=draw)
     if job.yaml:
         run.save_config(job.yaml)
-    outcome: dict[str, Any] = measures(scored, data.classes)
+    outcome: dict[str, Any] = result_scores(scored)
     outcome |= {name: first.metrics.get(name) for name in ("val_accuracy", "val_loss")}
     if spec.val is not None:
         outcome["val_balanced_accuracy"] = first.metrics["val_balanced_accuracy"]
@@ -287,7 +288,7 @@ def _finish(job: Prepared, fitted: list[Fitted]) -> float | tuple[float, float]:
     log_summary(run, data, outcome, len(job.specs))
     if retrains:
         return float(outcome["test_accuracy"])
-    value = first.metrics[spec.monitor]
+    value = spec.value(first.metrics)
     return (value, run.result["gmacs"]) if config.objective == "accuracy_and_cost" else value
 
 

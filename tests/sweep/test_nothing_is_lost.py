@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from test_launchers import assert_nothing_is_left
 
 from tuner import InputError
-from tuner.analysis import study as inspection
+from tuner.analysis import inspection
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 

@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from tuner.analysis import paired
-from tuner.analysis.study import Inspection, result_of
+from tuner.analysis.inspection import Inspection
 from tuner.plots import Parameter
 from tuner.sweep import account, report
 
@@ -75,7 +75,7 @@ def _against_others(s: Inspection) -> list[str]:
 def _standard_error(s: Inspection) -> tuple[float, int]:
     """Of the best trial's accuracy, and the number of validation images it is from; 0, 0 where that can't be told."""
     folder = s.folder_of(s.best) if s.best and s.objectives == ["validation accuracy"] else None
-    n_val = result_of(folder).get("n_val") if folder else None
+    n_val = report.read_result(Path(folder)).get("n_val") if folder else None
     if not n_val or s.best is None:
         return 0.0, 0
     value = s.best.values[0]
@@ -97,8 +97,16 @@ def advice(s: Inspection) -> list[str]:
     """What should be tried next, the most pressing first."""
     if not s.frozen:
         return ["no trial has begun"]
-    told = [*_on_a_sweep_that_ended(s), *_on_failures(s), *_on_pruning(s), *_on_equal_values(s), *_on_edges(s)]
-    return [*told, *_on_more_trials(s), *_on_what_matters(s), *_on_noise(s)]
+    return [
+        *_on_a_sweep_that_ended(s),
+        *_on_failures(s),
+        *_on_pruning(s),
+        *_on_equal_values(s),
+        *_on_edges(s),
+        *_on_more_trials(s),
+        *_on_what_matters(s),
+        *_on_noise(s),
+    ]
 
 
 def _on_a_sweep_that_ended(s: Inspection) -> list[str]:
@@ -239,7 +247,7 @@ def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
     """Of the best and its equals the smallest, or where no result tells that the fastest; None: that is the best."""
     best = s.complete[s.complete.number == s.best.number] if s.best else equals[:0]
     among = pd.concat([best, equals], ignore_index=True)
-    results = pd.DataFrame([result_of(folder) if folder else {} for folder in among.folder])
+    results = pd.DataFrame([report.read_result(Path(folder)) if folder else {} for folder in among.folder])
     sizes = results.reindex(columns=["gmacs", "trained_parameters"]).apply(pd.to_numeric, errors="coerce")
     if sizes.notna().all(axis=None):
         least = among[["number"]].join(sizes).sort_values(list(sizes), kind="stable").iloc[0]

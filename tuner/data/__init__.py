@@ -70,6 +70,12 @@ class Data:
     fit: str = "stretch"
 
     @property
+    def is_uneven(self) -> bool:
+        """Whether a class has more than twice the images of another."""
+        counts = torch.bincount(self.pool.labels, minlength=len(self.classes))
+        return bool(counts.max() > 2 * counts.min())
+
+    @property
     def hashes(self) -> dict[str, str]:
         """A hash of each split's images and labels, in order; the keys are train, val and test."""
         pool, test = (torch.stack([samples.digests, samples.labels]) for samples in (self.pool, self.test))  # [2, N]

@@ -147,8 +147,8 @@ def examples(
         axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)  # [C, H, W] -> [H, W, C]
         axes.spines[:].set_color(GRID)
         axes.set_title(style.short(true[place], limit), fontsize=points, color=INK, pad=4, **NAME)
-        said = f"{style.short(predicted[place], limit)}\n{confidence[place]:.3f}"
-        axes.set_xlabel(said, fontsize=points, color=ORANGE, labelpad=3, **NAME)
+        label = f"{style.short(predicted[place], limit)}\n{confidence[place]:.3f}"
+        axes.set_xlabel(label, fontsize=points, color=ORANGE, labelpad=3, **NAME)
     return figure
 
 

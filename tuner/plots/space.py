@@ -94,7 +94,7 @@ def write_ticks(axis: XAxis | YAxis, scale: Scale, points: float) -> None:
     axis.set_ticks(list(ticks), names, rotation=90 if tight else 0, **NAME)
 
 
-def said(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A parameter's value in three digits, or all the digits of a whole number; NaN is the choice None, in a column."""
     if value != value:
         return "None"

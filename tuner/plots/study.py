@@ -16,7 +16,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from tuner.plots import style
-from tuner.plots.space import Parameter, Scale, said, scale, value_scale, wrapped, write_ticks
+from tuner.plots.space import Parameter, Scale, scale, value_scale, value_text, wrapped, write_ticks
 from tuner.plots.style import BLUE, DEFAULT, GREY, INK, LIGHT, NAME, ORANGE, PAPER, SIGN, SMALL, TEXT
 from tuner.plots.trials import complete, dots, nothing, off_scale
 
@@ -29,7 +29,7 @@ def importances(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
     shares: evaluator, such as "fANOVA", or "fANOVA, accuracy" of one of several objectives -> parameter -> share.
     """
-    table = pd.DataFrame({name: pd.Series(dict(found), dtype=float) for name, found in shares.items()})
+    table = pd.DataFrame({name: pd.Series(dict(by_parameter), dtype=float) for name, by_parameter in shares.items()})
     table = table.where(np.isfinite(table)).dropna(how="all").dropna(axis=1, how="all")
     if table.empty:
         return style.figure("Too few trials to tell which parameters matter", height=1)
@@ -78,7 +78,7 @@ def parallel_coordinates(trials: pd.DataFrame, parameters: Sequence[Parameter], 
         _upright(axes, place, each, limit)
     row = _best_row(done, goal)
     words = [
-        *(said(done[p.name].iloc[row]) if p.name in done else "" for p in shown),
+        *(value_text(done[p.name].iloc[row]) if p.name in done else "" for p in shown),
         style.number(done["value"].iloc[row]),
     ]
     axes.plot(lines[row], color=ORANGE, linewidth=3, marker="o")
@@ -172,7 +172,7 @@ def _best_title(done: pd.DataFrame, parameters: Sequence[Parameter], goal: str, 
         return f"Best {objective} {style.number(top['value'])}, trial {top['number']}"
     ends = [name.rsplit(".", 1)[-1] for name in names]
     ends = ends if len(set(ends)) == len(ends) else names
-    values = [f"{style.short(end)} {said(top[name])}" for name, end in zip(names, ends, strict=True)]
+    values = [f"{style.short(end)} {value_text(top[name])}" for name, end in zip(names, ends, strict=True)]
     return f"Trial {top['number']} is best, {style.number(top['value'])}: {', '.join(values)}"
 
 
@@ -261,8 +261,8 @@ def _importance_title(table: pd.DataFrame) -> str:
     if objectives:
         each = (f"{style.short(parameter)} for {name}" for name, parameter in first.items())
         return f"What matters most: {', '.join(each)}"
-    said = (f"{style.short(parameter)} ({name})" for name, parameter in first.items())
-    return f"The methods disagree on what matters most: {', '.join(said)}"
+    choices = (f"{style.short(parameter)} ({name})" for name, parameter in first.items())
+    return f"The methods disagree on what matters most: {', '.join(choices)}"
 
 
 def _objectives(table: pd.DataFrame) -> dict[str, pd.Series]:

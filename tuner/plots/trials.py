@@ -162,8 +162,8 @@ def _best_title(top: pd.Series, default: pd.Series | None, objective: str) -> st
 def _summary(trials: pd.DataFrame) -> str:
     """Why there is no result: "No complete trial yet: 3 pruned, 1 failed"."""
     counts = [f"{(trials['state'] == state).sum():,} {word}" for state, (word, _) in STATES.items()]
-    said = ", ".join(count for count in counts if not count.startswith("0 ")) or "none has started"
-    return f"{'No finite value' if 'complete' in said else 'No complete trial'} yet: {said}"
+    present = ", ".join(count for count in counts if not count.startswith("0 ")) or "none has started"
+    return f"{'No finite value' if 'complete' in present else 'No complete trial'} yet: {present}"
 
 
 def _edf_title(ranked: np.ndarray, default: pd.Series | None, goal: str, objective: str) -> str:

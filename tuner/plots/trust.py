@@ -11,12 +11,14 @@ from tuner.plots import style
 from tuner.plots.style import BLUE, GRID, INK, LIGHT, MUTED, NAME, ORANGE, TEXT
 
 
-def reliability(before: Sequence[Any], after: Sequence[Any], temperature: float, split: str) -> Figure:
-    """Accuracy by confidence, in bins, without and with the temperature; the diagonal is what it should be.
+def reliability(
+    before: Sequence[Any], after: Sequence[Any], errors: tuple[float, float], temperature: float, split: str
+) -> Figure:
+    """Accuracy by confidence, in bins, without and with the temperature. Perfect calibration is the diagonal.
 
-    before, after: what `calibration.bins` gives, (images, confidence, accuracy), the lowest confidence first.
+    before, after: `calibration.bins`, (images, confidence, accuracy), the lowest confidence first.
+    errors: their expected calibration errors, `calibration.error`.
     """
-    errors = [_error(bins) for bins in (before, after)]
     title = f"{split.capitalize()} calibration error {errors[0]:.3f}"
     title += f", at temperature {temperature:.2f} it is {errors[1]:.3f}" if temperature != 1 else ""
     note = "Below the diagonal a model is surer than it is right. Bars below: the share of images in each bin."
@@ -40,11 +42,6 @@ def reliability(before: Sequence[Any], after: Sequence[Any], temperature: float,
     return figure
 
 
-def _error(bins: Sequence[Any]) -> float:
-    total = sum(count for count, *_ in bins)
-    return sum(count * abs(accuracy - confidence) for count, confidence, accuracy in bins) / max(1, total)
-
-
 def _draw_bins(axes: Axes, bins: Sequence[Any]) -> None:
     width = 1 / len(bins)
     for place, (count, confidence, accuracy) in enumerate(bins):
@@ -55,12 +52,14 @@ def _draw_bins(axes: Axes, bins: Sequence[Any]) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
 
 
-def attention(image: np.ndarray, heat: np.ndarray, name: str, said: str, probability: float, method: str) -> Figure:
+def attention(
+    image: np.ndarray, heat: np.ndarray, name: str, predicted: str, probability: float, method: str
+) -> Figure:
     """An image as the model gets it, and over it where the evidence for the predicted class lies.
 
     image: uint8 [H, W, C], C = 1 gray or 3 RGB.   heat: float [H, W], 0 none to 1 most.   method: what computed it.
     """
-    figure = style.figure(f"{style.short(said)} {probability:.3f}", 7.5, 4.4, f"{style.short(name, 60)}. {method}")
+    figure = style.figure(f"{style.short(predicted)} {probability:.3f}", 7.5, 4.4, f"{style.short(name, 60)}. {method}")
     for place, overlaid in ((121, False), (122, True)):
         axes = figure.add_subplot(place, xticks=[], yticks=[])
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)

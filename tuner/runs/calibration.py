@@ -7,6 +7,7 @@ which all logits are divided. No prediction changes, only how sure it is.
 import functools
 import logging
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,10 +68,15 @@ def bins(log_p: torch.Tensor, labels: torch.Tensor) -> list[Bin]:
     count = torch.bincount(place, minlength=BINS)
     sums = [torch.bincount(place, x, minlength=BINS) for x in (confidence, (predicted == labels).double())]
     means = [(total / count.clamp(min=1)).tolist() for total in sums]
-    return [Bin(*one) for one in zip(count.tolist(), *means, strict=True)]
+    return [Bin(*values) for values in zip(count.tolist(), *means, strict=True)]
+
+
+def error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error of bins(): |accuracy - confidence| of a bin, averaged over images; 0 without any."""
+    images = sum(b.images for b in bins)
+    return math.fsum(b.images * abs(b.accuracy - b.confidence) for b in bins) / max(1, images)
 
 
 def ece(log_p: torch.Tensor, labels: torch.Tensor) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart, the mean over images, by their bins."""
-    found = bins(log_p, labels)
-    return math.fsum(b.images * abs(b.accuracy - b.confidence) for b in found) / max(1, len(labels))
+    """Expected calibration error.   log_p: log-probabilities, float [N, classes].   labels: int64 [N]."""
+    return error(bins(log_p, labels))

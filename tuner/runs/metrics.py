@@ -1,14 +1,160 @@
-"""What a classifier got right and wrong, from the true and the predicted class of each image."""
+"""Metrics of classifiers: METRICS, the one table of scores by name, and the tables behind the plots.
+
+To add a metric, write its function and add a line to METRICS. It is then in result.json, in `tuner.evaluate`, in the
+columns of `tuner.compare`, and may be the objective.
+"""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn import metrics as sk
 
+from tuner.device import widest_float
+
 Array = np.ndarray | torch.Tensor
+
+# Scores of K heads at once. Each function takes log_p, log-probabilities float32 [K, N, C], and labels, int64 [K, N],
+# on one device, and returns [K] there, in the widest float type of the device. If log_p is finite and N at least 1,
+# the scores are finite. A class without images does not count in means over classes.
+
+
+def accuracy(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The share of images whose label has the highest probability; the first class wins a tie."""
+    return _mean(log_p.argmax(2) == labels)
+
+
+def balanced_accuracy(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean over classes of the class's own accuracy, its recall."""
+    right, images, _ = _counts(log_p, labels)
+    return (right / images).nanmean(1)  # 0 / 0 for a class without images
+
+
+def macro_f1(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean over classes of the F1 score, the harmonic mean of precision and recall."""
+    right, images, predictions = _counts(log_p, labels)
+    f1 = 2 * right / (images + predictions)
+    return f1.where(images > 0, torch.nan).nanmean(1)
+
+
+def top5_accuracy(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The share of images whose label is among the five most probable classes; the first class wins a tie."""
+    own = log_p.gather(2, labels[..., None])
+    classes = torch.arange(log_p.shape[2], device=log_p.device)
+    below = (log_p < own) | ((log_p == own) & (classes >= labels[..., None]))  # itself among them
+    return _mean((~below).sum(2) < 5)
+
+
+def auroc(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The area under the ROC curve, one class against the rest, averaged over classes.
+
+    That is the probability that an image of the class gets a higher log-probability for it than an image of another
+    class; a tie counts half. A class counts if some images have it and some don't. If there is none, the score is 0.5.
+    """
+    total = torch.zeros(len(log_p), dtype=widest_float(log_p.device), device=log_p.device)
+    counted = torch.zeros_like(total)
+    for number in range(log_p.shape[2]):
+        of_class = labels == number  # [K, N]
+        values = log_p[:, :, number].contiguous()
+        ordered = values.sort(dim=1).values
+        # Twice an image's rank, in which images with equal values share their mean rank. Integers, so exact anywhere.
+        ranks = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True) + 1
+        positives = of_class.sum(1)
+        pairs = positives * (labels.shape[1] - positives)
+        wins = (ranks * of_class).sum(1) - positives * (positives + 1)  # twice the pairs in the right order
+        both = pairs > 0
+        total += (wins.to(total.dtype) / (2 * pairs).to(total.dtype)).where(both, 0)
+        counted += both
+    return (total / counted).where(counted > 0, 0.5)
+
+
+def log_loss(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy: the mean of -log p of the label, in nats. Infinite if a label has probability 0."""
+    return _mean(-log_p.gather(2, labels[..., None])[..., 0])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a classifier. It applies to data with at least `min_classes` classes."""
+
+    name: str
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    larger_is_better: bool = True
+    min_classes: int = 1
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", accuracy),
+        Metric("balanced_accuracy", balanced_accuracy),
+        Metric("macro_f1", macro_f1),
+        Metric("top5_accuracy", top5_accuracy, min_classes=6),  # with five classes it is always 1
+        Metric("auroc", auroc, min_classes=2),
+        Metric("log_loss", log_loss, larger_is_better=False),
+    )
+}
+# What `objective=` may be, and the metric that it takes. Every objective is maximised: one whose metric is better when
+# smaller is that metric times -1, and has scikit-learn's prefix, as in neg_log_loss.
+OBJECTIVES = {m.name if m.larger_is_better else f"neg_{m.name}": m for m in METRICS.values()} | {
+    "accuracy_and_cost": METRICS["accuracy"]  # the second objective is the multiply-adds of an image
+}
+
+
+def applicable(num_classes: int) -> list[str]:
+    """The names of the metrics that data with so many classes has."""
+    return [metric.name for metric in METRICS.values() if num_classes >= metric.min_classes]
+
+
+def scores(log_p: torch.Tensor, labels: torch.Tensor, names: Iterable[str] | None = None) -> dict[str, list[float]]:
+    """Metrics by name, a value for each of K heads.
+
+    log_p: log-probabilities, float [K, N, C].   labels: int64 [N], the same for all heads, or [K, N].
+    names: of METRICS; None takes all that apply to C classes.
+    Raises ValueError for a metric that needs more classes.
+    """
+    heads, images, classes = log_p.shape
+    labels = labels.to(log_p.device).expand(heads, images)
+    chosen = [METRICS[name] for name in (applicable(classes) if names is None else names)]
+    for metric in chosen:
+        if classes < metric.min_classes:
+            raise ValueError(f"{metric.name} needs at least {metric.min_classes} classes; there are {classes}")
+    if not chosen:
+        return {}
+    values = torch.stack([metric.function(log_p, labels) for metric in chosen]).tolist()  # waits for the device once
+    return {metric.name: of_heads for metric, of_heads in zip(chosen, values, strict=True)}
+
+
+def objective_value(objective: str, scores: Mapping[str, float]) -> float:
+    """The value that a search maximises: one of OBJECTIVES, from the scores by the names of METRICS."""
+    metric = OBJECTIVES[objective]
+    return scores[metric.name] if metric.larger_is_better else -scores[metric.name]
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """[K, N] -> [K]"""
+    return values.to(widest_float(values.device)).mean(1)
+
+
+def _counts(log_p: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each head and class [K, C]: images that were got right, images, and images predicted to be of it."""
+    heads, _, classes = log_p.shape
+    predicted = log_p.argmax(2)
+    first = classes * torch.arange(heads, device=labels.device)[:, None]  # of the head's cells
+
+    def count(cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        sums = torch.zeros(heads * classes, dtype=values.dtype, device=values.device)
+        return sums.index_add_(0, (first + cells).flatten(), values.flatten()).view(heads, classes)
+
+    hits = (predicted == labels).to(widest_float(log_p.device))
+    ones = torch.ones_like(hits)
+    return count(labels, hits), count(labels, ones), count(predicted, ones)
+
+
+# Tables
 
 
 def confusion_matrix(labels: Array, predicted: Array, num_classes: int) -> np.ndarray:

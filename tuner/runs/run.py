@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from tuner import InputError, __version__, plots
 from tuner.files import replacing
-from tuner.runs.table import read_metrics, read_result
+from tuner.runs.result import read_result
+from tuner.runs.table import read_metrics
 from tuner.runs.trackers import Tracker
 
 if TYPE_CHECKING:

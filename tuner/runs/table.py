@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from tuner import InputError, earlier
+from tuner.runs.result import read_result
 
 RESULTS = (  # of a run in a table; the keys of its config stand beside them
     *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
@@ -24,18 +25,10 @@ RESULTS = (  # of a run in a table; the keys of its config stand beside them
     "error",
 )
 NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "error"))
+SCORE = re.compile(r"(val|test)_(?!duplicates$)\w+")  # a result.json's other numbers, such as val_auroc
 REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
 log = logging.getLogger("tuner.runs")
 Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """A folder's result.json. Raises ValueError where that is damaged."""
-    with _named("result.json"):
-        result = json.loads((folder / "result.json").read_text())
-        if not isinstance(result, dict) or not isinstance(result.get("status"), str):
-            raise ValueError("it is not that of a run: it has no status")
-        return result
 
 
 def read_metrics(folder: str | Path) -> pd.DataFrame:
@@ -89,9 +82,9 @@ def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
     """A row for each run in or below the given folders, or outputs/ and multirun/ where none is given.
 
     Columns: `folder`; RESULTS, of which `status` is complete, pruned, failed or unfinished (it is going on, or was
-    killed); `started`; and the config's keys, such as optimizer.lr; one that is among RESULTS is `config.KEY`. Of what
-    failed or is unfinished epochs, val_accuracy and val_loss are the last of metrics.csv. A damaged folder is logged
-    and left out.
+    killed); `started`; the other scores that some run has, such as val_auroc; and the config's keys, such as
+    optimizer.lr; one that is named as a result is `config.KEY`. Of what failed or is unfinished epochs, val_accuracy
+    and val_loss are the last of metrics.csv. A damaged folder is logged and left out.
     resolve: whether a key that refers to another one, as data.seed: ${seed} does, has that one's value.
     Raises InputError where a given folder is missing.
     """
@@ -118,8 +111,15 @@ def _row(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is {result[name]!r}, which is no {'number' if name in NUMBERS else 'text'}")
             if name in NUMBERS:
                 float(result.get(name) or 0)  # or it is too large
-    row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started}
-    return row | {f"config.{key}" if key in row else key: value for key, value in config.items()}
+        others = {name: value for name, value in result.items() if SCORE.fullmatch(name) and name not in RESULTS}
+        scores = {name: float(value) for name, value in others.items() if type(value) in (int, float)}
+    row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started} | scores
+    return row | {f"config.{key}" if key in row or is_result(key) else key: value for key, value in config.items()}
+
+
+def is_result(key: str) -> bool:
+    """Whether a column of load() is of result.json, and not of the config."""
+    return key in RESULTS or bool(SCORE.fullmatch(key))
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:

@@ -1,6 +1,6 @@
 """What a sweep leaves: optimization_results.yaml, trials.csv, and the last lines on the screen."""
 
-import json
+import logging
 import shlex
 import sys
 from collections import Counter
@@ -13,10 +13,12 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.files import replacing
+from tuner.runs import result
 from tuner.sweep import storage
 from tuner.sweep.join import names
 
 RESULTS = "optimization_results.yaml"
+log = logging.getLogger("tuner.sweep.report")
 
 
 def best_of(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
@@ -58,16 +60,20 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """A run folder's result.json, or nothing where there is none."""
-    path = folder / "result.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return result
+    """The result.json of a trial's folder, whatever program wrote it; empty if there is none that can be read."""
+    try:
+        return result.read_result(folder, any_program=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        log.warning("%s: %s", folder, error)
+        return {}
 
 
 def final(folder: Path, number: int) -> dict[str, Any] | None:
     """The result of best/ in a sweep's folder, where that is complete and of trial `number`."""
-    result = read_result(folder / "best")
-    return result if result.get("status") == "complete" and result.get("trial") == number else None
+    best = read_result(folder / "best")
+    return best if best.get("status") == "complete" and best.get("trial") == number else None
 
 
 def over_seeds(tested: dict[str, Any], name: str) -> str:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from tuner import earlier
 from tuner.device import Batches, exact_float32, has_graphs, repeatable, rng_state, send, set_rng_state, widest_float
 from tuner.networks.blocks import Blocks
+from tuner.runs.metrics import OBJECTIVES, scores
 from tuner.training.cuda_graph import CapturedSteps, capturable, lr_from_device
 from tuner.training.heads import Classifier, Stack
 from tuner.training.spec import Fitted, Metrics, OnEpoch, Spec
@@ -139,7 +140,10 @@ class _Training:
         if rows:
             log_p = predict(self.model, self.x, [r * self.views for r in rows], batch_size=self.batch_size)
             labels = torch.stack([self.labels[r.to(self.labels.device)] for r in rows]).to(self.device)[self.inputs_of]
-            columns |= {f"val_{name}": values for name, values in score(log_p, labels).items()}
+            names = {"log_loss", "accuracy", "balanced_accuracy", *(OBJECTIVES[s.objective].name for s in self.specs)}
+            scores_of = scores(log_p, labels, sorted(names))
+            columns["val_loss"] = scores_of.pop("log_loss")
+            columns |= {f"val_{name}": values for name, values in scores_of.items()}
         seconds = time.perf_counter() - start
         metrics, ended = {}, set()
         for k in self.live:
@@ -293,7 +297,7 @@ def _has_ended(fitted: Fitted, model: Classifier, place: int, epoch: int, metric
             f"in epoch {epoch} at lr {metrics['lr']:.3g}: lower optimizer.lr, or set grad_clip"
         )
         return True
-    value = metrics.get(spec.monitor, 0.0)
+    value = spec.value(metrics) if "val_loss" in metrics else 0.0
     if spec.keep == "last" or value >= fitted.best_value:
         fitted.saved_epoch, fitted.metrics = epoch, metrics
     if spec.keep == "best" and value >= fitted.best_value:
@@ -327,27 +331,6 @@ def predict(
 
     with exact_float32(device):
         return torch.cat(list(Batches(max(batch_size, 256), device)(log_p, range(len(rows[0])))), dim=1)
-
-
-def score(log_p: torch.Tensor, labels: torch.Tensor) -> dict[str, list[float]]:
-    """The loss (cross-entropy), accuracy and balanced accuracy (mean of the per-class accuracies) of each head.
-
-    log_p: log-probabilities [K, N, classes].   labels: int64 [N] or [K, N]; classes without images do not count.
-    """
-    labels = labels.to(log_p.device).expand(log_p.shape[:2])
-    losses = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
-    wide = widest_float(log_p.device)
-    hits = (log_p.argmax(2) == labels).to(wide)  # [K, N]
-    heads, _, classes = log_p.shape
-    cells = (labels + classes * torch.arange(heads, device=labels.device)[:, None]).flatten()
-    right, all_ = (
-        torch.zeros(heads * classes, dtype=wide, device=labels.device)
-        .index_add_(0, cells, values.flatten())
-        .view(heads, classes)
-        for values in (hits, torch.ones_like(hits))
-    )
-    balanced = (right / all_).nanmean(1)
-    return {"loss": losses.tolist(), "accuracy": hits.mean(1).tolist(), "balanced_accuracy": balanced.tolist()}
 
 
 def _stacked(weights: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:

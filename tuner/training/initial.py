@@ -8,7 +8,7 @@ from pathlib import Path
 from tuner import InputError
 from tuner.config import RunConfig
 from tuner.runs import model_file
-from tuner.runs.table import read_result
+from tuner.runs.result import read_result
 from tuner.training.setup import Setup
 from tuner.training.spec import Metrics, Spec, State
 from tuner.training.together import fit_stack, shapes

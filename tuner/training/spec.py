@@ -1,5 +1,6 @@
 """How a head is trained and how that went: what goes into fit() and what comes out."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,8 +9,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from tuner import InputError
 from tuner.config import HeadConfig, RunConfig, argument_errors
 from tuner.data.augmentation import Augment
+from tuner.runs.metrics import OBJECTIVES, objective_value
 from tuner.training.heads import Head, widths
 from tuner.training.setup import Setup
 
@@ -23,14 +26,14 @@ class Fitted:
     """How one head's training went.
 
     epochs: number of epochs trained.   saved_epoch: the epoch whose weights, `state`, and `metrics` are kept.
-    best_epoch: the first epoch with the best value of the monitored metric, `best_value`; patience counts from it.
+    best_epoch: the first epoch with the best value of the objective, `best_value`; patience counts from it.
     error: what ended the training, such as DivergedError, or None.
     """
 
     epochs: int = 0
     saved_epoch: int = 0
     best_epoch: int = 0
-    best_value: float = -1.0
+    best_value: float = -math.inf
     metrics: Metrics = field(default_factory=dict)
     state: State = field(default_factory=dict)
     error: Exception | None = None
@@ -55,8 +58,8 @@ class Spec:
     label_smoothing: in the gradient only; reported losses are plain cross-entropies.
     class_weights: float32 [classes], weight of an image in the gradient, by its class. None: all 1.
     grad_clip: largest norm of the gradient, or None.
-    keep: the epoch whose weights are kept: "last", or "best" by `monitor` (the latest of equals).
-    monitor: a metric of the validation split, larger is better.
+    keep: the epoch whose weights are kept: "last", or "best" by `objective` (the latest of equals).
+    objective: one of runs.metrics.OBJECTIVES, on the validation split; larger is better.
     patience: epochs without a better value after which training ends, or None.
 
     If blocks below the head are trained, the head is trained without others, and these apply:
@@ -83,7 +86,7 @@ class Spec:
     class_weights: torch.Tensor | None = None
     grad_clip: float | None = None
     keep: str = "last"
-    monitor: str = "val_accuracy"
+    objective: str = "accuracy"
     patience: int | None = None
     block_lr: tuple[float, float] = (1.0, 1.0)
     micro_batch: int | None = None
@@ -102,6 +105,11 @@ class Spec:
         """What decides which images the head gets, and in which order: heads with equal batches share them."""
         return self.seed, *(None if rows is None else rows.numpy().tobytes() for rows in (self.train, self.val))
 
+    def value(self, metrics: Metrics) -> float:
+        """The objective, from the metrics of an epoch that has validated."""
+        scores = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
+        return objective_value(self.objective, scores | {"log_loss": metrics["val_loss"]})
+
     def lr_factor(self, below: int) -> float:
         """Factor of the lr for the head (0) or a block that many places below it."""
         scale, decay = self.block_lr
@@ -109,8 +117,8 @@ class Spec:
 
 
 # Called after each epoch, counted from 1, with the metrics of each head that is still training: train_loss and
-# train_accuracy (means over the epoch, with dropout), val_loss, val_accuracy, val_balanced_accuracy, lr (of the epoch's
-# last step), seconds. It returns the heads whose training ends now.
+# train_accuracy (means over the epoch, with dropout), val_loss, val_accuracy, val_balanced_accuracy, val_METRIC of the
+# objective, lr (of the epoch's last step), seconds. It returns the heads whose training ends now.
 OnEpoch = Callable[[int, Mapping[Spec, Metrics]], Collection[Spec]]
 
 
@@ -129,7 +137,7 @@ def spec_of(config: RunConfig, setup: Setup, seed: int, train: torch.Tensor, val
         schedule(0.0)
     names = ("epochs", "batch_size", "label_smoothing", "grad_clip", "keep", "patience", "micro_batch", "recompute")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
-    options["monitor"] = monitor(config)
+    options["objective"] = objective_of(config, len(setup.data.classes))
     options["block_lr"] = config.optimizer.backbone_lr_scale, config.optimizer.backbone_lr_decay
     if setup.backbone.frozen is None and (setup.augment.changes_images or setup.augment.mixes):
         options["augment"] = setup.augment
@@ -140,9 +148,14 @@ def spec_of(config: RunConfig, setup: Setup, seed: int, train: torch.Tensor, val
     return Spec(head_of(config.model.head, seed), optimizer, schedule, seed, train, val, **options)
 
 
-def monitor(config: RunConfig) -> str:
-    """The validation metric that a search maximises, and that keep=best, patience and pruners use."""
-    return "val_balanced_accuracy" if config.objective == "balanced_accuracy" else "val_accuracy"
+def objective_of(config: RunConfig, num_classes: int) -> str:
+    """Raises InputError for an objective that is not known, or that needs more classes."""
+    if config.objective not in OBJECTIVES:
+        raise InputError(f"objective={config.objective} must be one of {', '.join(OBJECTIVES)}")
+    least = OBJECTIVES[config.objective].min_classes
+    if num_classes < least:
+        raise InputError(f"objective={config.objective} needs at least {least} classes; there are {num_classes}")
+    return config.objective
 
 
 def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

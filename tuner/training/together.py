@@ -10,7 +10,7 @@ import torch
 
 from tuner.device import is_out_of_memory, release_memory
 from tuner.networks.blocks import Blocks
-from tuner.training.fit import fit, predict, score
+from tuner.training.fit import fit, predict
 from tuner.training.heads import Classifier, Head, Stack
 from tuner.training.setup import Setup
 from tuner.training.spec import Fitted, Metrics, OnEpoch, Spec
@@ -116,8 +116,8 @@ class TrainedHead:
             else predict(self.model, x, [rows * cached_views + view], batch_size=self.batch_size)
             for view in range(self.views)
         ]
-        log_p = torch.stack(by_view).logsumexp(0).cpu() - math.log(self.views)  # of the mean probability
-        return log_p[0], score(log_p, labels[rows])["accuracy"][0]
+        log_p = torch.stack(by_view).logsumexp(0)[0].cpu() - math.log(self.views)  # of the mean probability
+        return log_p, float((log_p.argmax(1) == labels[rows]).double().mean())
 
 
 def trained_head(setup: Setup, spec: Spec, fitted: Fitted) -> TrainedHead:

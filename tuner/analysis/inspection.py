@@ -24,8 +24,8 @@ from tuner.sweep import report, storage
 from tuner.sweep.join import names
 from tuner.sweep.space import Space
 
-log = logging.getLogger("tuner.analysis.study")
-TOLD = ("start", "end", "seconds", "epochs", "folder", "host", "error", "baseline")
+log = logging.getLogger("tuner.analysis.inspection")
+COLUMNS = ("start", "end", "seconds", "epochs", "folder", "host", "error", "baseline")
 DEFAULT_STORAGE = "sqlite:///multirun/optuna.db"
 
 
@@ -64,15 +64,16 @@ class Inspection:
         """
         values, rows = self.values, []
         for trial in self.frozen:
-            told, seconds = trial.user_attrs, trial.duration.total_seconds() if trial.duration else None
+            attributes = trial.user_attrs
+            duration = trial.duration.total_seconds() if trial.duration else None
             row = {"number": trial.number, "state": trial.state.name}
             row |= dict(zip(values, trial.values or [None] * len(values), strict=True))
             row |= {"start": trial.datetime_start, "end": trial.datetime_complete}
-            row |= {"seconds": told.get("seconds", seconds), "epochs": told.get("epochs")}
-            row |= {"folder": self.folder_of(trial), "host": told.get("host"), "error": told.get("error")}
-            row["baseline"] = bool(told.get("baseline"))
+            row |= {"seconds": attributes.get("seconds", duration), "epochs": attributes.get("epochs")}
+            row |= {"folder": self.folder_of(trial), "host": attributes.get("host"), "error": attributes.get("error")}
+            row["baseline"] = bool(attributes.get("baseline"))
             rows.append(row | {_column(name): value for name, value in trial.params.items()})
-        frame = pd.DataFrame(rows, columns=None if rows else ["number", "state", *values, *TOLD])
+        frame = pd.DataFrame(rows, columns=None if rows else ["number", "state", *values, *COLUMNS])
         for name in ("seconds", "epochs"):  # which another program may have made anything
             frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
         types: dict[str, Any] = dict.fromkeys(values, float)
@@ -104,7 +105,7 @@ class Inspection:
         trial = next((trial for trial in self.frozen if trial.state == TrialState.COMPLETE), None)
         if trial is None or not (folder := self.folder_of(trial)):
             return plain
-        result = result_of(folder)
+        result = report.read_result(Path(folder))
         names = {"gmacs": "billions of multiply-adds", "val_balanced_accuracy": "balanced validation accuracy"}
         names |= {"val_accuracy": "validation accuracy"}  # the last of equals
         known = {result.get(key): name for key, name in names.items()}
@@ -151,9 +152,9 @@ class Inspection:
         wanted: list[tuple[str, Any, int]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(), 0), ("fANOVA", fanova, 0)]
         if len(self.goals) > 1:
             wanted = [(f"fANOVA, {name}", fanova, k) for k, name in reversed(list(enumerate(self.objectives)))]
-        found: dict[str, dict[str, float]] = {}
+        importances: dict[str, dict[str, float]] = {}
         if len(complete) < len({name for trial in complete for name in trial.params}) + 2:
-            return found
+            return importances
         for name, evaluator, k in wanted:
             finite = {trial.values[k] for trial in complete if math.isfinite(trial.values[k])}
             if len(finite) > 1 and max(map(abs, finite)) < 1e100:  # whose squares are numbers, too
@@ -165,24 +166,24 @@ class Inspection:
                 except RuntimeError as error:  # fANOVA's, where no parameter explains anything
                     log.info("%s: %s", name, error)
                     continue
-                if len(shares) < len(found.get("PED-ANOVA", ())):
+                if len(shares) < len(importances.get("PED-ANOVA", ())):
                     log.info("%s is left out: it knows only parameters with one range in all trials", name)
                     continue
-                found[name] = {_column(parameter): float(share) for parameter, share in shares.items()}
-        return {name: shares for name, shares in reversed(found.items()) if any(shares.values())}
+                importances[name] = {_column(parameter): float(share) for parameter, share in shares.items()}
+        return {name: shares for name, shares in reversed(importances.items()) if any(shares.values())}
 
     @cached_property
     def parameters(self) -> list[Parameter]:
         """What was searched, the most important first."""
-        found = []
+        parameters = []
         for parameter, searched in self._distributions.items():
             name, last = _column(parameter), searched[-1]
             if isinstance(last, CategoricalDistribution):
-                found.append(Parameter(name, None, None, False, tuple(last.choices)))
+                parameters.append(Parameter(name, None, None, False, tuple(last.choices)))
             else:  # a range that was widened, or that another parameter moves
                 low, high = min(d.low for d in searched), max(d.high for d in searched)
-                found.append(Parameter(name, low, high, last.log, None))
-        return found
+                parameters.append(Parameter(name, low, high, last.log, None))
+        return parameters
 
     @property
     def searched(self) -> list[str]:
@@ -191,12 +192,12 @@ class Inspection:
 
     @cached_property
     def _distributions(self) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {}
+        distributions: dict[str, list[Any]] = {}
         for trial in self.frozen:
             for name, distribution in trial.distributions.items():
-                found.setdefault(name, []).append(distribution)
+                distributions.setdefault(name, []).append(distribution)
         first = next(iter(self.importances.values()), {})
-        return dict(sorted(found.items(), key=lambda item: -first.get(_column(item[0]), 0)))
+        return dict(sorted(distributions.items(), key=lambda item: -first.get(_column(item[0]), 0)))
 
     def overrides(self, trial: FrozenTrial) -> list[str]:
         """What a trial was started with, as arguments of the command that ran it, to run it again on its own."""
@@ -212,18 +213,8 @@ class Inspection:
         return [*options, *kept]
 
 
-def result_of(folder: str | Path) -> dict[str, Any]:
-    """The result.json of a trial's run; nothing where there is none, or that of a program of another kind."""
-    try:
-        result = report.read_result(Path(folder))
-    except ValueError as error:
-        log.warning("%s: result.json: %s", folder, error)
-        return {}
-    return result if isinstance(result, dict) else {}
-
-
 def _column(name: str) -> str:
-    taken = name in ("number", "trial", "state", "value", *TOLD) or re.fullmatch(r"value_\d+", name)
+    taken = name in ("number", "trial", "state", "value", *COLUMNS) or re.fullmatch(r"value_\d+", name)
     return f"params.{name}" if taken else name
 
 
@@ -272,8 +263,8 @@ def _folder(where: str | Path | None) -> Path | None:
 
 def _newest_folder() -> Path | None:
     """The folder in multirun/ whose sweep wrote its results last."""
-    found = list(Path("multirun").glob(f"*/{report.RESULTS}"))
-    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+    results = list(Path("multirun").glob(f"*/{report.RESULTS}"))
+    return max(results, key=lambda path: path.stat().st_mtime).parent if results else None
 
 
 def _given(url: str) -> str | None:
@@ -301,7 +292,7 @@ def _spec(folder: Path | None, written: dict[str, Any]) -> str | None:
 
 
 def _newest(store: Any, spec: str) -> str:
-    begun = {s.datetime_start: s.study_name for s in optuna.get_all_study_summaries(store) if s.datetime_start}
-    if not begun:
+    names_by_start = {s.datetime_start: s.study_name for s in optuna.get_all_study_summaries(store) if s.datetime_start}
+    if not names_by_start:
         raise InputError(f"no study with a trial in {storage.shown(spec)}")
-    return begun[max(begun)]
+    return names_by_start[max(names_by_start)]
