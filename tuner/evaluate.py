@@ -10,7 +10,6 @@ import hydra
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +25,7 @@ from tuner.runs import calibration, metrics
 from tuner.runs.run import write_table
 from tuner.runs.scoring import Scored, pictures, tables
 from tuner.runs.table import read_result
+from tuner.sweep.hydra_private import parse_overrides
 
 log = logging.getLogger("tuner.evaluate")
 
@@ -62,7 +62,7 @@ def data_config(
                 made.data = hydra.compose(name, values).data
         else:
             OmegaConf.set_struct(made, True)
-            for override in OverridesParser.create().parse_overrides(values):
+            for override in parse_overrides(values):
                 OmegaConf.update(made, override.key_or_group, override.value(), force_add=override.is_add())
         if made.data.get("_target_") in OF_FILES:
             for key, value in (files or {}).items():

@@ -24,6 +24,7 @@ from tuner.analysis import study as inspection
 from tuner.analysis.advice import advice, certainty
 from tuner.analysis.study import Inspection
 from tuner.sweep import account, storage
+from tuner.sweep.optuna_private import study_id
 from tuner.sweep.progress import duration
 
 log = logging.getLogger("tuner.study")
@@ -278,7 +279,7 @@ def dashboard(args: argparse.Namespace) -> None:
         raise InputError(
             f"--dashboard opens no storage that it could change; optuna-dashboard {storage.shown(s.spec)} does"
         )
-    address = f"http://127.0.0.1:{args.port}/dashboard/studies/{s.study._study_id}"
+    address = f"http://127.0.0.1:{args.port}/dashboard/studies/{study_id(s.study)}"
     log.info("%s, for reading alone, until Ctrl-C", address)
     try:
         optuna_dashboard.run_server(storage.readable(s.spec, live=True), host="127.0.0.1", port=args.port)

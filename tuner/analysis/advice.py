@@ -12,6 +12,7 @@ from tuner.analysis import paired
 from tuner.analysis.study import Inspection, result_of
 from tuner.plots import Parameter
 from tuner.sweep import account, report
+from tuner.sweep.optuna_private import GRID_ID
 
 ENOUGH, EACH = 10, 4  # complete trials, in all and for each parameter, before something is said of one
 P = 0.05  # from which on chance is said to explain a difference
@@ -202,7 +203,7 @@ def _fair(s: Inspection, share: float) -> float:
 def _on_more_trials(s: Inspection) -> list[str]:
     """Whether the search was still finding better trials when it ended."""
     finished = s.trials[s.trials.state.isin(("COMPLETE", "PRUNED"))]
-    grid = any("grid_id" in trial.system_attrs for trial in s.frozen)  # which has no more points
+    grid = any(GRID_ID in trial.system_attrs for trial in s.frozen)  # which has no more points
     if s.best is None or len(finished) < ENOUGH or grid:
         return []
     since = int((finished.number > s.best.number).sum())

@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from tuner.sweep import optuna_private
+from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, set_system_attr, set_user_attr
 from tuner.sweep.trial import OUTCOME, Outcome
 
 LOCKS = ".locks"  # in the study's folder
@@ -19,7 +21,7 @@ LOCKS = ".locks"  # in the study's folder
 OWNER = "owner"  # the sweep that runs it
 SURPLUS = "surplus"  # asked for beyond the budget: it never ran
 EXCUSED = "excused"  # it was interrupted, which is no attempt
-HISTORY = "retry_history"  # the trials that it was before; Optuna's own name, as is failed_trial
+HISTORY = optuna_private.RETRY_HISTORY  # the trials that it was before
 
 
 class Account:
@@ -75,8 +77,7 @@ class Account:
         return self.study.get_trials(deepcopy=False)
 
     def trial(self, number: int) -> FrozenTrial:
-        storage = self.study._storage
-        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
+        return optuna_private.frozen_trial(self.study, number)
 
     def counting(self) -> list[FrozenTrial]:
         """The trials that use up the budget."""
@@ -103,12 +104,12 @@ class Account:
             if not self.room(known):
                 return None
             trial = self.study.ask()
-            self._mark(trial._trial_id, OWNER, self.owner)
+            set_system_attr(self.study, trial, OWNER, self.owner)
             if trial.number > max((t.number for t in known), default=-1) + 1:  # others came between, or lost ones lie
                 known = [t for t in self.counting() if t.number < trial.number]
         if len(known) < self.n_trials:
             return trial
-        self._mark(trial._trial_id, SURPLUS, True)  # a sweep on another machine, without this lock, was faster
+        set_system_attr(self.study, trial, SURPLUS, True)  # a sweep on another machine, without this lock, was faster
         self.study.tell(trial, state=TrialState.FAIL)
         return None
 
@@ -119,15 +120,9 @@ class Account:
             if trial.state.is_finished():
                 return
             if "error" not in trial.user_attrs:  # its job could not
-                self.study._storage.set_trial_user_attr(trial._trial_id, "error", outcome.error)
-                self.study._storage.set_trial_user_attr(trial._trial_id, "traceback", outcome.traceback)
-        loop = self.study._thread_local
-        loop.in_optimize_loop = True  # so that a sampler that has no more points may call study.stop()
-        try:
-            self.study.tell(number, values=outcome.values, state=outcome.trial_state, skip_if_finished=True)
-        finally:
-            loop.in_optimize_loop = False
-        if self.study._stop_flag:
+                set_user_attr(self.study, trial, "error", outcome.error)
+                set_user_attr(self.study, trial, "traceback", outcome.traceback)
+        if optuna_private.tell(self.study, number, outcome.values, outcome.trial_state):
             self.exhausted.set()
         self.told(number, outcome)
 
@@ -142,7 +137,7 @@ class Account:
                 return
             excused = excused or EXCUSED in trial.system_attrs
             if excused:
-                self._mark(trial._trial_id, EXCUSED, True)
+                set_system_attr(self.study, trial, EXCUSED, True)
             if self._retry(trial, excused):
                 reason += "; it is tried again"
             self.tell(number, Outcome("FAIL", error=reason))
@@ -156,8 +151,8 @@ class Account:
         history = [*before, trial.number]
         if all(other.system_attrs.get(HISTORY) != history for other in self.trials()):
             kept = {key: value for key, value in trial.system_attrs.items() if key not in (OWNER, EXCUSED)}
-            kept |= {"fixed_params": kept.get("fixed_params", {}) | trial.params}
-            kept |= {"failed_trial": history[0], HISTORY: history}
+            kept |= {FIXED_PARAMS: kept.get(FIXED_PARAMS, {}) | trial.params}
+            kept |= {FAILED_TRIAL: history[0], HISTORY: history}
             flags = {key: value for key, value in trial.user_attrs.items() if key in ("baseline", "enqueued")}
             waiting = FrozenTrial(
                 number=-1,
@@ -186,9 +181,6 @@ class Account:
                     dead.add(owner)
             for owner in filter(None, dead):
                 self._alive(owner).unlink(missing_ok=True)
-
-    def _mark(self, trial_id: int, key: str, value: bool | str) -> None:
-        self.study._storage.set_trial_system_attr(trial_id, key, value)
 
 
 def counting(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

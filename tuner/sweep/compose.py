@@ -4,11 +4,11 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
+
+from tuner.sweep import hydra_private
 
 
 @dataclass
@@ -31,13 +31,13 @@ class Composer:
         return {"loader": self.loader, "composed": {}}
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(sweep_overrides)
+        parsed = hydra_private.parse_overrides(sweep_overrides, self.loader)
         values = [override for override in parsed if self._is_value(override)]
         rest = tuple(str(override.input_line) for override in parsed if override not in values)
         if rest not in self.composed:
             self.composed[rest] = self.loader.load_sweep_config(master_config, list(rest))
         config = copy.deepcopy(self.composed[rest])
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        hydra_private.set_values(config, values)
         OmegaConf.copy_cache(from_config=master_config, to_config=config)  # of what a sweep looks at once: the time
         config.hydra.overrides.task = [o.input_line for o in parsed if not o.is_hydra_override()]
         return config

@@ -13,7 +13,7 @@ import psutil
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict, read_write
 
-from tuner.sweep import MARK
+from tuner.sweep import MARK, hydra_private
 from tuner.sweep.reaper import marked
 
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # without which Ray ends
@@ -96,11 +96,7 @@ def _start_ray(launcher: Launcher) -> bool:
 
 
 def _stop_workers(ray_is_ours: bool) -> None:
-    if "joblib.externals.loky" in sys.modules:
-        from joblib.externals.loky import reusable_executor
-
-        if reusable_executor._executor is not None:
-            reusable_executor._executor.shutdown(wait=True)
+    hydra_private.stop_joblib_workers()
     if ray_is_ours:
         import ray
 
@@ -110,7 +106,7 @@ def _stop_workers(ray_is_ours: bool) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Launchers' lines a job are left to hydra.verbose: the sweep says how it goes."""
-    names = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins", "tuner.sweep.fused")
+    names = (hydra_private.BASIC_LAUNCHER_LOG, "hydra_plugins", "tuner.sweep.fused")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

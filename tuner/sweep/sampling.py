@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,16 +10,16 @@ from typing import Any
 import optuna
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler
 from optuna.study import Study
 from optuna.trial import Trial
 
 from tuner import InputError
-from tuner.sweep import report, space
+from tuner.sweep import hydra_private, report, space
+from tuner.sweep.optuna_private import FixedTrial, contains, storage_of
 
 log = logging.getLogger("tuner.sweep")
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
@@ -46,9 +47,14 @@ def make_sampler(
     return sampler
 
 
-def _points(name: str, distribution: BaseDistribution) -> Any:
+def grid_size(distributions: Mapping[str, BaseDistribution]) -> int:
+    """The number of points of a grid over a search space."""
+    return math.prod(len(_points(name, distribution)) for name, distribution in distributions.items())
+
+
+def _points(name: str, distribution: BaseDistribution) -> Sequence[Any]:
     try:
-        return OptunaSweeperImpl._to_grid_sampler_choices(distribution)
+        return hydra_private.grid_points(distribution)
     except ValueError as error:
         raise InputError(
             f"a grid needs choices or ranges with a step, and {name} is {space.words(distribution)}: give it as "
@@ -67,14 +73,16 @@ def enqueue(
     for wish in wishes:
         if isinstance(wish, str):
             best = _best_of(wish, study)
-            params = {name: value for name, value in best.items() if name in searched and fits(value, searched[name])}
+            params = {
+                name: value for name, value in best.items() if name in searched and contains(searched[name], value)
+            }
             log.info("enqueued the best of study %s: %s", wish, params)
         elif not isinstance(wish, Mapping):
             raise InputError(f"enqueue: {wish} must be a dict of parameters, or the name of a study")
         else:
             params = {str(name): value for name, value in wish.items()}
             for name, value in params.items():
-                if name in searched and not fits(value, searched[name]):
+                if name in searched and not contains(searched[name], value):
                     raise InputError(f"enqueue: {name}={value} is outside of {space.words(searched[name])}")
                 if name not in searched and not more_is_searched:
                     raise InputError(f"enqueue: {name} is not searched; searched are {', '.join(searched)}")
@@ -82,35 +90,43 @@ def enqueue(
 
 
 def _best_of(name: str, beside: Study) -> dict[str, Any]:
-    known = optuna.get_all_study_names(beside._storage)
+    known = optuna.get_all_study_names(storage_of(beside))
     if name not in known:
         raise InputError(f"enqueue: there is no study {name} in this storage; known: {', '.join(known)}")
-    study = optuna.load_study(study_name=name, storage=beside._storage)
+    study = optuna.load_study(study_name=name, storage=storage_of(beside))
     best = report.best_of(study, study.get_trials(deepcopy=False))
     if best is None:
         raise InputError(f"enqueue: study {name} has no best trial: none is complete, or it has several objectives")
     return best.params
 
 
-class Baseline(Trial):
+def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
+    """Draw a parameter from its distribution."""
+    if isinstance(distribution, FloatDistribution):
+        trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    else:
+        assert isinstance(distribution, CategoricalDistribution)
+        trial.suggest_categorical(name, distribution.choices)
+
+
+def baseline(trial: Trial, searched: space.Space, config: DictConfig) -> Trial:
     """The trial that takes each parameter's value from the composed config, where the space has that value."""
 
-    def __init__(self, study: Study, trial_id: int, space_: space.Space, config: DictConfig):
-        super().__init__(study, trial_id)
-        self.space, self.config = space_, config
-
-    def _is_fixed_param(self, name: str, distribution: BaseDistribution) -> bool:
+    def choose(name: str, distribution: BaseDistribution) -> Any:
         try:
-            value = self.space.default(self.config, name)
+            value = searched.default(config, name)
         except KeyError:
             value = "nothing"
-        if not fits(value, distribution):
-            of = space.words(distribution)
-            log.info("trial %d draws %s: the default, %s, is not in %s", self.number, name, value, of)
-            self.set_user_attr("baseline", False)
-            return False
-        self._fixed_params[name] = value
-        return True
+        if contains(distribution, value):
+            return value
+        of = space.words(distribution)
+        log.info("trial %d draws %s: the default, %s, is not in %s", trial.number, name, value, of)
+        trial.set_user_attr("baseline", False)
+        raise LookupError(name)
+
+    return FixedTrial(trial, choose)
 
 
 def made(config: DictConfig, trusted: tuple[str, ...], **options: Any) -> Any:
@@ -125,13 +141,5 @@ def made(config: DictConfig, trusted: tuple[str, ...], **options: Any) -> Any:
         reason = " ".join(str(error).split()).rstrip(".")
         keys = [str(key) for key in config if not str(key).startswith("_")]
         given = ", ".join(f"{key}={'null' if config[key] is None else config[key]}" for key in keys)
-        where = config._get_full_key(None)
+        where = hydra_private.full_key(config)
         raise InputError(f"{where}: {reason}; it has {given}; give another by {where}.KEY=VALUE") from error
-
-
-def fits(value: Any, distribution: BaseDistribution) -> bool:
-    """Whether a parameter can have this value."""
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except (TypeError, ValueError):
-        return False

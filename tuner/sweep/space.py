@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
-from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import (
     BaseDistribution,
@@ -22,6 +20,7 @@ from optuna.distributions import (
 )
 
 from tuner import InputError
+from tuner.sweep import hydra_private
 
 
 @dataclass
@@ -69,7 +68,7 @@ def parse(lines: Sequence[str], loader: ConfigLoader) -> Space:
     Raises InputError for a sweep that Optuna can't search.
     """
     space = Space()
-    for override in OverridesParser.create(config_loader=loader).parse_overrides(list(lines)):
+    for override in hydra_private.parse_overrides(lines, loader):
         name = override.get_key_element().lstrip("+~")
         space.distributions.pop(name, None)
         space.fixed.pop(name, None)
@@ -86,7 +85,7 @@ def parse(lines: Sequence[str], loader: ConfigLoader) -> Space:
             if override.is_choice_sweep() or (isinstance(value, RangeSweep) and value.shuffle):
                 space.distributions[name], space.literals[name] = _choices(override)
             else:
-                space.distributions[name] = create_optuna_distribution_from_override(override)
+                space.distributions[name] = hydra_private.distribution(override)
             if isinstance(value, IntervalSweep) and not all(map(math.isfinite, (value.start or 0, value.end or 0))):
                 raise ValueError("its bounds must be finite")
         except (HydraException, ValueError, AssertionError, NotImplementedError) as error:
@@ -100,9 +99,9 @@ def _choices(override: Override) -> tuple[CategoricalDistribution, dict[str, Any
     sweep = override.value()
     unshuffled = sweep.list if isinstance(sweep, ChoiceSweep) else sweep if isinstance(sweep, RangeSweep) else None
     for element in override.sweep_iterator() if unshuffled is None else unshuffled:
-        value = Override._convert_value(element)
+        value = hydra_private.element_value(element)
         if isinstance(value, list | dict):
-            text = Override._get_value_element_as_str(element)
+            text = hydra_private.element_text(element)
             literals[text] = value
             value = text
         choices.append(value)
@@ -114,13 +113,13 @@ def _choices(override: Override) -> tuple[CategoricalDistribution, dict[str, Any
 
 
 def _parsed(text: str) -> Override:
-    return OverridesParser.create().parse_override(f"key={text}")
+    return hydra_private.parse_overrides([f"key={text}"])[0]
 
 
 def _as_override(value: Any) -> str:
     """What Hydra reads as this very value."""
     if not isinstance(value, str):
-        return Override._get_value_element_as_str(value)
+        return hydra_private.element_text(value)
     return value if _is_plain(value) and _parsed(value).value() == value else quoted(value)
 
 

@@ -16,13 +16,13 @@ from filelock import FileLock
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from optuna.exceptions import OptunaError
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from tuner import InputError
+from tuner.sweep.optuna_private import BaseJournalFileLock, cached
 
 SQLITE, JOURNAL = "sqlite:///", "journal:///"
 TRUSTED = ("optuna.storages.*",)
@@ -82,17 +82,17 @@ def _unusable(spec: str, error: Exception) -> InputError:
 def _connected(spec: str, pid: int) -> BaseStorage:  # one a process: connections don't survive a fork
     if spec.startswith("{"):
         made = hydra.utils.instantiate(json.loads(spec), _execution_whitelist_=TRUSTED)
-        return _CachedStorage(made) if isinstance(made, RDBStorage) else made
+        return cached(made)
     if spec.startswith(JOURNAL):
         path = spec.removeprefix(JOURNAL)
         return JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(path)))
     options: dict[str, Any] = {"connect_args": {"factory": _Sqlite, "timeout": 120}} if spec.startswith(SQLITE) else {}
     for _ in range(20):
         try:
-            return _CachedStorage(RDBStorage(spec, engine_kwargs=options))
+            return cached(RDBStorage(spec, engine_kwargs=options))
         except (DBAPIError, RuntimeError):  # of processes that make the tables at once, all but one fail
             time.sleep(0.05)
-    return _CachedStorage(RDBStorage(spec, engine_kwargs=options))
+    return cached(RDBStorage(spec, engine_kwargs=options))
 
 
 def readable(spec: str, *, live: bool = False) -> BaseStorage:
@@ -116,7 +116,7 @@ def readable(spec: str, *, live: bool = False) -> BaseStorage:
         else:
             options["execution_options"] = {"postgresql_readonly": True}
         url = SQLITE if spec.startswith(SQLITE) else spec  # the creator has the path, with whatever is in it
-        return _CachedStorage(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
+        return cached(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
     except (OSError, ImportError, RuntimeError, SQLAlchemyError, OptunaError) as error:
         cause = error.__cause__ if isinstance(error, OptunaError) and isinstance(error.__cause__, Exception) else error
         raise _unusable(spec, getattr(cause, "orig", None) or cause) from error

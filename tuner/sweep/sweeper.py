@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,11 +19,10 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.samplers import GridSampler
@@ -31,7 +30,7 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError
 from tuner.files import no_space
-from tuner.sweep import launchers, report, sampling, space, storage
+from tuner.sweep import hydra_private, launchers, report, sampling, space, storage
 from tuner.sweep.account import LOCKS, Account, allowed_failures
 from tuner.sweep.compose import Composer
 from tuner.sweep.join import join
@@ -41,8 +40,8 @@ from tuner.sweep.trial import Job, LastRun, Link, Outcome
 log = logging.getLogger("tuner.sweep")
 
 
-class AsyncSweeper(OptunaSweeperImpl):
-    """hydra-optuna-sweeper's search space, samplers and schema, under a loop of its own.
+class AsyncSweeper:
+    """A sweeper with hydra-optuna-sweeper's options and more, see tuner.sweep.plugin.
 
     The study is the only account of what was done: any number of sweeps, at once or one after another, on any machine
     that reaches its storage, work it off together.
@@ -55,19 +54,27 @@ class AsyncSweeper(OptunaSweeperImpl):
     def __init__(
         self,
         *,
+        sampler: DictConfig,
+        direction: Any,
+        storage: Any,
+        study_name: str | None,
+        n_trials: int,
+        n_jobs: int,
+        max_failure_rate: float,
+        custom_search_space: str | None,
+        params: Mapping[str, str] | None,
         pruner: DictConfig,
         fail_fast: bool,
         retries: int,
         baseline: bool,
         enqueue: Sequence[Any],
-        **upstream: Any,
     ):
-        failure_rate, self.custom_search_space = upstream.pop("max_failure_rate"), upstream.pop("custom_search_space")
-        super().__init__(
-            **upstream, max_failure_rate=0.0, custom_search_space=None
-        )  # its own checks are no InputErrors
-        self.pruner_config, self.max_failure_rate = pruner, 0.0 if fail_fast else failure_rate
-        self.retries, self.baseline, self.enqueue = retries, baseline, enqueue
+        self.sampler, self.pruner_config, self.params = sampler, pruner, params or {}
+        self.direction, self.storage, self.study_name = direction, storage, study_name
+        self.n_trials, self.n_jobs, self.retries = n_trials, n_jobs, retries
+        self.max_failure_rate = 0.0 if fail_fast else max_failure_rate
+        self.custom_search_space, self.baseline, self.enqueue = custom_search_space, baseline, enqueue
+        self.custom_search_space_extender: Callable[[DictConfig, Trial], None] | None = None
         self.launched = False  # whether any job came back
         self.stopping = threading.Event()  # no more trials are started
         self.interrupted = threading.Event()
@@ -117,7 +124,7 @@ class AsyncSweeper(OptunaSweeperImpl):
             target = {"_target_": self.custom_search_space, "_partial_": True}
             trusted = self.hydra_context.execution_whitelist
             self.custom_search_space_extender = sampling.made(OmegaConf.create(target), trusted)
-        lines = [*self._parse_sweeper_params_config(), *arguments]
+        lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         self.space = space.parse(lines, self.hydra_context.config_loader)
         with nullcontext() if self.config.hydra.verbose else launchers.quiet():
             account = self._join()
@@ -133,8 +140,7 @@ class AsyncSweeper(OptunaSweeperImpl):
                             self._retrain_best()
                 except KeyboardInterrupt:
                     self.interrupted.set()
-                    hydra = self.config.hydra  # the job that was interrupted had the log
-                    configure_log(hydra.hydra_logging, hydra.verbose, self.hydra_context.execution_whitelist)
+                    hydra_private.configure_log(self.hydra_context, self.config)  # the job that was interrupted had it
                     account.release()  # so that the tables have these trials as the study does
                 except BaseException:
                     report.write(self.study, self.account.trials(), self.folder, self.spec)
@@ -146,7 +152,7 @@ class AsyncSweeper(OptunaSweeperImpl):
     def _join(self) -> Account:
         self.pruner = sampling.made(self.pruner_config, sampling.PRUNERS)
         wanted = Path(self.config.hydra.sweep.dir).absolute()
-        self.study, self.folder = join(self.study_name, self.spec, self._get_directions(), wanted)
+        self.study, self.folder = join(self.study_name, self.spec, directions(self.direction), wanted)
         self.study_name = self.study.study_name
         self.study.pruner = self.pruner
         locks = self.folder / LOCKS
@@ -168,7 +174,7 @@ class AsyncSweeper(OptunaSweeperImpl):
         )
         self.study.set_user_attr("sweeps", joined + 1)
         if isinstance(self.study.sampler, GridSampler):
-            account.n_trials = self.n_trials = min(self.n_trials, self.study.sampler._n_min_trials)
+            account.n_trials = self.n_trials = min(self.n_trials, sampling.grid_size(self.space.distributions))
             self.baseline = False  # each trial is a point of the grid
             if self.enqueue:
                 raise InputError(
@@ -300,8 +306,8 @@ class AsyncSweeper(OptunaSweeperImpl):
             self.launched = True
             full = None
             for (number, _), job in zip(jobs, returns, strict=True):
-                if job.status is JobStatus.FAILED and no_space(job._return_value):
-                    full = job._return_value
+                if job.status is JobStatus.FAILED and no_space(hydra_private.job_result(job)):
+                    full = hydra_private.job_result(job)
                 else:
                     self.account.tell(number, self._outcome(job))
             if full:
@@ -328,9 +334,9 @@ class AsyncSweeper(OptunaSweeperImpl):
         """Draw a trial's parameters. None: they could not be drawn, and the trial has failed."""
         try:
             if trial.user_attrs.get("baseline"):
-                trial = sampling.Baseline(self.study, trial._trial_id, self.space, self.config)
+                trial = sampling.baseline(trial, self.space, self.config)
             for name, distribution in self.space.distributions.items():
-                trial._suggest(name, distribution)
+                sampling.suggest(trial, name, distribution)
             if self.custom_search_space_extender:
                 self.custom_search_space_extender(self.config, trial)
             overrides = self.space.overrides(trial.params)
@@ -345,7 +351,7 @@ class AsyncSweeper(OptunaSweeperImpl):
 
     def _outcome(self, job: JobReturn) -> Outcome:
         if job.status is JobStatus.FAILED:
-            return Outcome.failed(job._return_value)
+            return Outcome.failed(hydra_private.job_result(job))
         return Outcome.of(job.return_value, len(self.study.directions))
 
     def _told(self, number: int, outcome: Outcome) -> None:
@@ -401,7 +407,8 @@ class AsyncSweeper(OptunaSweeperImpl):
         [job] = self._launcher(LastRun(self.task_function, link)).launch([overrides], initial_job_idx=number)
         if job.status is JobStatus.FAILED:
             log_file = self.folder / "best" / f"{self.config.hydra.job.name}.log"
-            raise InputError(f"retraining trial {number} failed: {job._return_value}; see {log_file}, then sweep again")
+            error = hydra_private.job_result(job)
+            raise InputError(f"retraining trial {number} failed: {error}; see {log_file}, then sweep again")
 
     def _end(self) -> None:
         trials = self.account.trials()
@@ -421,6 +428,12 @@ class AsyncSweeper(OptunaSweeperImpl):
         log.info("%s", report.summary(results, self.folder))
         if self.stopping.is_set() or not report.any_complete(trials):
             sys.exit(1)
+
+
+def directions(direction: Any) -> list[str]:
+    """minimize or maximize for each objective. direction: one or a list, as text or as upstream's enum."""
+    each = [direction] if isinstance(direction, str) or not isinstance(direction, Sequence) else direction
+    return [one if isinstance(one, str) else one.name for one in each]
 
 
 @contextmanager
