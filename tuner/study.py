@@ -222,7 +222,7 @@ def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
         if s.trials.start.notna().any():
             yield "Timeline", visualization.plot_timeline(s.study)
         values = s.complete[s.values].abs().replace(np.inf, np.nan).dropna()
-        if values.empty or values.to_numpy().max() > 1e100:  # which Optuna can't draw
+        if values.empty or values.to_numpy().max() >= plots.HUGE:  # which Optuna can't draw
             return
         if len(s.goals) > 1:
             if len(s.goals) < 4:

@@ -14,6 +14,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 
+TWO = ("objectives=2", "hydra.sweeper.direction=[minimize,minimize]")
+
 
 def results(toy, folder="toy"):
     return yaml.safe_load((toy.folder / "multirun" / folder / "optimization_results.yaml").read_text())
@@ -322,6 +324,32 @@ def test_several_objectives(toy):
     found = results(toy)
     assert {tuple(s["values"]) for s in found["solutions"]} == {tuple(t.values) for t in toy.study().best_trials}
     assert all(s["dir"].endswith(f"/{s['trial']}") for s in found["solutions"])
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], None),  # the program's config has no such key
+        (["+objective=null"], None),
+        (["+objective=5"], None),
+        (["+objective=loss"], ["loss"]),
+        (["+objective=accuracy_and_cost"], None),  # of two objectives, and there is one
+        (["+objective=accuracy_and_cost", *TWO], ["accuracy", "gmacs"]),
+        (["+objective=accuracy", *TWO], None),
+    ],
+)
+def test_objectives_are_called_as_the_config_says(toy, options, names):
+    assert toy.run("hydra.sweeper.n_trials=1", *options).returncode == 0
+    assert toy.study().metric_names == names
+    columns = (toy.folder / "multirun/toy/trials.csv").read_text().splitlines()[0].split(",")
+    assert columns[:3] == (["number", "values_0", "values_1"] if TWO[0] in options else ["number", "value", "params_x"])
+
+
+def test_a_study_without_names_gets_them_and_keeps_those_that_it_has(toy):
+    toy.run("hydra.sweeper.n_trials=1")
+    for objective in ("first", "second"):
+        toy.run("hydra.sweeper.n_trials=1", f"+objective={objective}")
+        assert toy.study().metric_names == ["first"]
 
 
 def test_two_studies_do_not_share_a_folder(toy):

@@ -15,17 +15,22 @@ import pandas as pd
 import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from tuner import InputError
 from tuner.config import config_options
-from tuner.plots import Parameter
-from tuner.sweep import report, storage
+from tuner.plots import HUGE, Parameter
+from tuner.sweep import ranking, report, storage
 from tuner.sweep.join import names
 from tuner.sweep.space import Space
 
 log = logging.getLogger("tuner.analysis.study")
 TOLD = ("start", "end", "seconds", "epochs", "folder", "host", "error", "baseline")
+OBJECTIVES = {  # what a sweep of tuner.train calls its objectives, and what people read
+    "accuracy": "validation accuracy",
+    "balanced_accuracy": "balanced validation accuracy",
+    "gmacs": "billions of multiply-adds",
+}
 DEFAULT_STORAGE = "sqlite:///multirun/optuna.db"
 
 
@@ -97,34 +102,36 @@ class Inspection:
 
     @cached_property
     def objectives(self) -> list[str]:
-        """What each objective is called: as the study says, or as a trial's result.json has its value, or value."""
-        if self.study.metric_names:
-            return self.study.metric_names
-        plain = self.values
-        trial = next((trial for trial in self.frozen if trial.state == TrialState.COMPLETE), None)
+        """What each objective is called: by the names that the study has, or value."""
+        names = self.study.metric_names
+        if names is None:
+            return self._objectives_of_an_earlier_version()
+        return [OBJECTIVES.get(name, name) for name in names] if "fixed" in self.study.user_attrs else names
+
+    def _objectives_of_an_earlier_version(self) -> list[str]:
+        """Sweeps did not name their objectives: compare the values of a trial with its result.json."""
+        trial = next(iter(ranking.complete(self.frozen)), None)
         if trial is None or not (folder := self.folder_of(trial)):
-            return plain
+            return self.values
         result = result_of(folder)
-        names = {"gmacs": "billions of multiply-adds", "val_balanced_accuracy": "balanced validation accuracy"}
-        names |= {"val_accuracy": "validation accuracy"}  # the last of equals
-        known = {result.get(key): name for key, name in names.items()}
-        return [known.get(value, name) for value, name in zip(trial.values, plain, strict=True)]
+        keys = {"gmacs": "gmacs", "val_balanced_accuracy": "balanced_accuracy", "val_accuracy": "accuracy"}
+        by_value = {result.get(key): OBJECTIVES[name] for key, name in keys.items()}  # the last of equals
+        return [by_value.get(value, column) for value, column in zip(trial.values, self.values, strict=True)]
 
     @cached_property
     def best(self) -> FrozenTrial | None:
         """The best complete trial, the earliest of equals; None where there is none, or several objectives."""
-        return report.best_of(self.study, self.frozen)
+        return ranking.best(self.study, self.frozen)
 
     @cached_property
     def front(self) -> list[int]:
         """The numbers of the trials that no other one is better than, in every objective."""
-        return [trial.number for trial in self.study.best_trials] if report.any_complete(self.frozen) else []
+        return [trial.number for trial in ranking.pareto_front(self.study, self.frozen)]
 
     @property
     def baseline(self) -> FrozenTrial | None:
         """The complete trial of the default config, if there is one."""
-        complete = (trial for trial in self.frozen if trial.state == TrialState.COMPLETE)
-        return next((trial for trial in complete if trial.user_attrs.get("baseline")), None)
+        return ranking.baseline(self.frozen)
 
     @property
     def tested(self) -> dict[str, Any] | None:
@@ -143,9 +150,9 @@ class Inspection:
         fANOVA (Hutter et al., ICML 2014) looks at the whole range of values, PED-ANOVA (Watanabe et al., IJCAI 2023) at
         what sets the best tenth apart. fANOVA knows only the parameters that all complete trials have, with one range:
         it is left out where PED-ANOVA knows more. With several objectives: fANOVA of each. Nothing where there are
-        fewer trials than two more than parameters, or their values are equal, or beyond 1e100.
+        fewer trials than two more than parameters, or their values are equal, or too large to be squared.
         """
-        complete = [trial for trial in self.frozen if trial.state == TrialState.COMPLETE]
+        complete = ranking.complete(self.frozen)
         # of 1,000 trials: 5 s, and 25 s with Optuna's depth of 64, for shares that differ by 0.004
         fanova = FanovaImportanceEvaluator(max_depth=8, seed=0)
         wanted: list[tuple[str, Any, int]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(), 0), ("fANOVA", fanova, 0)]
@@ -156,7 +163,7 @@ class Inspection:
             return found
         for name, evaluator, k in wanted:
             finite = {trial.values[k] for trial in complete if math.isfinite(trial.values[k])}
-            if len(finite) > 1 and max(map(abs, finite)) < 1e100:  # whose squares are numbers, too
+            if len(finite) > 1 and max(map(abs, finite)) < HUGE:
                 target = partial(_value, k) if len(self.goals) > 1 else None
                 try:
                     with warnings.catch_warnings():

@@ -3,18 +3,20 @@
 import logging
 import time
 import uuid
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.study import Study, StudyDirection
 
 from tuner import InputError
 from tuner.sweep import storage
 
 log = logging.getLogger("tuner.sweep")
+METRICS = {"accuracy_and_cost": ["accuracy", "gmacs"]}  # of an objective of several values; others have one
 PATIENCE = 10.0  # seconds that the sweep which made a study may take to choose its folder
 
 
@@ -40,6 +42,18 @@ def join(name: str | None, spec: str | None, directions: Sequence[str], wanted: 
                 break
             time.sleep(0.05)
     return study, _folder(study, wanted)
+
+
+def name_objectives(study: Study, objective: Any) -> None:
+    """Name the values of a study, unless they have names. objective: the key of that name in tuner.train's config.
+
+    Other programs may have no such key, or something else under it: then the values stay without names.
+    """
+    names = METRICS.get(objective, [objective]) if isinstance(objective, str) else []
+    if len(names) == len(study.directions) and study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(names)
 
 
 def names(directions: Sequence[StudyDirection]) -> list[str]:

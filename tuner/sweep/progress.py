@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
+from tuner.sweep import ranking
 from tuner.sweep.trial import OUTCOME, Outcome
 
 log = logging.getLogger("tuner.sweep")
@@ -59,10 +60,7 @@ class Progress:
         parts = [f"{done}/{self.n_trials} trials"]
         parts += [f"{counts[TrialState.PRUNED]} pruned"] if counts[TrialState.PRUNED] else []
         parts += [f"{counts[TrialState.FAIL]} failed"] if counts[TrialState.FAIL] else []
-        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        if complete and len(self.study.directions) == 1:
-            pick = max if self.study.direction == StudyDirection.MAXIMIZE else min
-            best = pick(complete, key=lambda trial: trial.value or 0.0)
+        if best := ranking.best(self.study, trials):
             parts.append(f"best {best.value:.6g} (trial {best.number})")
         if done > self.done_before:  # jobs that trained together have ended, all of them, before the first is told
             ended = sum(trial.state.is_finished() or OUTCOME in trial.system_attrs for trial in trials)

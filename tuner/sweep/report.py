@@ -9,41 +9,30 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from tuner.files import replacing
-from tuner.sweep import storage
+from tuner.sweep import ranking, storage
 from tuner.sweep.join import names
 
 RESULTS = "optimization_results.yaml"
 
 
-def best_of(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The best of complete trials, the earliest of equals; None where there is none, or several objectives."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not complete or len(study.directions) > 1:
-        return None
-    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-    return min(complete, key=lambda trial: (sign * trial.values[0], trial.number))
-
-
 def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | None) -> dict[str, Any]:
     """optimization_results.yaml and trials.csv in the sweep's folder; gives what is in the former."""
     folder.mkdir(parents=True, exist_ok=True)
-    best = best_of(study, trials)
+    best = ranking.best(study, trials)
     results: dict[str, Any] = {"name": "optuna"}
     if len(study.directions) > 1:
-        front = [t for t in study.best_trials if t.state == TrialState.COMPLETE] if any_complete(trials) else []
         results["solutions"] = [
             {"params": t.params, "values": t.values, "trial": t.number, "dir": t.user_attrs.get("output_dir")}
-            for t in front
+            for t in ranking.pareto_front(study, trials)
         ]
     elif best is not None:
         results |= {"best_params": best.params, "best_value": best.values[0]}
         results |= {"best_trial": best.number, "best_dir": best.user_attrs.get("output_dir")}
-    baseline = next((t for t in trials if t.user_attrs.get("baseline") and t.state == TrialState.COMPLETE), None)
-    if baseline is not None:
+    if (baseline := ranking.baseline(trials)) is not None:
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
     if best is not None and (tested := final(folder, best.number)):
         results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
@@ -51,10 +40,19 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
     results |= {"study": study.study_name, "storage": storage.shown(spec), "directions": names(study.directions)}
     with replacing(folder / RESULTS) as file:
         file.write(yaml.safe_dump(results, sort_keys=False, allow_unicode=True).encode())
-    table = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration", "user_attrs"))
     with replacing(folder / "trials.csv") as file:
-        file.write(table.drop(columns="user_attrs_traceback", errors="ignore").to_csv(index=False).encode())
+        file.write(_csv(study).encode())
     return results
+
+
+def _csv(study: Study) -> str:
+    """Optuna's table of trials, with the same columns whether or not the objectives have names."""
+    table = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration", "user_attrs"))
+    names = study.metric_names or []
+    columns = {f"value_{names[0]}": "value"} if len(names) == 1 else {}
+    columns |= {f"values_{name}": f"values_{k}" for k, name in enumerate(names)}
+    text: str = table.drop(columns="user_attrs_traceback", errors="ignore").rename(columns=columns).to_csv(index=False)
+    return text
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -75,10 +73,6 @@ def over_seeds(tested: dict[str, Any], name: str) -> str:
     seeds = len(tested["seeds"])
     spread = f", standard deviation {tested['test_accuracy_std']:.4f}" if seeds > 1 else ""
     return f"{seeds} seed{'s' * (seeds != 1)}: {name}{tested['test_accuracy']:.4f}{spread}"
-
-
-def any_complete(trials: list[FrozenTrial]) -> bool:
-    return any(trial.state == TrialState.COMPLETE for trial in trials)
 
 
 def resume_command(config: DictConfig, study: str) -> str:

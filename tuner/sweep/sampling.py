@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import Trial
 
 from tuner import InputError
-from tuner.sweep import hydra_private, report, space
+from tuner.sweep import hydra_private, ranking, space
 from tuner.sweep.optuna_private import FixedTrial, contains, storage_of
 
 log = logging.getLogger("tuner.sweep")
@@ -94,7 +94,7 @@ def _best_of(name: str, beside: Study) -> dict[str, Any]:
     if name not in known:
         raise InputError(f"enqueue: there is no study {name} in this storage; known: {', '.join(known)}")
     study = optuna.load_study(study_name=name, storage=storage_of(beside))
-    best = report.best_of(study, study.get_trials(deepcopy=False))
+    best = ranking.best(study, study.get_trials(deepcopy=False))
     if best is None:
         raise InputError(f"enqueue: study {name} has no best trial: none is complete, or it has several objectives")
     return best.params

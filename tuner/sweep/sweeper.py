@@ -30,10 +30,10 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError
 from tuner.files import no_space
-from tuner.sweep import hydra_private, launchers, report, sampling, space, storage
+from tuner.sweep import hydra_private, launchers, ranking, report, sampling, space, storage
 from tuner.sweep.account import LOCKS, Account, allowed_failures
 from tuner.sweep.compose import Composer
-from tuner.sweep.join import join
+from tuner.sweep.join import join, name_objectives
 from tuner.sweep.progress import Progress
 from tuner.sweep.trial import Job, LastRun, Link, Outcome
 
@@ -164,6 +164,7 @@ class AsyncSweeper:
 
     def _agree(self, account: Account) -> None:
         """What several sweeps on a study must not do at once: under its lock."""
+        name_objectives(self.study, OmegaConf.select(self.config, "objective"))
         attributes = self.study.user_attrs
         self._check_search(attributes)
         self._prepare_launcher()
@@ -374,7 +375,7 @@ class AsyncSweeper:
         account = self.account
         if self.stopping.is_set() or account.room() or account.running():
             return None
-        best = report.best_of(self.study, account.trials())
+        best = ranking.best(self.study, account.trials())
         if best is None or not OmegaConf.select(self.config, "final.seeds"):
             return None
         return None if report.final(self.folder, best.number) else best.number
@@ -426,7 +427,7 @@ class AsyncSweeper:
             log.info("%d trials still run in other sweeps, of which the last one writes the results", others)
             return
         log.info("%s", report.summary(results, self.folder))
-        if self.stopping.is_set() or not report.any_complete(trials):
+        if self.stopping.is_set() or not ranking.complete(trials):
             sys.exit(1)
 
 
