@@ -10,7 +10,6 @@ import hydra
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +26,7 @@ from tuner.runs.predictions import Predictions
 from tuner.runs.report import figures, tables
 from tuner.runs.result import read_result
 from tuner.runs.run import write_table
+from tuner.sweep.hydra_private import parse_overrides
 
 log = logging.getLogger("tuner.evaluate")
 
@@ -63,7 +63,7 @@ def config_with_data(
                 config.data = hydra.compose(name, values).data
         else:
             OmegaConf.set_struct(config, True)
-            for override in OverridesParser.create().parse_overrides(values):
+            for override in parse_overrides(values):
                 OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
         if config.data.get("_target_") in OF_FILES:
             for key, value in (files or {}).items():

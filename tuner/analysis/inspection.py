@@ -15,17 +15,22 @@ import pandas as pd
 import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from tuner import InputError
 from tuner.config import config_options
-from tuner.plots import Parameter
-from tuner.sweep import report, storage
-from tuner.sweep.join import names
-from tuner.sweep.space import Space
+from tuner.plots import HUGE, Parameter
+from tuner.sweep import ranking, report, storage
+from tuner.sweep.search_space import SearchSpace
+from tuner.sweep.study_folder import direction_names
 
 log = logging.getLogger("tuner.analysis.inspection")
 COLUMNS = ("start", "end", "seconds", "epochs", "folder", "host", "error", "baseline")
+OBJECTIVES = {  # how tables and plots name the objectives of a sweep of tuner.train; others are "validation NAME"
+    "accuracy": "validation accuracy",
+    "balanced_accuracy": "balanced validation accuracy",
+    "gmacs": "billions of multiply-adds",
+}
 DEFAULT_STORAGE = "sqlite:///multirun/optuna.db"
 
 
@@ -47,7 +52,7 @@ class Inspection:
     @property
     def goals(self) -> list[str]:
         """Of each objective, maximize or minimize."""
-        return names(self.study.directions)
+        return direction_names(self.study.directions)
 
     @property
     def values(self) -> list[str]:
@@ -98,39 +103,45 @@ class Inspection:
 
     @cached_property
     def objectives(self) -> list[str]:
-        """What each objective is called: as the study says, or as a trial's result.json has its value, or value."""
-        if self.study.metric_names:
-            return self.study.metric_names
-        plain = self.values
-        trial = next((trial for trial in self.frozen if trial.state == TrialState.COMPLETE), None)
+        """What each objective is called: by the names that the study has, or value."""
+        names = self.study.metric_names
+        if names is None:
+            return self._objectives_of_an_earlier_version()
+        return (
+            [OBJECTIVES.get(name, f"validation {name}") for name in names]
+            if "fixed" in self.study.user_attrs
+            else names
+        )
+
+    def _objectives_of_an_earlier_version(self) -> list[str]:
+        """Sweeps did not name their objectives: compare the values of a trial with its result.json."""
+        trial = next(iter(ranking.complete(self.frozen)), None)
         if trial is None or not (folder := self.folder_of(trial)):
-            return plain
+            return self.values
         result = report.read_result(Path(folder))
-        names = {"gmacs": "billions of multiply-adds", "val_balanced_accuracy": "balanced validation accuracy"}
-        names |= {"val_accuracy": "validation accuracy"}  # the last of equals
-        known = {result.get(key): name for key, name in names.items()}
-        return [known.get(value, name) for value, name in zip(trial.values, plain, strict=True)]
+        keys = {"gmacs": "gmacs", "val_balanced_accuracy": "balanced_accuracy", "val_accuracy": "accuracy"}
+        by_value = {result.get(key): OBJECTIVES[name] for key, name in keys.items()}  # the last of equals
+        return [by_value.get(value, column) for value, column in zip(trial.values, self.values, strict=True)]
 
     @cached_property
     def best(self) -> FrozenTrial | None:
         """The best complete trial, the earliest of equals; None where there is none, or several objectives."""
-        return report.best_of(self.study, self.frozen)
+        return ranking.best(self.study, self.frozen)
 
     @cached_property
     def front(self) -> list[int]:
         """The numbers of the trials that no other one is better than, in every objective."""
-        return [trial.number for trial in self.study.best_trials] if report.any_complete(self.frozen) else []
+        return [trial.number for trial in ranking.pareto_front(self.study, self.frozen)]
 
     @property
     def baseline(self) -> FrozenTrial | None:
         """The complete trial of the default config, if there is one."""
-        complete = (trial for trial in self.frozen if trial.state == TrialState.COMPLETE)
-        return next((trial for trial in complete if trial.user_attrs.get("baseline")), None)
+        return ranking.baseline(self.frozen)
 
     @property
     def tested(self) -> dict[str, Any] | None:
         """result.json of best/: the best configuration retrained, and tested."""
-        return report.final(self.folder, self.best.number) if self.folder and self.best else None
+        return report.final_result(self.folder, self.best.number) if self.folder and self.best else None
 
     @property
     def curves(self) -> dict[int, dict[int, float]]:
@@ -144,9 +155,9 @@ class Inspection:
         fANOVA (Hutter et al., ICML 2014) looks at the whole range of values, PED-ANOVA (Watanabe et al., IJCAI 2023) at
         what sets the best tenth apart. fANOVA knows only the parameters that all complete trials have, with one range:
         it is left out where PED-ANOVA knows more. With several objectives: fANOVA of each. Nothing where there are
-        fewer trials than two more than parameters, or their values are equal, or beyond 1e100.
+        fewer trials than two more than parameters, or their values are equal, or too large to be squared.
         """
-        complete = [trial for trial in self.frozen if trial.state == TrialState.COMPLETE]
+        complete = ranking.complete(self.frozen)
         # of 1,000 trials: 5 s, and 25 s with Optuna's depth of 64, for shares that differ by 0.004
         fanova = FanovaImportanceEvaluator(max_depth=8, seed=0)
         wanted: list[tuple[str, Any, int]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(), 0), ("fANOVA", fanova, 0)]
@@ -157,7 +168,7 @@ class Inspection:
             return importances
         for name, evaluator, k in wanted:
             finite = {trial.values[k] for trial in complete if math.isfinite(trial.values[k])}
-            if len(finite) > 1 and max(map(abs, finite)) < 1e100:  # whose squares are numbers, too
+            if len(finite) > 1 and max(map(abs, finite)) < HUGE:
                 target = partial(_value, k) if len(self.goals) > 1 else None
                 try:
                     with warnings.catch_warnings():
@@ -206,7 +217,7 @@ class Inspection:
         if written and written.exists():
             lines = [str(line) for line in yaml.safe_load(written.read_text())]
         else:
-            lines = [*Space().overrides(trial.params), *self.study.user_attrs.get("fixed", {}).values()]
+            lines = [*SearchSpace().overrides(trial.params), *self.study.user_attrs.get("fixed", {}).values()]
         kept = [line for line in lines if line.split("=")[0] not in ("study", "hparams_search", "final.seeds")]
         hydra = written and written.with_name("hydra.yaml")
         options = config_options(yaml.safe_load(hydra.read_text())["hydra"]) if hydra and hydra.exists() else []
@@ -241,13 +252,13 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Ins
     spec = _given(storage_url) if storage_url else _spec(folder, written)
     if spec is None:
         raise InputError(f"study {written.get('study', where)} was kept in memory, and ended with its process")
-    store = storage.readable(spec)
+    store = storage.open_read_only(spec)
     name = written.get("study") or (str(where) if where is not None else _newest(store, spec))
     try:
         study = optuna.load_study(study_name=name, storage=store)
     except KeyError:
         there = ", ".join(optuna.get_all_study_names(store)[-10:]) or "none"
-        raise InputError(f"no study {name} in {storage.shown(spec)}; there is {there}") from None
+        raise InputError(f"no study {name} in {storage.redacted(spec)}; there is {there}") from None
     known = study.user_attrs.get("folder")
     return Inspection(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
 
@@ -268,18 +279,18 @@ def _newest_folder() -> Path | None:
 
 
 def _given(url: str) -> str | None:
-    for scheme in (storage.SQLITE, storage.JOURNAL):  # whose folder `absolute` would make
+    for scheme in (storage.SQLITE, storage.JOURNAL):  # whose folder `resolve` would make
         path = Path(url.removeprefix(scheme)).expanduser()
         if url.startswith(scheme) and not path.parent.is_dir():
             raise InputError(f"there is no file {path}, where --storage {url} would have the study")
-    return storage.absolute(url)
+    return storage.resolve(url)
 
 
 def _spec(folder: Path | None, written: dict[str, Any]) -> str | None:
     if folder is None:
         if not Path(DEFAULT_STORAGE.removeprefix(storage.SQLITE)).exists():
             raise InputError("no study was found here; python -m tuner.train -m hparams_search=optuna makes one")
-        return storage.absolute(DEFAULT_STORAGE)
+        return storage.resolve(DEFAULT_STORAGE)
     spec: str | None = written.get("storage")
     if spec and "***" in spec:
         raise InputError(f"the study is in {spec}: give that with its password, as --storage URL")
@@ -294,5 +305,5 @@ def _spec(folder: Path | None, written: dict[str, Any]) -> str | None:
 def _newest(store: Any, spec: str) -> str:
     names_by_start = {s.datetime_start: s.study_name for s in optuna.get_all_study_summaries(store) if s.datetime_start}
     if not names_by_start:
-        raise InputError(f"no study with a trial in {storage.shown(spec)}")
+        raise InputError(f"no study with a trial in {storage.redacted(spec)}")
     return names_by_start[max(names_by_start)]

@@ -8,12 +8,13 @@ from tuner.plots.pareto import pareto_front
 from tuner.plots.run import accuracy, confusion_matrix, examples, loss, per_class, train_vs_test
 from tuner.plots.space import Parameter
 from tuner.plots.study import contours, importances, parallel_coordinates, slices
-from tuner.plots.style import save
+from tuner.plots.style import HUGE, save
 from tuner.plots.timeline import timeline
 from tuner.plots.trials import edf, history, intermediate_values
 from tuner.plots.trust import attention, reliability
 
 __all__ = [
+    "HUGE",
     "Parameter",
     "accuracy",
     "attention",

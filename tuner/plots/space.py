@@ -10,9 +10,7 @@ from matplotlib.axis import XAxis, YAxis
 from matplotlib.ticker import MaxNLocator
 
 from tuner.plots import style
-from tuner.plots.style import NAME
-
-LIMIT = 1e100  # beyond it a value is as good as infinite, and sums of squares overflow
+from tuner.plots.style import HUGE, NAME
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> float:
 
 
 def _drawable(numbers: np.ndarray, log: bool) -> np.ndarray:
-    numbers = np.where(np.isfinite(numbers) & (np.abs(np.nan_to_num(numbers)) < LIMIT), numbers, np.nan)
+    numbers = np.where(np.isfinite(numbers) & (np.abs(np.nan_to_num(numbers)) < HUGE), numbers, np.nan)
     if not log:
         return numbers
     return np.log10(numbers, out=np.full(numbers.shape, np.nan), where=numbers > 0)

@@ -23,6 +23,7 @@ BLUES = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#9CC9E8", BLUE, 
 TITLE, TEXT, SMALL = 16, 12, 10  # points
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # keeps the grid out of a text
 SIGN = {"maximize": 1, "minimize": -1}
+HUGE = 1e100  # from here on a value counts as infinite: sums of its squares overflow
 CJK = ["Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS"]
 FONTS = ["DejaVu Sans", *(font for font in CJK if font in font_manager.get_font_names())]
 NAME: dict[str, Any] = {"parse_math": False, "fontfamily": FONTS}  # a class may be called "$5 to $10", or "猫"

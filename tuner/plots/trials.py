@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tuner.plots import style
-from tuner.plots.style import BLUE, DEFAULT, GREY, MUTED, ORANGE, PAPER, SIGN, STATES
-
-HUGE = 1e100  # beyond it a value is as good as infinite, and sums of squares overflow
+from tuner.plots.style import BLUE, DEFAULT, GREY, HUGE, MUTED, ORANGE, PAPER, SIGN, STATES
 
 
 def history(trials: pd.DataFrame, goal: str, objective: str) -> Figure:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from tuner import InputError
+from tuner.runs.table import flat
 
 log = logging.getLogger("tuner.runs.trackers")
 # In a result.json, and no result:
@@ -182,15 +183,6 @@ def starting(option: str, *errors: type[Exception]) -> Iterator[None]:
 def alone(uri: str) -> AbstractContextManager[Any]:
     """Processes that open a new SQLite file at once would each make MLflow's tables in it."""
     return FileLock(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:///") else nullcontext()
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A config's values by their dotted keys; lists as text."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value) if isinstance(value, list) else value
 
 
 def final(result: Mapping[str, Any]) -> dict[str, float]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError
+from tuner.sweep import hydra_private
 from tuner.sweep.trial import Stages, stages_of
 
 log = logging.getLogger("tuner.sweep")
@@ -96,7 +97,7 @@ class Fused:
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run jobs with the numbers `first`, `first` + 1, ... Returns what each returned, or its error."""
-        setup_globals()
+        hydra_private.setup_globals()
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         stages, size = stages_of(self.task_function), self.size()
         jobs = list(enumerate(job_overrides, first))
@@ -169,16 +170,9 @@ class Fused:
 
     def _run(self, config: DictConfig, task: TaskFunction, callbacks: Any = None) -> JobReturn:
         """Run a task function in a job's Hydra context. callbacks: other ones than the user's."""
-        context = self.hydra_context
-        return run_job(
-            hydra_context=replace(context, callbacks=callbacks or context.callbacks),
-            task_function=task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        context = replace(self.hydra_context, callbacks=callbacks or self.hydra_context.callbacks)
+        return hydra_private.run_job(context, task, config)
 
     def _log_to_sweep(self) -> None:
         """Set up Hydra's log of the sweep again, which a job's log replaced."""
-        hydra = self.config.hydra
-        configure_log(hydra.hydra_logging, hydra.verbose, execution_whitelist=self.hydra_context.execution_whitelist)
+        hydra_private.configure_log(self.hydra_context, self.config)

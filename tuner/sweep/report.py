@@ -1,4 +1,4 @@
-"""What a sweep leaves: optimization_results.yaml, trials.csv, and the last lines on the screen."""
+"""The results of a sweep: optimization_results.yaml, trials.csv, and its last log lines."""
 
 import logging
 import shlex
@@ -9,54 +9,56 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from tuner.files import replacing
 from tuner.runs import result
-from tuner.sweep import storage
-from tuner.sweep.join import names
+from tuner.sweep import ranking, storage
+from tuner.sweep.study_folder import direction_names
 
 RESULTS = "optimization_results.yaml"
 log = logging.getLogger("tuner.sweep.report")
 
 
-def best_of(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The best of complete trials, the earliest of equals; None where there is none, or several objectives."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not complete or len(study.directions) > 1:
-        return None
-    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-    return min(complete, key=lambda trial: (sign * trial.values[0], trial.number))
-
-
 def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | None) -> dict[str, Any]:
-    """optimization_results.yaml and trials.csv in the sweep's folder; gives what is in the former."""
+    """Write optimization_results.yaml and trials.csv into the sweep's folder, and return the contents of the former."""
     folder.mkdir(parents=True, exist_ok=True)
-    best = best_of(study, trials)
+    best = ranking.best(study, trials)
     results: dict[str, Any] = {"name": "optuna"}
     if len(study.directions) > 1:
-        front = [t for t in study.best_trials if t.state == TrialState.COMPLETE] if any_complete(trials) else []
         results["solutions"] = [
             {"params": t.params, "values": t.values, "trial": t.number, "dir": t.user_attrs.get("output_dir")}
-            for t in front
+            for t in ranking.pareto_front(study, trials)
         ]
     elif best is not None:
         results |= {"best_params": best.params, "best_value": best.values[0]}
         results |= {"best_trial": best.number, "best_dir": best.user_attrs.get("output_dir")}
-    baseline = next((t for t in trials if t.user_attrs.get("baseline") and t.state == TrialState.COMPLETE), None)
-    if baseline is not None:
+    if (baseline := ranking.baseline(trials)) is not None:
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
-    if best is not None and (tested := final(folder, best.number)):
+    if best is not None and (tested := final_result(folder, best.number)):
         results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
     results["trials"] = {state.lower(): n for state, n in Counter(t.state.name for t in trials).items()}
-    results |= {"study": study.study_name, "storage": storage.shown(spec), "directions": names(study.directions)}
+    results |= {
+        "study": study.study_name,
+        "storage": storage.redacted(spec),
+        "directions": direction_names(study.directions),
+    }
     with replacing(folder / RESULTS) as file:
         file.write(yaml.safe_dump(results, sort_keys=False, allow_unicode=True).encode())
-    table = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration", "user_attrs"))
     with replacing(folder / "trials.csv") as file:
-        file.write(table.drop(columns="user_attrs_traceback", errors="ignore").to_csv(index=False).encode())
+        file.write(_csv(study).encode())
     return results
+
+
+def _csv(study: Study) -> str:
+    """Optuna's table of trials, with the same columns whether or not the objectives have names."""
+    table = study.trials_dataframe(attrs=("number", "value", "params", "state", "duration", "user_attrs"))
+    names = study.metric_names or []
+    columns = {f"value_{names[0]}": "value"} if len(names) == 1 else {}
+    columns |= {f"values_{name}": f"values_{k}" for k, name in enumerate(names)}
+    text: str = table.drop(columns="user_attrs_traceback", errors="ignore").rename(columns=columns).to_csv(index=False)
+    return text
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -70,36 +72,32 @@ def read_result(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def final(folder: Path, number: int) -> dict[str, Any] | None:
-    """The result of best/ in a sweep's folder, where that is complete and of trial `number`."""
+def final_result(folder: Path, number: int) -> dict[str, Any] | None:
+    """The result of best/ in a sweep's folder. None unless it is complete and the retrained trial `number`."""
     best = read_result(folder / "best")
     return best if best.get("status") == "complete" and best.get("trial") == number else None
 
 
-def over_seeds(tested: dict[str, Any], name: str) -> str:
-    """The accuracy of the retrained best; its standard deviation, where there are seeds to have one."""
+def describe_test(tested: dict[str, Any], name: str) -> str:
+    """The test accuracy of the retrained best, with its standard deviation if there are several seeds."""
     seeds = len(tested["seeds"])
     spread = f", standard deviation {tested['test_accuracy_std']:.4f}" if seeds > 1 else ""
     return f"{seeds} seed{'s' * (seeds != 1)}: {name}{tested['test_accuracy']:.4f}{spread}"
 
 
-def any_complete(trials: list[FrozenTrial]) -> bool:
-    return any(trial.state == TrialState.COMPLETE for trial in trials)
-
-
 def resume_command(config: DictConfig, study: str) -> str:
-    """What the user typed, with the study's name."""
+    """The command that continues this sweep: this one, with the study's name and without a password."""
     arguments = sys.argv[1:]
     original = sys.orig_argv
     program = original[: len(original) - len(arguments)] if original[-len(arguments) :] == arguments else ["python"]
     key = "study" if OmegaConf.select(config, "study") == study else "hydra.sweeper.study_name"
     kept = [argument for argument in arguments if not argument.startswith(f"{key}=")]
     command = [Path(program[0]).name, *program[1:], *kept, f"{key}={study}"]
-    return shlex.join(str(storage.shown(word)) for word in command)  # without a password
+    return shlex.join(str(storage.redacted(word)) for word in command)
 
 
 def summary(results: dict[str, Any], folder: Path) -> str:
-    """What the sweep found, and where it lies."""
+    """The result of the sweep and its files, as log lines."""
     lines = []
     if "best_value" in results:
         best, default = results["best_value"], results.get("default_value")
@@ -108,16 +106,14 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         lines.append(f"best value {best:.6g} (trial {results['best_trial']}){gain}")
         lines.append("parameters: " + " ".join(f"{name}={value}" for name, value in results["best_params"].items()))
     elif results.get("solutions"):
-        lines.append(
-            f"{len(results['solutions'])} of {results['trials']['complete']} trials are dominated by no other one"
-        )
+        lines.append(f"{len(results['solutions'])} of {results['trials']['complete']} trials are on the Pareto front")
     else:
         pruned = set(results["trials"]) == {"pruned"}
-        why = "all were pruned: loosen hydra.sweeper.pruner" if pruned else "why is in the error column of trials.csv"
-        lines.append(f"no trial was completed; {why}")
+        advice = "all were pruned: loosen hydra.sweeper.pruner" if pruned else "the errors are in trials.csv"
+        lines.append(f"no trial was completed; {advice}")
     if tested := results.get("final"):
         best_folder = shlex.quote(str(folder / "best"))
-        lines.append(f"on train + validation, {over_seeds(tested, 'test accuracy ')}")
+        lines.append(f"on train + validation, {describe_test(tested, 'test accuracy ')}")
         lines.append(f"model, tables and plots: {best_folder}")
         lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config")
     lines.append(f"results: {folder / RESULTS}, every trial: {folder / 'trials.csv'}")

@@ -25,6 +25,7 @@ from optuna.trial import Trial, TrialState
 
 from tuner.files import no_space
 from tuner.sweep import storage
+from tuner.sweep.optuna_private import set_system_attr, trial_view
 from tuner.sweep.report import read_result
 
 TrialPruned = optuna.TrialPruned
@@ -193,7 +194,7 @@ class Job:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
         folder = hydra.runtime.output_dir
         _set(trial, {"output_dir": folder, "host": socket.gethostname()})
-        running = RunningTrial(self.study_name, hydra.job.num, storage.shown(self.spec), trial)
+        running = RunningTrial(self.study_name, hydra.job.num, storage.redacted(self.spec), trial)
         return _Started(running, Path(folder), time.perf_counter())
 
     def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:
@@ -225,8 +226,7 @@ class Job:
             if self.spec is None:
                 return None
             study = optuna.load_study(study_name=self.study_name, storage=storage.connect(self.spec))
-        view = optuna.Study(study.study_name, study._storage, optuna.samplers.RandomSampler(), self.pruner)
-        return Trial(view, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+        return trial_view(study, number, self.pruner)
 
 
 @dataclass
@@ -264,7 +264,7 @@ class LastRun:
 
 
 def set_outcome(trial: Trial, outcome: Outcome) -> None:
-    trial.storage.set_trial_system_attr(trial._trial_id, OUTCOME, outcome.__dict__)
+    set_system_attr(trial.study, trial, OUTCOME, outcome.__dict__)
 
 
 def _set(trial: Trial | None, attributes: dict[str, Any]) -> None:

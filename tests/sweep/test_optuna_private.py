@@ -1,0 +1,160 @@
+"""What tuner relies on in Optuna without a promise of its documentation. A failure says what tuner would do wrong."""
+
+import optuna
+import pytest
+from contract import contract
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import ThresholdPruner
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
+
+from tuner.sweep import optuna_private
+from tuner.sweep.sampling import suggest
+
+SPACE = {
+    "lr": FloatDistribution(0, 1),
+    "depth": IntDistribution(1, 1000),
+    "choice": CategoricalDistribution([*"abcdefghij"]),
+}
+DEFAULTS = {"lr": 0.123, "depth": 456, "choice": "g"}
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(sampler=RandomSampler(0))
+
+
+def test_a_fixed_trial_takes_its_values(study):
+    with contract(
+        "Optuna: Trial._suggest no longer asks Trial._is_fixed_param: the baseline would become a random trial"
+    ):
+        trial = optuna_private.FixedTrial(study.ask(), lambda name, _: DEFAULTS[name])
+        for name, distribution in SPACE.items():
+            suggest(trial, name, distribution)
+        assert trial.params == study.trials[0].params == DEFAULTS
+
+
+def test_a_fixed_trial_draws_what_has_no_value(study):
+    with contract("Optuna: Trial._suggest no longer draws what is not fixed: the baseline would fail"):
+        trial = optuna_private.FixedTrial(study.ask(), lambda name, _: {"lr": 0.123}[name])
+        for name, distribution in SPACE.items():
+            suggest(trial, name, distribution)
+        assert trial.params["lr"] == 0.123
+        assert trial.params.keys() == SPACE.keys()
+
+
+def test_the_parameters_of_a_waiting_trial_are_used(study):
+    with contract("Optuna: fixed_params no longer holds enqueued parameters: a retried trial would be a random one"):
+        study.enqueue_trial(DEFAULTS)
+        assert study.trials[0].system_attrs[optuna_private.FIXED_PARAMS] == DEFAULTS
+        attributes = {optuna_private.FIXED_PARAMS: DEFAULTS}
+        study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attributes))
+        for _ in range(2):
+            trial = study.ask()
+            for name, distribution in SPACE.items():
+                suggest(trial, name, distribution)
+            assert trial.params == DEFAULTS
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_retried_trials_have_optunas_own_marks(study):
+    with contract("Optuna: retries are marked otherwise: its dashboard and callbacks would not know tuner's retries"):
+        study.ask()
+        history = {optuna_private.FAILED_TRIAL: 0, optuna_private.RETRY_HISTORY: [0]}
+        study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=history))
+        second = study.trials[1]
+        assert RetryHeartbeatStaleTrialCallback.retried_trial_number(second) == 0
+        assert RetryHeartbeatStaleTrialCallback.retry_history(second) == [0]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "inside", "outside"),
+    [
+        (FloatDistribution(0, 1), [0, 0.5, 1.0], [-0.1, 1.1, "a", None]),
+        (FloatDistribution(0, 1, step=0.25), [0.25], [0.3]),
+        (IntDistribution(0, 8, step=2), [0, 4], [3, 9]),
+        (CategoricalDistribution(["a", None, 1]), ["a", None, 1], ["b", 2]),
+    ],
+)
+def test_whether_a_value_is_in_a_distribution(distribution, inside, outside):
+    with contract("Optuna: BaseDistribution._contains no longer tells values: defaults would be refused"):
+        assert all(optuna_private.contains(distribution, value) for value in inside)
+        assert not any(optuna_private.contains(distribution, value) for value in outside)
+
+
+def test_ids_storage_and_attributes(study):
+    with contract("Optuna: studies and trials have other ids: what a job writes down would not reach its trial"):
+        other = optuna.create_study(study_name="second", storage=optuna_private.storage_of(study))
+        trial, _ = other.ask(), other.ask()
+        number = optuna_private.storage_of(other).get_study_id_from_name("second")
+        assert optuna_private.study_id(other) == number != optuna_private.study_id(study)
+        for it in (trial, optuna_private.frozen_trial(other, 0)):
+            kind = type(it).__name__
+            optuna_private.set_user_attr(other, it, kind, 1)
+            optuna_private.set_system_attr(other, it, kind, 2)
+        first = optuna_private.frozen_trial(other, 0)
+        assert first.number == 0
+        assert first.user_attrs == {"Trial": 1, "FrozenTrial": 1}
+        assert first.system_attrs == {"Trial": 2, "FrozenTrial": 2}
+        assert optuna_private.frozen_trial(other, 1).user_attrs == {}
+
+
+class Untouched(BaseSampler):
+    def infer_relative_search_space(self, study, trial):
+        raise AssertionError("sampled")
+
+    sample_relative = sample_independent = before_trial = infer_relative_search_space
+
+
+def test_a_job_reports_and_is_pruned_without_the_sampler(study):
+    with contract("Optuna: Study and Trial are made otherwise: a job could not report, nor be pruned"):
+        study.ask()
+        study.sampler = Untouched()
+        trial = optuna_private.trial_view(study, 0, ThresholdPruner(upper=1.0))
+        trial.report(0.5, 1)
+        assert not trial.should_prune()
+        trial.report(2.0, 2)
+        assert trial.should_prune()
+        assert study.trials[0].intermediate_values == {1: 0.5, 2: 2.0}
+
+
+def test_the_end_of_a_grid_is_told(study):
+    with contract("Optuna: Study.stop is told otherwise: a sweep would repeat the points of a grid"):
+        study.sampler = GridSampler({"lr": [0.0, 1.0]})
+        stops = []
+        for number in range(2):
+            trial = study.ask()
+            assert study.trials[number].system_attrs[optuna_private.GRID_ID] == number
+            suggest(trial, "lr", SPACE["lr"])
+            stops.append(optuna_private.tell(study, number, [0.5], TrialState.COMPLETE))
+        assert stops == [False, True]
+        with pytest.raises(RuntimeError, match="stop"):
+            study.stop()  # or tuner need not pretend to be in Study.optimize
+
+
+def test_a_database_is_cached_as_optuna_does_it(tmp_path):
+    with contract("Optuna: databases are cached otherwise: each look at a study would read all its trials"):
+        storage = RDBStorage(f"sqlite:///{tmp_path}/optuna.db")
+        cached = optuna_private.cached(storage)
+        assert type(cached) is type(optuna_private.storage_of(optuna.create_study(storage=storage)))
+        assert type(cached) is not type(storage)
+        assert optuna_private.cached(cached) is cached
+        storage.engine.dispose()
+
+
+def test_a_journal_takes_a_lock_of_our_own(tmp_path):
+    class Lock(optuna_private.BaseJournalFileLock):
+        calls: list[str] = []  # noqa: RUF012
+
+        def acquire(self):
+            self.calls.append("acquire")
+            return True
+
+        def release(self):
+            self.calls.append("release")
+
+    with contract("Optuna: a journal has another kind of lock: sweeps at once would write over each other"):
+        JournalFileBackend(str(tmp_path / "log"), lock_obj=Lock()).append_logs([{"a": 1}])
+        assert Lock.calls == ["acquire", "release"]

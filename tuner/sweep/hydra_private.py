@@ -1,0 +1,112 @@
+"""All uses of undocumented names of Hydra, OmegaConf and their plugins, which may change with any release.
+
+Each function has a contract test in tests/sweep/test_hydra_private.py.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core import utils
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from optuna.distributions import BaseDistribution
+
+BASIC_LAUNCHER_LOG = "hydra._internal.core_plugins.basic_launcher"  # the name of the basic launcher's logger
+
+# Jobs
+
+
+def setup_globals() -> None:
+    """Register Hydra's resolvers (`now`, `hydra` ...), as a launcher must before it composes."""
+    utils.setup_globals()
+
+
+def configure_log(context: HydraContext, config: DictConfig) -> None:
+    """Set up the log of the sweep. Each job replaces it with its own."""
+    hydra = config.hydra
+    utils.configure_log(hydra.hydra_logging, hydra.verbose, execution_whitelist=context.execution_whitelist)
+
+
+def filter_overrides(overrides: Sequence[str]) -> Sequence[str]:
+    """The overrides that are not Hydra's own."""
+    return utils.filter_overrides(overrides)
+
+
+def run_job(context: HydraContext, task_function: TaskFunction, config: DictConfig) -> JobReturn:
+    """Run one job of a multirun in this process, with its own folder, log and callbacks."""
+    return utils.run_job(
+        task_function=task_function,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=context,
+    )
+
+
+def job_result(job: JobReturn) -> Any:
+    """The return value of a job, or the exception that ended it. JobReturn.return_value would raise and print it."""
+    return job._return_value
+
+
+def stop_joblib_workers() -> None:
+    """End the worker processes that joblib keeps for later calls, if it has any."""
+    if "joblib.externals.loky" not in sys.modules:
+        return
+    from joblib.externals.loky import reusable_executor
+
+    if reusable_executor._executor is not None:
+        reusable_executor._executor.shutdown(wait=True)
+
+
+# Overrides
+
+
+def parse_overrides(lines: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """Parse overrides such as x=1, +db=pg, ~y or z=choice(1,2). loader: needed for glob(), which lists a group."""
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(lines))
+
+
+def set_values(config: DictConfig, overrides: list[Override]) -> None:
+    """Set parsed overrides of values, not of groups, in a composed config."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
+
+
+def element_value(element: Any) -> Any:
+    """The Python value of an element of a parsed choice or range, where strings may be a QuotedString."""
+    return Override._convert_value(element)
+
+
+def element_text(element: Any) -> str:
+    """A Python value, or an element of a parsed choice, as the text after the `=` of an override."""
+    return Override._get_value_element_as_str(element)
+
+
+def full_key(config: DictConfig) -> str:
+    """The key of a config in its root config, such as hydra.sweeper.pruner."""
+    return config._get_full_key(None)
+
+
+# hydra-optuna-sweeper
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """Optuna's distribution for a parsed range, interval or choice. Raises ValueError if Optuna can't search it."""
+    from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
+
+    searched: BaseDistribution = create_optuna_distribution_from_override(override)
+    return searched
+
+
+def grid_points(searched: BaseDistribution) -> Sequence[Any]:
+    """The values that a grid takes from a distribution. Raises ValueError for a range without a step."""
+    from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
+
+    points: Sequence[Any] = OptunaSweeperImpl._to_grid_sampler_choices(searched)
+    return points

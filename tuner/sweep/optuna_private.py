@@ -1,0 +1,95 @@
+"""All uses of Optuna's private names, which may change with any release.
+
+Each function has a contract test in tests/sweep/test_optuna_private.py. None has a public equivalent, except for one
+that reads all trials of the study.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage, RDBStorage, _CachedStorage
+from optuna.storages.journal._file import BaseJournalFileLock as BaseJournalFileLock
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+# System attributes of a trial that Optuna itself writes and reads.
+FIXED_PARAMS = "fixed_params"  # the parameters of an enqueued trial, which are not drawn
+FAILED_TRIAL, RETRY_HISTORY = "failed_trial", "retry_history"  # numbers of the trials that this one repeats
+GRID_ID = "grid_id"  # the point of a grid
+
+
+class FixedTrial(Trial):
+    """A trial whose parameters are given by `choose(name, distribution)`, or drawn if that raises LookupError."""
+
+    def __init__(self, trial: Trial, choose: Callable[[str, BaseDistribution], Any]):
+        super().__init__(trial.study, trial._trial_id)
+        self.choose = choose
+
+    def _is_fixed_param(self, name: str, distribution: BaseDistribution) -> bool:
+        try:
+            self._fixed_params[name] = self.choose(name, distribution)
+        except LookupError:
+            return False
+        return True
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a parameter can have this value."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def study_id(study: Study) -> int:
+    """The number of a study in its storage, as in the addresses of optuna-dashboard."""
+    return study._study_id
+
+
+def storage_of(study: Study) -> BaseStorage:
+    """The storage that a study is kept in."""
+    return study._storage
+
+
+def frozen_trial(study: Study, number: int) -> FrozenTrial:
+    """One trial by its number. Study.get_trials reads them all."""
+    return study._storage.get_trial(_trial_id(study, number))
+
+
+def _trial_id(study: Study, number: int) -> int:
+    return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+
+
+def trial_view(study: Study, number: int, pruner: BasePruner) -> Trial:
+    """A running trial, opened in its job: it can report and be pruned, but does not touch the study's sampler."""
+    view = Study(study.study_name, study._storage, optuna.samplers.RandomSampler(), pruner)
+    return Trial(view, _trial_id(study, number))
+
+
+def set_user_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
+    """Trial.set_user_attr, also for a frozen trial."""
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def set_system_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
+    """Set an attribute that dashboards and tables of trials don't show."""
+    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def tell(study: Study, number: int, values: Sequence[float] | None, state: TrialState) -> bool:
+    """Study.tell, outside of Study.optimize. Returns whether the sampler called Study.stop: it has no more points."""
+    loop = study._thread_local
+    loop.in_optimize_loop = True  # Study.stop raises RuntimeError without it
+    try:
+        study.tell(number, values=values, state=state, skip_if_finished=True)
+    finally:
+        loop.in_optimize_loop = False
+    return study._stop_flag
+
+
+def cached(storage: BaseStorage) -> BaseStorage:
+    """A database behind Optuna's cache of finished trials; other storages as they are."""
+    return _CachedStorage(storage) if isinstance(storage, RDBStorage) else storage

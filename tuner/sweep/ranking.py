@@ -1,0 +1,30 @@
+"""Which trials of a study are complete, the best, on the Pareto front, and the default config's."""
+
+from collections.abc import Sequence
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+
+def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that have ended with a value."""
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE]
+
+
+def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The best complete trial, the earliest of equals. None without one, or with several objectives."""
+    candidates = complete(trials)
+    if not candidates or len(study.directions) > 1:
+        return None
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    return min(candidates, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def pareto_front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials that no other trial dominates."""
+    return study.best_trials if complete(trials) else []
+
+
+def baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The complete trial of the default config, if there is one."""
+    return next((trial for trial in complete(trials) if trial.user_attrs.get("baseline")), None)
