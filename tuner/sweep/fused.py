@@ -156,7 +156,7 @@ class Fused:
     def _compose(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig | None, JobReturn]:
         """The config of a job; None where it can't be composed, which is a failure of this job alone."""
         self._log_to_sweep()
-        job_log.info("#%d: %s", number, " ".join(filter_overrides(overrides)))
+        job_log.info("#%d: %s", number, " ".join(hydra_private.filter_overrides(overrides)))
         returned = JobReturn(overrides=overrides)
         try:
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
