@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed, or a checkout
 PATHS = (("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"))  # that may be relative
 IN_A_SINGLE_RUN = one_of("auto", True, False)
+PRECISION = one_of("auto", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class RunConfig:
     grad_clip: Annotated[float | None, or_null(number(lambda v: v > 0, "more than 0"))] = None
     keep: Annotated[str, one_of("last", "best")] = "last"
     patience: Annotated[int | None, or_null(whole(1))] = None
-    precision: Annotated[str, one_of("auto", "bf16", "fp32")] = "auto"
+    precision: Annotated[str, PRECISION] = "auto"
     device: str = "auto"
     cache_dir: str = "~/.cache/tuner"
     objective: str = "accuracy"

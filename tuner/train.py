@@ -6,14 +6,11 @@ hydra/launcher=fused many runs are prepared, then trained together, then finishe
 
 import logging
 import math
-import statistics
 import sys
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
@@ -23,24 +20,21 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tuner import InputError, earlier
-from tuner.config import CONF, RunConfig, argument_errors, parse, plain_run_yaml
-from tuner.data import Data
+from tuner.config import CONF, RunConfig, parse, plain_run_yaml
 from tuner.device import describe
 from tuner.files import no_space
-from tuner.runs import calibration
-from tuner.runs.predictions import Predictions, result_scores
-from tuner.runs.report import write_report
 from tuner.runs.run import CHECKPOINT, Run
-from tuner.runs.trackers import Tracker, UnreachableError
+from tuner.runs.trackers import open_tracker
 from tuner.sweep import plugin
 from tuner.sweep.trial import RunningTrial, Stages, TrialPruned
 from tuner.targets import TRUSTED
 from tuner.training.checkpoint import with_checkpoints
 from tuner.training.fit import DivergedError
 from tuner.training.initial import with_initial_weights
+from tuner.training.results import features, write_results
 from tuner.training.setup import Setup, setup_of
 from tuner.training.spec import Fitted, Metrics, Spec, head_of, spec_of
-from tuner.training.together import fit_all, trained_head
+from tuner.training.together import fit_all
 
 plugin.register()
 log = logging.getLogger("tuner.train")
@@ -102,7 +96,7 @@ def prepare(
     in_sweep = number is not None
     study, storage = (trial.study, trial.storage) if trial else (None, None)
     run.result |= {"seed": config.seed, "study": study, "trial": number, "storage": storage}
-    run.tracker = tracker(config, run.folder, study or (config.study if in_sweep else None), number)
+    run.tracker = open_tracker(config, run.folder, study or (config.study if in_sweep else None), number)
     setup = setup_of(config, shared=in_sweep)
     describe_setup(config, run, setup, in_sweep)
     run.result |= setup.cost(head)
@@ -135,26 +129,6 @@ def retraining_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
     return [spec_of(config, setup, seed, rows, None) for seed in seeds]
 
 
-def tracker(config: RunConfig, folder: Path, study: str | None, number: int | None) -> Tracker | None:
-    """The experiment tracker of the config, or None for logger=csv. number: of the job in a sweep.
-
-    Raises InputError if it cannot be used. In a sweep, an unreachable server is a warning, and the run has no tracker.
-    """
-    if not config.logger.keywords:
-        return None
-    in_sweep = number is not None
-    name = "best" if config.final.epochs else str(number) if in_sweep else folder.name
-    plain = {key: value for key, value in config.plain.items() if key != "logger"}
-    try:
-        with argument_errors("logger"):
-            return Tracker(config.logger.build()(folder, study, name, plain), folder)
-    except UnreachableError as error:
-        if not in_sweep:
-            raise
-        log.warning("%s; trial %s goes on without it", error, name)  # an outage must not cost a night
-        return None
-
-
 def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) -> None:
     """Write to result.json what the run trains on; log it if the classes are uneven."""
     data = setup.data
@@ -170,16 +144,6 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
             data.classes[counts.index(min(counts))],
             max(counts),
         )
-
-
-def features(run: Run, setup: Setup, name: str) -> torch.Tensor:
-    """`x` or `x_test` of the setup. The time to compute or read features is added to the run's result."""
-    begin = time.perf_counter()
-    inputs: torch.Tensor = getattr(setup, name)
-    if setup.backbone.frozen is not None:
-        seconds = run.result.get("seconds_features", 0) + time.perf_counter() - begin
-        run.result["seconds_features"] = round(seconds, 2)
-    return inputs
 
 
 # 2. Train
@@ -225,99 +189,16 @@ def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple
     try:
         if isinstance(fitted, BaseException):
             raise fitted
-        return _finish(job, fitted)
+        outcome = write_results(job.config, job.run, job.setup, job.specs, fitted, in_sweep=job.in_sweep, yaml=job.yaml)
+        if job.config.final.epochs:
+            return float(outcome["test_accuracy"])
+        value = job.specs[0].value(fitted[0].metrics)
+        return (value, job.run.result["gmacs"]) if job.config.objective == "accuracy_and_cost" else value
     except BaseException as error:
         record_end(job.run, error)
         raise
     finally:
         job.run.close()
-
-
-def _finish(job: Prepared, fitted: list[Fitted]) -> float | tuple[float, float]:
-    config, run, setup, spec = job.config, job.run, job.setup, job.specs[0]
-    data, x, first = setup.data, setup.x, fitted[0]
-    retrains = config.final.epochs is not None
-    accuracies: dict[str, float] = {}
-    scored: list[Predictions] = []
-
-    head = trained_head(setup, spec, first)
-    _, accuracies["train"] = head.score(x, data.pool.labels, spec.train)
-    if spec.val is None:
-        temperature = config.final.temperature or 1.0
-    else:
-        accuracies["validation"] = first.metrics["val_accuracy"]
-        log_p, _ = head.score(x, data.pool.labels, spec.val)
-        temperature = calibration.temperature(log_p, data.pool.labels[spec.val])
-        scored.append(Predictions("validation", data.pool, spec.val, log_p, temperature))
-    for each, result in zip(job.specs, fitted, strict=True):
-        result.raise_error()
-        name = "model.safetensors" if each is spec else f"model-{each.seed}.safetensors"
-        run.save_model(result.state, model_metadata(setup, temperature), name)
-
-    tests: list[float] = []
-    if retrains or wanted(config.test, job.in_sweep):  # the test split is read here, once, or not at all
-        rows, x_test = torch.arange(len(data.test)), features(run, setup, "x_test")
-        for each, result in zip(job.specs, fitted, strict=True):
-            of_seed = head if each is spec else trained_head(setup, each, result)
-            log_p, accuracy = of_seed.score(x_test, data.test.labels, rows)
-            tests.append(accuracy)
-            if each is spec:
-                scored.append(Predictions("test", data.test, rows, log_p, temperature))
-        accuracies["test"] = tests[0]
-
-    draw = wanted(config.plots, job.in_sweep and not retrains)
-    write_report(run, scored, data.classes, accuracies, first.saved_epoch, draw=draw)
-    if job.yaml:
-        run.save_config(job.yaml)
-    outcome: dict[str, Any] = result_scores(scored)
-    outcome |= {name: first.metrics.get(name) for name in ("val_accuracy", "val_loss")}
-    if spec.val is not None:
-        outcome["val_balanced_accuracy"] = first.metrics["val_balanced_accuracy"]
-    outcome |= {"train_accuracy": accuracies["train"], "test_accuracy": statistics.mean(tests) if tests else None}
-    if retrains:
-        spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
-        outcome |= {"test_accuracy_std": spread, "test_accuracies": tests}
-    run.finish(
-        "complete",
-        temperature=temperature,
-        epochs=first.epochs,
-        saved_epoch=first.saved_epoch,
-        reported_split=scored[-1].split,
-        **outcome,
-    )
-    log_summary(run, data, outcome, len(job.specs))
-    if retrains:
-        return float(outcome["test_accuracy"])
-    value = spec.value(first.metrics)
-    return (value, run.result["gmacs"]) if config.objective == "accuracy_and_cost" else value
-
-
-def model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
-    """What the saved weights need beside the config to be a model."""
-    shape = list(setup.data.pool.images.shape[1:])
-    about = {"class_names": setup.data.classes, "input_shape": shape, "fit": setup.data.fit}
-    return about | {"temperature": temperature, "weights": setup.backbone.weights.key}
-
-
-def wanted(choice: bool | str, in_sweep: bool) -> bool:
-    """Whether `test` or `plots` is on: auto means in a single run, not inside a sweep."""
-    return not in_sweep if choice == "auto" else bool(choice)
-
-
-def log_summary(run: Run, data: Data, outcome: Mapping[str, Any], seeds: int) -> None:
-    """The last lines of a run."""
-    if "test_accuracies" in outcome:
-        spread = f", standard deviation {outcome['test_accuracy_std']:.4f}" if seeds > 1 else ""
-        count = f"{seeds} seed{'s' * (seeds > 1)}"
-        log.info("test accuracy %.4f%s, of %s: %s", outcome["test_accuracy"], spread, count, run.folder)
-        return
-    test = outcome["test_accuracy"]
-    tested = "" if test is None else f", test accuracy {test:.4f} ({len(data.test):,} images)"
-    log.info("validation accuracy %.4f%s, %.0f s: %s", outcome["val_accuracy"], tested, run.seconds(), run.folder)
-    if data.is_uneven:
-        names = {"validation": "val_balanced_accuracy", "test": "test_balanced_accuracy"}
-        balanced = [f"{split} {outcome[key]:.4f}" for split, key in names.items() if outcome[key] is not None]
-        log.info("balanced accuracy, each class counting alike: %s", ", ".join(balanced))
 
 
 def record_end(run: Run, error: BaseException) -> None:

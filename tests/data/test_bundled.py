@@ -64,7 +64,7 @@ def test_synthetic_images_do_not_depend_on_the_seed():
 
 @pytest.mark.parametrize("name", ["n", "classes", "size", "channels"])
 def test_synthetic_refuses_zero(name):
-    with pytest.raises(InputError, match=f"^data.{name} must be a whole number above 0, got 0$"):
+    with pytest.raises(InputError, match=f"^data.{name}=0 must be a whole number of at least 1$"):
         synthetic.load(**{name: 0})
 
 

@@ -114,7 +114,7 @@ OPTIONS = {  # name of the mistake -> options for the good file, message
         {"height": 2},
         "got data.height=2 and data.width=None: give both or, for square images, neither",
     ),
-    "no height": ({"height": 0, "width": 2}, "data.height must be a whole number above 0, got 0"),
+    "no height": ({"height": 0, "width": 2}, "data.height=0 must be a whole number of at least 1, or null"),
 }
 CASES = {name: (content, {}, text) for name, (content, text) in CONTENTS.items()}
 CASES |= {name: ("\n".join(GOOD), options, text) for name, (options, text) in OPTIONS.items()}

@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated
 
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from tuner import InputError
+from tuner.rules import PROBABILITY, Rule, check_fields, number, whole
 
 CHUNK = 64  # images that views() augments at once; another value gives other views
 MOST = 30  # largest magnitude, as in torchvision
@@ -51,23 +51,10 @@ UNSIGNED: dict[str, Operation] = {
 OPERATIONS = [*SIGNED.values(), *UNSIGNED.values()]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int
-
-
-RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("flip", lambda v: _is_number(v) and 0 <= v <= 1, "a probability, 0 to 1"),
-    ("crop", lambda v: _is_number(v) and 0 <= v <= 0.5, "a share of the image's side, 0 to 0.5"),
-    ("erase", lambda v: _is_number(v) and 0 <= v <= 1, "a probability, 0 to 1"),
-    ("randaugment", lambda v: _is_whole(v) and v >= 0, "a whole number of operations, at least 0"),
-    ("magnitude", lambda v: _is_whole(v) and 0 <= v <= MOST, f"a whole number, 0 to {MOST}"),
-    ("mixup", lambda v: _is_number(v) and v >= 0, "a number of at least 0; 0 is off"),
-    ("cutmix", lambda v: _is_number(v) and v >= 0, "a number of at least 0; 0 is off"),
-)
+SHARE = number(lambda v: 0 <= v <= 0.5, "a share of the image's side, 0 to 0.5")
+OPERATION_COUNT = Rule(whole(0).holds, "a whole number of operations, at least 0")
+MAGNITUDE = Rule(lambda v: whole(0).holds(v) and v <= MOST, f"a whole number, 0 to {MOST}")
+ALPHA = number(lambda v: v >= 0, "a number of at least 0; 0 is off")
 
 
 @dataclass(frozen=True)
@@ -83,19 +70,16 @@ class Augment:
     Raises InputError for a value out of range.
     """
 
-    flip: float = 0.0
-    crop: float = 0.0
-    randaugment: int = 0
-    magnitude: int = 9
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    flip: Annotated[float, PROBABILITY] = 0.0
+    crop: Annotated[float, SHARE] = 0.0
+    randaugment: Annotated[int, OPERATION_COUNT] = 0
+    magnitude: Annotated[int, MAGNITUDE] = 9
+    erase: Annotated[float, PROBABILITY] = 0.0
+    mixup: Annotated[float, ALPHA] = 0.0
+    cutmix: Annotated[float, ALPHA] = 0.0
 
     def __post_init__(self) -> None:
-        for key, holds, rule in RULES:
-            value = getattr(self, key)
-            if not holds(value):
-                raise InputError(f"augment.{key}={value} must be {rule}")
+        check_fields(self, "augment.")
 
     @property
     def changes_images(self) -> bool:
@@ -219,8 +203,8 @@ def views(images: torch.Tensor, augment: Augment, n: int, seed: int) -> Iterator
     View 0 is the image itself. View 1 is its mirror image if `augment` flips. Views depend only on images, augment and
     seed: another n adds or drops views but does not change them, and torch's generator is neither used nor changed.
     """
-    for number, chunk in enumerate(images.split(CHUNK)):
-        yield torch.stack([chunk, *(_view(chunk, augment, (seed, v, number)) for v in range(1, n))], 1).flatten(0, 1)
+    for i, chunk in enumerate(images.split(CHUNK)):
+        yield torch.stack([chunk, *(_view(chunk, augment, (seed, v, i)) for v in range(1, n))], 1).flatten(0, 1)
 
 
 def _view(chunk: torch.Tensor, augment: Augment, key: tuple[int, int, int]) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from tuner import InputError
 from tuner.data import Data, Samples, csv_images, csv_labels, hold_out, image_array, split, without_splits
 from tuner.data.csv_table import Layout, layout, read, shortened
+from tuner.rules import or_null, whole
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +99,7 @@ def _read(table: Layout, shape: tuple[int, int, int]) -> tuple[list[str], torch.
 def _shape(table: Layout, height: int | None, width: int | None, channels: int | None) -> tuple[int, int, int]:
     """(height, width, channels) of an image, as given or derived from the number of pixel columns."""
     for name, value in (("height", height), ("width", width)):
-        if value is not None and not (isinstance(value, int) and value > 0):
-            raise InputError(f"data.{name} must be a whole number above 0, got {value!r}")
+        or_null(whole(1)).check(f"data.{name}", value)
     if channels not in (None, 1, 3):
         raise InputError(f"data.channels must be 1 (gray) or 3 (RGB), got {channels!r}")
     if (height is None) != (width is None):

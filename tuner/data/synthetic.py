@@ -2,8 +2,8 @@
 
 import torch
 
-from tuner import InputError
 from tuner.data import Data, Samples, hold_out, split
+from tuner.rules import whole
 
 
 def load(
@@ -24,8 +24,7 @@ def load(
     Raises InputError if n, classes, size or channels is below 1, or if a class has too few images.
     """
     for name, value in (("n", n), ("classes", classes), ("size", size), ("channels", channels)):
-        if value < 1:
-            raise InputError(f"data.{name} must be a whole number above 0, got {value}")
+        whole(1).check(f"data.{name}", value)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % classes
     coarse = 64 + 128 * torch.rand(classes, channels, 4, 4, generator=generator)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tuner import InputError
-from tuner.config import of_run
+from tuner.config import PRECISION, of_run
 from tuner.data import image_file
 from tuner.device import Batches, choose_device, choose_precision, exact_float32, send
 from tuner.runs.model_file import State, read
@@ -137,8 +137,7 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
     Raises InputError where there is no run, it has not ended, an older version wrote it, something of it is damaged, or
     the pretrained weights below what was trained are gone or have changed.
     """
-    if precision not in ("auto", "bf16", "fp32"):
-        raise InputError(f"precision={precision} must be auto, bf16 or fp32")
+    PRECISION.check("precision", precision)
     path = file_of(run)
     about, state = read(path)
     config = of_run(path.parent)

@@ -24,6 +24,7 @@ from tuner.device import batch_size
 from tuner.networks.architectures import check_name, create, library_version
 from tuner.networks.blocks import Blocks, Pool, Preprocess
 from tuner.networks.weights import resolve
+from tuner.rules import Rule, or_null, whole
 
 # Children of a torchvision network that are plain lists of its stages.
 STAGE_LISTS = ("features", "layers", "trunk_output", "blocks", "stages")
@@ -68,10 +69,8 @@ class Backbone:
     ):
         check_name(name)
         self.name, self.image_size, self.last_block, self.frozen, self.pool = name, image_size, last_block, frozen, pool
-        if type(image_size) is not int or image_size < 1:
-            raise InputError(f"model.image_size={image_size} must be a whole number of pixels, at least 1")
-        if pool is not None and (type(pool) is not int or pool < 1):
-            raise InputError(f"model.pool={pool} must be a whole number of at least 1, or null for the whole map")
+        Rule(whole(1).holds, "a whole number of pixels, at least 1").check("model.image_size", image_size)
+        Rule(or_null(whole(1)).holds, f"{whole(1).text}, or null for the whole map").check("model.pool", pool)
         self._net = _build(name)
         self._graph, self._limit = _trace(self._net, name, image_size)
         self.blocks = _blocks(self._net, self._graph)

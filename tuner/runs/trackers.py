@@ -11,6 +11,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from tuner import InputError
+from tuner.config import RunConfig, argument_errors
 from tuner.runs.table import flat
 
 log = logging.getLogger("tuner.runs.trackers")
@@ -45,6 +46,26 @@ class Tracker:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             name = type(self.to).__name__
             log.warning("%s has not got %s; metrics.csv in %s is whole: %s", name, what, self.folder, reason)
+
+
+def open_tracker(config: RunConfig, folder: Path, study: str | None, number: int | None) -> Tracker | None:
+    """The experiment tracker of the config, or None for logger=csv. number: of the job in a sweep.
+
+    Raises InputError if it cannot be used. In a sweep, an unreachable server is a warning, and the run has no tracker.
+    """
+    if not config.logger.keywords:
+        return None
+    in_sweep = number is not None
+    name = "best" if config.final.epochs else str(number) if in_sweep else folder.name
+    plain = {key: value for key, value in config.plain.items() if key != "logger"}
+    try:
+        with argument_errors("logger"):
+            return Tracker(config.logger.build()(folder, study, name, plain), folder)
+    except UnreachableError as error:
+        if not in_sweep:
+            raise
+        log.warning("%s; trial %s goes on without it", error, name)  # an outage must not cost a night
+        return None
 
 
 class TensorBoard:

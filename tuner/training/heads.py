@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import nn
 from tuner import InputError
 from tuner.device import is_cpu
 from tuner.networks.blocks import Blocks
+from tuner.rules import BELOW_ONE, Rule, check_fields, whole
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,13 @@ class Head:
     """
 
     widths: tuple[int, ...]
-    dropout: float
+    dropout: Annotated[float, BELOW_ONE]
     seed: int
 
     def __post_init__(self) -> None:
         if not all(type(w) is int and w >= 1 for w in self.widths):
             raise InputError(f"model.head.width={list(self.widths)} must be whole numbers of at least 1")
-        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
-            raise InputError(f"model.head.dropout={self.dropout} must be at least 0 and less than 1")
+        check_fields(self, "model.head.")
 
 
 def widths(width: int | Sequence[int], depth: int | None) -> tuple[int, ...]:
@@ -45,8 +45,8 @@ def widths(width: int | Sequence[int], depth: int | None) -> tuple[int, ...]:
         if depth not in (None, len(width)):
             raise InputError(f"model.head.depth={depth} contradicts model.head.width={list(width)}; leave depth null")
         return tuple(width)
-    if depth is not None and not (type(depth) is int and depth >= 0):
-        raise InputError(f"model.head.depth={depth} must be a whole number of at least 0; 0 is a linear classifier")
+    if depth is not None:
+        Rule(whole(0).holds, f"{whole(0).text}; 0 is a linear classifier").check("model.head.depth", depth)
     return (width,) * (1 if depth is None else depth)
 
 

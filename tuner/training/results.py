@@ -1,0 +1,138 @@
+"""The results of a run: the saved weights are scored, and the model, tables, plots and result.json are written."""
+
+import logging
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tuner.config import RunConfig
+from tuner.data import Data
+from tuner.runs import calibration
+from tuner.runs.predictions import Predictions, result_scores
+from tuner.runs.report import write_report
+from tuner.runs.run import Run
+from tuner.training.setup import Setup
+from tuner.training.spec import Fitted, Spec
+from tuner.training.together import TrainedHead, trained_head
+
+log = logging.getLogger("tuner.train")
+
+
+@dataclass
+class _Scores:
+    """accuracies: of the first head, by split.   predictions: of the first head, for validation and test.
+
+    tests: test accuracies of all heads; empty if the test split is not read.
+    """
+
+    temperature: float
+    accuracies: dict[str, float] = field(default_factory=dict)
+    predictions: list[Predictions] = field(default_factory=list)
+    tests: list[float] = field(default_factory=list)
+
+
+def write_results(
+    config: RunConfig,
+    run: Run,
+    setup: Setup,
+    specs: Sequence[Spec],
+    fitted: Sequence[Fitted],
+    *,
+    in_sweep: bool,
+    yaml: str | None,
+) -> dict[str, Any]:
+    """Write the results of a run, result.json last. Returns the scores in it.
+
+    specs, fitted: one; where a search's best trial is retrained, one for each seed. The curve, the tables and the plots
+    are those of the first.   yaml: see Run.save_config.
+    Raises what ended the training of a head.
+    """
+    first, retrains = fitted[0], config.final.epochs is not None
+    head = trained_head(setup, specs[0], first)
+    scores = _score_training_images(config, setup, specs[0], first, head)
+    for spec, result in zip(specs, fitted, strict=True):
+        result.raise_error()
+        name = "model.safetensors" if spec is specs[0] else f"model-{spec.seed}.safetensors"
+        run.save_model(result.state, _model_metadata(setup, scores.temperature), name)
+    if retrains or is_on(config.test, in_sweep):  # the test split is read here, once, or not at all
+        heads = [head, *(trained_head(setup, *pair) for pair in zip(specs[1:], fitted[1:], strict=True))]
+        _score_test_images(run, setup, heads, scores)
+
+    draw = is_on(config.plots, in_sweep and not retrains)
+    write_report(run, scores.predictions, setup.data.classes, scores.accuracies, first.saved_epoch, draw=draw)
+    if yaml:
+        run.save_config(yaml)
+    outcome: dict[str, Any] = result_scores(scores.predictions)
+    validated = ("val_accuracy", "val_loss", "val_balanced_accuracy")
+    outcome |= {name: first.metrics.get(name) for name in validated}
+    outcome |= {"train_accuracy": scores.accuracies["train"]}
+    outcome |= {"test_accuracy": statistics.mean(scores.tests) if scores.tests else None}
+    if retrains:
+        spread = statistics.stdev(scores.tests) if len(scores.tests) > 1 else 0.0
+        outcome |= {"test_accuracy_std": spread, "test_accuracies": scores.tests}
+    outcome |= {"temperature": scores.temperature, "epochs": first.epochs, "saved_epoch": first.saved_epoch}
+    run.finish("complete", **outcome, reported_split=scores.predictions[-1].split)
+    _log_summary(run, setup.data, outcome)
+    return outcome
+
+
+def features(run: Run, setup: Setup, name: str) -> torch.Tensor:
+    """`x` or `x_test` of the setup. The time to compute or read features is added to the run's result."""
+    start = time.perf_counter()
+    inputs: torch.Tensor = getattr(setup, name)
+    if setup.backbone.frozen is not None:
+        seconds = run.result.get("seconds_features", 0) + time.perf_counter() - start
+        run.result["seconds_features"] = round(seconds, 2)
+    return inputs
+
+
+def is_on(choice: bool | str, in_sweep: bool) -> bool:
+    """Whether `test` or `plots` is on: auto means in a single run, not inside a sweep."""
+    return not in_sweep if choice == "auto" else bool(choice)
+
+
+def _score_training_images(config: RunConfig, setup: Setup, spec: Spec, fitted: Fitted, head: TrainedHead) -> _Scores:
+    """Score the training and the validation split. The temperature is fitted on the latter, or given by the config."""
+    x, labels = setup.x, setup.data.pool.labels
+    scores = _Scores(config.final.temperature or 1.0)
+    _, scores.accuracies["train"] = head.score(x, labels, spec.train)
+    if spec.val is not None:
+        log_p, _ = head.score(x, labels, spec.val)
+        scores.accuracies["validation"] = fitted.metrics["val_accuracy"]
+        scores.temperature = calibration.temperature(log_p, labels[spec.val])
+        scores.predictions.append(Predictions("validation", setup.data.pool, spec.val, log_p, scores.temperature))
+    return scores
+
+
+def _score_test_images(run: Run, setup: Setup, heads: Sequence[TrainedHead], scores: _Scores) -> None:
+    test = setup.data.test
+    rows, x = torch.arange(len(test)), features(run, setup, "x_test")
+    log_ps, scores.tests = map(list, zip(*(head.score(x, test.labels, rows) for head in heads), strict=True))
+    scores.accuracies["test"] = scores.tests[0]
+    scores.predictions.append(Predictions("test", test, rows, log_ps[0], scores.temperature))
+
+
+def _model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
+    """What the saved weights need beside the config to be a model."""
+    shape = list(setup.data.pool.images.shape[1:])
+    about = {"class_names": setup.data.classes, "input_shape": shape, "fit": setup.data.fit}
+    return about | {"temperature": temperature, "weights": setup.backbone.weights.key}
+
+
+def _log_summary(run: Run, data: Data, outcome: Mapping[str, Any]) -> None:
+    """The last lines of a run."""
+    test = outcome["test_accuracy"]
+    if seeds := len(outcome.get("test_accuracies", ())):
+        spread = f", standard deviation {outcome['test_accuracy_std']:.4f}" if seeds > 1 else ""
+        log.info("test accuracy %.4f%s, of %d seed%s: %s", test, spread, seeds, "s" * (seeds > 1), run.folder)
+        return
+    tested = "" if test is None else f", test accuracy {test:.4f} ({len(data.test):,} images)"
+    log.info("validation accuracy %.4f%s, %.0f s: %s", outcome["val_accuracy"], tested, run.seconds(), run.folder)
+    if data.is_uneven:
+        keys = {"validation": "val_balanced_accuracy", "test": "test_balanced_accuracy"}
+        balanced = [f"{split} {outcome[key]:.4f}" for split, key in keys.items() if outcome[key] is not None]
+        log.info("balanced accuracy, each class counting alike: %s", ", ".join(balanced))
