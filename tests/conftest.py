@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import optuna
 import pytest
+from helpers import TINY
 
 from tuner.sweep.storage import connect, resolve
 
@@ -52,16 +53,17 @@ def trained(tmp_path_factory):
     """The folder of a run of `tuner.train ARGUMENTS`, which is made once for all tests: don't change what is in it."""
     from tuner import train
 
-    folder, made = tmp_path_factory.mktemp("trained"), {}
+    folder, runs = tmp_path_factory.mktemp("trained"), {}
 
     def run(*arguments):
-        if arguments not in made:
-            made[arguments] = folder / str(len(made))
-            tiny = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32", "plots=false")
+        if arguments not in runs:
+            runs[arguments] = folder / str(len(runs))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(sys, "argv", ["tuner.train", *tiny, f"hydra.run.dir={made[arguments]}", *arguments])
+                patch.setattr(
+                    sys, "argv", ["tuner.train", *TINY, "plots=false", f"hydra.run.dir={runs[arguments]}", *arguments]
+                )
                 train.main()
-        return made[arguments]
+        return runs[arguments]
 
     return run
 

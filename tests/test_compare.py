@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import TINY
 from test_paired import of, scored
 from test_runs import EPOCHS, HEADER, RESULT, make
 
@@ -17,7 +18,6 @@ from tuner import InputError, compare, plots
 from tuner.runs import table as runs
 from tuner.runs.metrics import METRICS
 
-TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
 FLOATS = [1 / 3, 0.1 + 0.2, 5e-324, 1e22, 0.9999999999999999, 1e-05, 123456.789012345]
 
 

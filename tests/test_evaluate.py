@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import result
 from PIL import Image
 from sklearn import metrics as sk
 
@@ -22,10 +23,6 @@ EXACT = "precision=fp32"  # in bfloat16 sums depend on the size of the batch
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def result(folder):
-    return json.loads((folder / "result.json").read_text())
 
 
 @pytest.mark.parametrize("arguments", [(EXACT,), (EXACT, "model.frozen=null", "epochs=1")])

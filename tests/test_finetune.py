@@ -1,7 +1,6 @@
 """Blocks of the network that are trained below the head; what a run begins with; how it goes on after a kill."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import record
+from helpers import record, result
 from torch import nn
 
 from tuner import InputError, resume
@@ -246,10 +245,6 @@ def test_the_epoch_that_is_kept_is_the_best_of_the_objective(objective):
 
 def runs() -> list[Path]:
     return sorted(path.parent for path in Path().rglob("result.json"))
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
 
 
 def curve(folder: Path) -> list:

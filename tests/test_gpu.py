@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import record
+from helpers import record, result
 from PIL import Image
 from safetensors.torch import load_file
 from test_finetune import TINY, interrupted, killed
@@ -54,10 +54,6 @@ def limited(gpu):
     yield limit
     torch.cuda.set_per_process_memory_fraction(1.0, gpu)
     torch.cuda.empty_cache()
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
 
 
 def curve(folder: Path) -> pd.DataFrame:

@@ -9,16 +9,13 @@ import optuna
 import pandas as pd
 import pytest
 import yaml
+from helpers import result
 from optuna.trial import TrialState
 from safetensors import safe_open
 
 TINY = ("data=synthetic", "model=tiny", "epochs=4", "batch_size=32")
 SEARCH = ("-m", "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=4", *TINY)
 MINE = Path("multirun/mine")
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
 
 
 def study(name: str = "mine") -> optuna.Study:

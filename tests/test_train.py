@@ -11,13 +11,13 @@ import matplotlib.image
 import pandas as pd
 import pytest
 import torch
+from helpers import TINY, result
 from safetensors import safe_open
 
 from tuner.bank import features
 from tuner.networks import weights
 from tuner.runs.run import Run
 
-TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")
 FILES = {
     "metrics.csv",
     "result.json",
@@ -32,10 +32,6 @@ PLOTS = {"accuracy", "loss", "train_vs_test", "confusion_matrix", "per_class", "
 
 def run_folders(root: Path = Path()) -> list[Path]:
     return sorted(path.parent for path in root.rglob("result.json"))
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
 
 
 def test_a_run_leaves_a_complete_folder(command):

@@ -1,6 +1,5 @@
 """Jobs that train together, `hydra/launcher=fused`: each is as it would be alone, and no other one's trouble is its."""
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from helpers import result
 
 from tuner import device, train
 from tuner.runs.run import METRICS
@@ -23,10 +23,6 @@ SWEEP = (*FUSED, "hydra.sweep.dir=fused")
 GRID = (*FUSED, "hparams_search=random", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=9", "final.seeds=0")
 GRID += ("model.head.dropout=0.1", "optimizer.lr=1e-3")
 MINE = Path("multirun/mine")
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
 
 
 def statuses(folder: Path) -> list[str]:
