@@ -1,9 +1,9 @@
-"""Accuracy over seeds: on each run's own validation and test splits, and on the official 10,000 test images.
+"""Accuracy over seeds, on each run's validation and test splits and on the official 10,000 test images.
 
     python benchmarks/accuracy.py [--seeds 5] [OVERRIDE ...]
     python benchmarks/accuracy.py --seeds 3 experiment=fashion_mnist_best
 
---smallest trains on synthetic images and leaves the official test images out.
+--smallest trains on synthetic images and skips the official test images.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
                 accuracies[-1].append(on_official_test(run.folder, cfg))
         runs.append(f"{result['saved_epoch']:>8} {result['seconds']:>8.1f}")
     if args.smallest:
-        print("official test: skipped, as --smallest trains on synthetic images")
+        print("official test: skipped, because --smallest trains on synthetic images")
     header = ["validation", "test", "official test"][: len(accuracies[0])]
     print("seed", *(f"{name:>13}" for name in header), "   epoch  seconds")
     for seed, (values, rest) in enumerate(zip(accuracies, runs, strict=True)):
@@ -68,8 +68,8 @@ def main() -> None:
 def on_official_test(run: Path, cfg: DictConfig) -> float:
     """Accuracy of a run's model on the 10,000 test images of Fashion-MNIST."""
     test = fashion_mnist.load(cache_dir(cfg) / "fashion_mnist").test
-    said = tuner.load(run, device=cfg.device).predict(test.images).argmax(1)
-    return float((said == test.labels).double().mean())
+    predicted = tuner.load(run, device=cfg.device).predict(test.images).argmax(1)
+    return float((predicted == test.labels).double().mean())
 
 
 if __name__ == "__main__":

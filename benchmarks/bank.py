@@ -1,12 +1,12 @@
-"""What the feature bank costs and what it saves, for the default recipe. Ratios within one run; times are medians.
+"""Cost and benefit of the feature bank for the default recipe. Ratios are within one run; times are medians.
 
     python benchmarks/bank.py [--device cpu|cuda] [--images 1200] [--repeats 5]
 
-extraction   the bank's own path (uint8 images to a checksummed file) against a bare loop of the same layers of
-             torchvision's vgg16.features over batches that were preprocessed beforehand, in the same precision; and
-             against the rate that the network would have at the speed of the machine's best matrix product.
-epoch        an epoch of the head's training on cached features against one with the frozen network in the loop, in the
-             same precision and in float32.
+extraction   the bank's path, from uint8 images to a checksummed file. Compared with a bare loop of the same layers of
+             torchvision's vgg16.features over preprocessed batches, in the same precision; and with the rate that the
+             network would reach at the speed of the machine's best matrix product.
+epoch        an epoch of the head's training on cached features. Compared with an epoch with the frozen network in the
+             loop, in the same precision and in float32.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def extraction(
     repeats: int,
     products: Sequence[Shape],
 ) -> torch.Tensor:
-    """Prints the rates; returns the features, [N, F]."""
+    """Print the rates; return the features [N, F]."""
     size = backbone.batch_size(device)
     preprocess = Preprocess(backbone.image_size, backbone.mean, backbone.std, dtype).to(device)
     batches = [preprocess(batch.to(device)) for batch in images.split(size)]
@@ -82,12 +82,12 @@ def extraction(
     layers.load_state_dict({k.removeprefix("features."): v for k, v in backbone.weights.load().items()}, strict=False)
     layers = layers.eval().to(device, dtype).to(memory_format=torch.channels_last)
 
-    def bare() -> None:
+    def bare_loop() -> None:
         with torch.inference_mode():
             for batch in batches:
                 layers(batch)
 
-    def banked() -> torch.Tensor:
+    def through_bank() -> torch.Tensor:
         with tempfile.TemporaryDirectory() as folder:
             return features.bank(images, backbone, cache_dir=Path(folder), device=device, dtype=dtype).clone()
 
@@ -101,7 +101,7 @@ def extraction(
         return timed
 
     peak, shape = best_product(products, device, dtype)
-    rates = results.turns({"bare loop": rate(bare), "bank": rate(banked)}, repeats)
+    rates = results.turns({"bare loop": rate(bare_loop), "bank": rate(through_bank)}, repeats)
     rows = [["extraction", "images/s", "TFLOP/s", "of the best product", "of the bare loop"]]
     for name, values in rates.items():
         flops = [2 * backbone.macs() * value for value in values]
@@ -111,11 +111,11 @@ def extraction(
     note = f"{backbone.name} to {backbone.last_block} at {backbone.image_size} px, {len(images):,} images, {dtype}; "
     note += f"best product {peak / 1e12:.3g} TFLOP/s, {shape}."
     results.write("extraction", device, rows, note)
-    return banked().to(device)
+    return through_bank().to(device)
 
 
 def best_product(products: Sequence[Shape], device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Operations a second of the fastest of some matrix products, and its shape."""
+    """Operations per second of the fastest of several matrix products, and its shape."""
     best = (0.0, "")
     for m, k, n in products:
         if is_cpu(device) and m > 4096:
@@ -131,9 +131,9 @@ def best_product(products: Sequence[Shape], device: torch.device, dtype: torch.d
 
 
 class InLoop(Blocks):
-    """The frozen part of a network at every step, as people put it into the training loop: its output is not kept.
+    """The frozen part of a network in the training loop: it runs in every step, and its output is not kept.
 
-    trained: the blocks that are trained above it; None: only a head is.
+    trained: the trained blocks above it; None: only a head is trained.
     """
 
     def __init__(self, frozen: nn.Module, trained: Blocks | None = None):
@@ -141,7 +141,9 @@ class InLoop(Blocks):
             super().__init__(None, [], Pool(None, channels_last=False))
         else:
             super().__init__(None, trained.blocks, trained.pool)
-        self.below = [frozen]  # in a list, so that it is not a submodule: it stays in eval mode and is not trained
+        self.below = [
+            frozen
+        ]  # in a list, which does not register a submodule: it stays in eval mode and is not trained
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -152,7 +154,7 @@ class InLoop(Blocks):
 def epoch(
     x: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, backbone: Backbone, cfg: DictConfig, repeats: int
 ) -> None:
-    """Prints the rates of the default head's training, x features [N, F] of images [N, C, H, W]."""
+    """Print the rates of training the default head. x: features [N, F] of images [N, C, H, W]."""
     head = Head((cfg.model.head.width,), cfg.model.head.dropout, 0)
 
     def in_loop(dtype: torch.dtype) -> InLoop:
@@ -162,17 +164,17 @@ def epoch(
         rows = torch.arange(len(inputs))
         target = labels.repeat(len(inputs) // len(labels))
         optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=True)
-        fixed = {"num_classes": 10, "feature_size": backbone.feature_size, "device": x.device, "precision": dtype}
+        sizes = {"num_classes": 10, "feature_size": backbone.feature_size, "device": x.device, "precision": dtype}
 
         def run() -> float:
             options = {"epochs": 1, "batch_size": cfg.batch_size, "label_smoothing": 0.1}
             spec = Spec(head, optimizer, constant, 0, rows, rows[:1], **options)
-            [fitted] = fit([spec], inputs, target, trunk=trunk, **fixed)
+            [fitted] = fit([spec], inputs, target, trunk=trunk, **sizes)
             return len(inputs) / fitted.metrics["seconds"]
 
         return run
 
-    cached = x.repeat(4, 1)  # the training part's 4,200 or so, for an epoch that is long enough to time
+    cached = x.repeat(4, 1)  # about as many as the 4,200 training images, which take long enough to time
     runs = {
         f"network in the loop, {dtype}".replace("torch.", ""): trainer(images, dtype, in_loop(dtype))
         for dtype in (torch.float32, x.dtype)

@@ -1,8 +1,8 @@
-"""How long `tuner.compare` takes for many run folders, and how much memory.
+"""Time and memory of `tuner.compare` for many run folders.
 
     python benchmarks/compare.py [--runs 10000] [--repeats 3]
 
-Makes folders as a search over lr, dropout and width leaves them, and lists them several times, with the files in
+Writes run folders like those of a search over lr, dropout and width, and lists them several times, with the files in
 the system's cache.
 """
 
@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 
-def make(folder: Path, runs: int) -> None:
+def write_runs(folder: Path, runs: int) -> None:
     with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf")):
         config = compose("train", overrides=["study=synthetic"])
     header = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,seconds\n"
@@ -54,7 +54,7 @@ def main() -> None:
     print(f"{os.cpu_count()} CPU cores, Python {sys.version.split()[0]}")
     with tempfile.TemporaryDirectory() as folder:
         for runs in (1, args.runs):
-            make(Path(folder) / str(runs), runs)
+            write_runs(Path(folder) / str(runs), runs)
             seconds = []
             for _ in range(args.repeats):
                 start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Blocks trained on cached maps against the same with the frozen network in the loop; what saving memory costs.
+"""Blocks trained on cached maps, compared with the frozen network in the loop; time and memory of saving memory.
 
     python benchmarks/finetune.py [--images 1000] [--repeats 3] [OVERRIDE ...]
 
-The default trains VGG16's block5 above the cached maps of block4, at 64 pixels. Epochs in turns; the losses of both are
-compared, too, in float32. Memory: the highest of a process that trains all blocks on 128 images of 128 pixels at once.
+The default trains VGG16's block5 on cached maps of block4, at 64 pixels. Epochs are measured in turns, and the losses
+of both ways are compared. Memory: the peak of a process that trains all blocks on 128 images of 128 pixels at once.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--memory-images", type=int, default=128, help="a step, in the memory table")
-    parser.add_argument("--memory-size", type=int, default=128, help="pixels a side, in the memory table")
-    parser.add_argument("--memory", choices=SAVING, help=argparse.SUPPRESS)  # a process of its own, for this row
+    parser.add_argument("--memory-images", type=int, default=128, help="per step, in the memory table")
+    parser.add_argument("--memory-size", type=int, default=128, help="side in pixels, in the memory table")
+    parser.add_argument("--memory", choices=SAVING, help=argparse.SUPPRESS)  # the process that measures this row
     parser.add_argument("overrides", nargs="*")
     return parser
 
@@ -54,9 +54,9 @@ def main() -> None:
         args.images, args.repeats, args.memory_images, args.memory_size = 32, 1, 32, 32
         args.overrides = ["model.image_size=32", *args.overrides]
     device = choose_device(args.device)
-    given = ["model.last_block=block5", "model.frozen=block4", "model.pool=null", *args.overrides]
+    overrides = ["model.last_block=block5", "model.frozen=block4", "model.pool=null", *args.overrides]
     with initialize_config_dir(str(CONF)):
-        model = OmegaConf.to_container(compose("train", given).model, resolve=True)
+        model = OmegaConf.to_container(compose("train", overrides).model, resolve=True)
     del model["head"]
     if args.memory:
         whole = Backbone(**model | {"frozen": None, "image_size": args.memory_size})
@@ -76,7 +76,7 @@ def pool() -> Samples:
 
 
 def peak_memory() -> float:
-    """MB that this process had at most. Not getrusage's, which counts the process that started this one, too."""
+    """Peak memory of this process in MB. getrusage would include the process that started this one."""
     [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(peak) / 1000
 
@@ -84,7 +84,7 @@ def peak_memory() -> float:
 def train(
     backbone: Backbone, trunk: Blocks, x: torch.Tensor, device: torch.device, precision: torch.dtype, **options: object
 ) -> tuple[float, list[float]]:
-    """Seconds of the second epoch, and the training losses of both."""
+    """Seconds of the second epoch, and the training losses of both epochs."""
     rows, curve = torch.arange(len(x)), []
     spec = Spec(
         Head((512,), 0.0, 0),
@@ -125,9 +125,9 @@ def compare(backbone: Backbone, images: torch.Tensor, device: torch.device, repe
             return seconds
 
         seconds = results.turns({"cached": cached, "loop": in_loop}, repeats)
-        apart = max(abs(a - b) for a, b in zip(losses["cached"], losses["loop"], strict=True))
+        difference = max(abs(a - b) for a, b in zip(losses["cached"], losses["loop"], strict=True))
         columns = [results.spread(seconds[k], ".2f") for k in ("cached", "loop")]
-        rows.append([name, *columns, results.ratio(seconds["loop"], seconds["cached"]), f"{apart:.1g}"])
+        rows.append([name, *columns, results.ratio(seconds["loop"], seconds["cached"]), f"{difference:.1g}"])
     note = f"{backbone.name}, trained behind {backbone.frozen} up to {backbone.last_block}, {backbone.image_size} px, "
     note += f"{len(images):,} images; filling the cache takes {filling:.1f} s once (bf16)."
     results.write("blocks on cached maps", device, rows, note)
@@ -140,11 +140,11 @@ def memory(device: torch.device, args: argparse.Namespace) -> None:
     for name in SAVING:
         words = [sys.executable, __file__, "--device", "cpu", "--memory", name, *args.overrides]
         words += ["--memory-images", str(args.memory_images), "--memory-size", str(args.memory_size)]
-        seen = [
+        measured = [
             [float(v) for v in subprocess.run(words, check=True, text=True, capture_output=True).stdout.split()[-2:]]
             for _ in range(args.repeats)
         ]
-        seconds, peaks = zip(*seen, strict=True)
+        seconds, peaks = zip(*measured, strict=True)
         rows.append([name, results.spread(seconds, ".1f"), f"{statistics.median(peaks):,.0f}"])
     results.write("memory of fine-tuning all blocks", device, rows)
 

@@ -1,28 +1,28 @@
-"""The figures of one GPU, from one command, in one table: at most 8 minutes on an H100 or H200 with 16 CPU cores.
+"""All measurements of one GPU in one table: at most 8 minutes on an H100 or H200 with 16 CPU cores.
 
     python benchmarks/gpu.py [--device auto] [--root FOLDER] [--only PART ...]
-    python benchmarks/gpu.py --smallest --results FILE   # a minute or two on two CPU cores: shows that every part works
+    python benchmarks/gpu.py --smallest --results FILE   # 1 to 2 minutes on two CPU cores: shows that every part works
 
-Each part is a process with a time limit of its own. One that fails or runs out of time becomes a row that says so, and
-the others go on. The table is written after every part. Fashion-MNIST is read from --root or Debian's folder; without
-it the bundled images serve, repeated where a part needs more, and the rows say so.
+Each part is a process with its own time limit. A part that fails or runs out of time becomes a row that says so, and
+the others continue. The table is written after every part. Fashion-MNIST is read from --root or Debian's folder. If it
+is missing, the bundled images are used, repeated if a part needs more, and the rows say so.
 
-ceilings     what the shares below refer to: a large copy on the device, counting bytes read and bytes written, and the
-             fastest of some matrix products in the precision of training (bfloat16 on a GPU).
+ceilings     the reference for the shares below: a large copy on the device, in bytes read plus bytes written; and the
+             fastest of several matrix products in the precision of training (bfloat16 on a GPU).
 tests        python -m pytest -m gpu tests/test_gpu.py
 default      python -m tuner.train, the whole process: with an empty cache, then with the features cached.
-search       100 trials of hparams_search=optuna at 224 px with an empty cache, and where the time goes. `start` ends
+search       100 trials of hparams_search=optuna at 224 px with an empty cache, and how its time divides. `start` ends
              when trial 0 has its config, `images and network` when it is ready to train. `training` counts an epoch of
              a stack once. `the rest`: reports, pruning, the study, the trials' files.
 heads        a training step of K heads on cached features (4,096, width 512, batch 128, fused AdamW) in fit():
-             seconds of an epoch over its steps. The floor is step_bytes() over the bandwidth of the copy.
+             seconds of an epoch divided by its steps. The floor is step_bytes() divided by the copy's bandwidth.
 extraction   images/s of features.bank(), from uint8 images to the verified file, and of the network alone on images
-             that are on the device already. 2 x backbone.macs() operations an image.
-finetune     all five blocks of VGG16 trained at 64 px, batch 128: without augmentation, and with finetune_all's.
-             6 x backbone.macs() operations an image: forward, and twice as many backward.
-accuracy     experiment=finetune_all, with as many of its epochs as fit into the time that is left, but at least 3.
+             already on the device. 2 x backbone.macs() operations per image.
+finetune     all five blocks of VGG16 trained at 64 px, batch 128: without augmentation, and with that of finetune_all.
+             6 x backbone.macs() operations per image: the backward pass takes twice as many as the forward pass.
+accuracy     experiment=finetune_all, with as many of its epochs as fit into the remaining time, but at least 3.
 
-Repeated figures are medians, with their range, after a warm-up. Runs and searches are done once.
+Repeated measurements are medians with their range, after a warm-up. Runs and searches are done once.
 """
 
 import argparse
@@ -61,27 +61,27 @@ from tuner.training.schedules import onecycle
 from tuner.training.setup import backbone_of
 from tuner.training.spec import Metrics, Spec
 
-# Seconds of each part, its imports included; together less than 8 minutes. `accuracy` also gets what the others leave.
+# Seconds per part, with imports; together less than 8 minutes. `accuracy` also gets the time that the others leave.
 LIMITS = {"ceilings": 20, "tests": 75, "default": 50, "search": 150, "heads": 35, "extraction": 45, "finetune": 35}
 LIMITS["accuracy"] = 65
-RESERVE = 5  # seconds before its limit at which a part ends a run, to tell how far it came
-NO_EPOCHS = 30  # seconds of a fine-tuning run beside its epochs: imports, images, the head alone, scores
+RESERVE = 5  # a part ends its run so many seconds before its limit, to report the progress
+NO_EPOCHS = 30  # seconds of a fine-tuning run besides its epochs: imports, images, the head alone, scores
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOT = Path(os.environ.get("TUNER_CACHE", "~/.cache/tuner"), "fashion_mnist")
 SMALL = ["model=tiny", "model.last_block=block2", "data=synthetic", "data.n=80"]
 FEATURES, WIDTH, CLASSES, BATCH = 4096, 512, 10, 128
-Row = list[Any]  # what, figure, beside; and a dict of numbers for later parts
+Row = list[Any]  # the columns what, figure and beside; then a dict of numbers for later parts
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = results.parser(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of the four files of Fashion-MNIST")
-    parser.add_argument("--only", nargs="+", choices=LIMITS, metavar="PART", help="these parts alone")
-    # For a part's own process: its name, the time when it must have ended, numbers from earlier parts.
+    parser.add_argument("--only", nargs="+", choices=LIMITS, metavar="PART", help="only these parts")
+    # For the process of a part: its name, the time by which it must end, numbers from earlier parts.
     parser.add_argument("--part", choices=LIMITS, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--known", type=json.loads, default={}, help=argparse.SUPPRESS)
+    parser.add_argument("--numbers", type=json.loads, default={}, help=argparse.SUPPRESS)
     return parser
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     table, failed, start, limits = [["what", "figure", "beside"]], False, time.time(), LIMITS
     if args.smallest:
         limits = dict.fromkeys(LIMITS, 300)
-        os.environ["OMP_NUM_THREADS"] = "1"  # on a busy CPU the threads of small operations wait for each other
+        os.environ["OMP_NUM_THREADS"] = "1"  # on a busy CPU, threads of small operations wait for each other
     for name in (name for name in LIMITS if name in (args.only or LIMITS)):
         left = start + sum(limits.values()) - time.time()
         rows, problem = measure(name, args, device, left if name == "accuracy" else min(left, limits[name]))
@@ -109,10 +109,10 @@ def main() -> None:
             rows.append([name, *problem])
             failed = True
         for row in rows:
-            args.known |= row[3] if len(row) > 3 else {}
+            args.numbers |= row[3] if len(row) > 3 else {}
             table.append([cell.replace("|", "/") for cell in row[:3]])
             print(" | ".join(table[-1]), flush=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # into the file alone: if this is killed, that stays
+        with contextlib.redirect_stdout(io.StringIO()):  # only to the file, which stays if this process is killed
             results.write("one GPU", device, table)
     results.write("one GPU", device, table, f"{source(args)}. All parts took {time.time() - start:.0f} s.")
     sys.exit(failed)
@@ -121,14 +121,14 @@ def main() -> None:
 def measure(
     name: str, args: argparse.Namespace, device: torch.device, limit: float
 ) -> tuple[list[Row], list[str] | None]:
-    """Run a part in a process of its own: the rows it printed, and what went wrong."""
+    """Run a part in its own process: (the rows it printed, the problem or None)."""
     command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--deadline", str(time.time() + limit)]
-    command += ["--device", str(device), "--root", str(args.root), "--known", json.dumps(args.known)]
+    command += ["--device", str(device), "--root", str(args.root), "--numbers", json.dumps(args.numbers)]
     command += ["--smallest"] if args.smallest else []
     problem = None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = {"cwd": folder, "env": environment(), "text": True, "errors": "replace", "stdin": subprocess.DEVNULL}
-        options |= {"process_group": 0}  # its own, so that the processes it starts end with it
+        options |= {"process_group": 0}  # its own group, so its child processes can be killed too
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         try:
             out, err = process.communicate(timeout=limit)
@@ -145,7 +145,7 @@ def measure(
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, with the repository in front of PYTHONPATH."""
+    """The environment of this process, with the repository first in PYTHONPATH."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path} | more
 
@@ -154,7 +154,7 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
-# What parts share
+# Shared by parts
 
 
 def config(*overrides: str) -> DictConfig:
@@ -163,7 +163,7 @@ def config(*overrides: str) -> DictConfig:
 
 
 def fashion_mnist_files(root: Path) -> Path | None:
-    """The folder with all four files, if there is one."""
+    """The folder with all four files, or None."""
     for folder in (root, root / fashion_mnist.TORCHVISION, fashion_mnist.DEBIAN):
         if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in fashion_mnist.MD5):
             return folder
@@ -172,8 +172,8 @@ def fashion_mnist_files(root: Path) -> Path | None:
 
 def source(args: argparse.Namespace) -> str:
     if args.smallest:
-        return "A few made-up or bundled images"
-    return "All of Fashion-MNIST" if args.files else "The bundled images, as Fashion-MNIST is not here"
+        return "A few synthetic or bundled images"
+    return "All of Fashion-MNIST" if args.files else "The bundled images, because Fashion-MNIST is missing"
 
 
 def data_overrides(args: argparse.Namespace) -> list[str]:
@@ -183,7 +183,7 @@ def data_overrides(args: argparse.Namespace) -> list[str]:
 
 
 def images(args: argparse.Namespace, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 [count, 1, 28, 28] and labels [count]; repeated where there are fewer."""
+    """uint8 [count, 1, 28, 28] and labels [count]; repeated if there are fewer."""
     samples = fashion_mnist.read(args.files, "train") if args.files else fmnist_small.load().pool
     times = -(-count // len(samples))  # rounded up
     return samples.images.repeat(times, 1, 1, 1)[:count], samples.labels.repeat(times)[:count]
@@ -192,7 +192,7 @@ def images(args: argparse.Namespace, count: int) -> tuple[torch.Tensor, torch.Te
 def train(args: argparse.Namespace, device: torch.device, *words: str) -> float:
     """Seconds of `python -m tuner.train` in this folder, with its cache in ./cache.
 
-    Raises TimeoutError, and ends it, where it would outlast the part.
+    Kills the command and raises TimeoutError if it would outlast the part.
     """
     command = [sys.executable, "-m", "tuner.train", *words, f"device={device}"]
     env = environment(TUNER_CACHE=str(Path("cache").resolve()))
@@ -206,14 +206,14 @@ def train(args: argparse.Namespace, device: torch.device, *words: str) -> float:
         log.seek(0)
         text = log.read()
     for line in [line for line in text.splitlines() if " WARNING " in line][:10]:
-        print(line, file=sys.stderr)  # such as a step that could not be captured
+        print(line, file=sys.stderr)  # for example a step that could not be captured
     if done.returncode:
         raise RuntimeError(last_line(text))
     return seconds
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device has done it."""
+    """Seconds until the device has finished the call."""
     wait(device)
     start = time.perf_counter()
     run()
@@ -222,7 +222,7 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def copy_rates(device: torch.device) -> list[float]:
-    """Bytes a second of a large copy on the device, bytes read plus bytes written."""
+    """Bytes per second of a large copy on the device, bytes read plus bytes written."""
     x = torch.rand(2**24 if is_cpu(device) else 2**30, device=device)  # float32
     y = torch.empty_like(x)
     return [2 * x.nbytes / timed(lambda: y.copy_(x), device) for _ in range(12)][2:]
@@ -234,17 +234,17 @@ def best_product(args: argparse.Namespace, device: torch.device) -> tuple[float,
 
 
 def share_of_peak(rates: list[float], flops: int, args: argparse.Namespace, device: torch.device) -> str:
-    """The operations a second of so many images/s, beside the best matrix product's. flops: of an image."""
-    peak = args.known.get("peak") or best_product(args, device)[0]
+    """Operations per second at these rates (images/s), and their share of the best matrix product. flops: per image."""
+    peak = args.numbers.get("peak") or best_product(args, device)[0]
     share = results.spread([100 * rate * flops / peak for rate in rates], ".3g")
     speed = results.spread([rate * flops / 1e12 for rate in rates], ".3g")
     return f"{speed} TFLOP/s, {share}% of the best matrix product"
 
 
 def epochs(x: torch.Tensor, labels: torch.Tensor, device: torch.device, *, k: int = 1, **options: Any) -> list[float]:
-    """Seconds of five epochs of K heads, without validation, after one in which a GPU captures its graph.
+    """Seconds of five epochs of K heads without validation, after a first epoch in which a GPU captures its graph.
 
-    options: of fit(), such as feature_size, and of the specs.
+    options: for fit(), such as feature_size, and for the specs.
     """
     seconds: list[float] = []
 
@@ -260,7 +260,7 @@ def epochs(x: torch.Tensor, labels: torch.Tensor, device: torch.device, *, k: in
     return seconds[1:]
 
 
-# The parts: each yields its rows as it has them
+# The parts. Each yields its rows as soon as it has them.
 
 
 def ceilings(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
@@ -274,7 +274,7 @@ def ceilings(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 
 def tests(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-p", "no:cacheprovider"]
-    command += ["--verbosity=-1", *(["--collect-only"] if args.smallest else [])]  # -q, whatever the configuration has
+    command += ["--verbosity=-1", *(["--collect-only"] if args.smallest else [])]  # as -q, independent of the config
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-1000:], file=sys.stderr)
@@ -313,13 +313,15 @@ def search(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     states = ", ".join(f"{n} {state}" for state, n in Counter(result["status"] for result in ended).items())
     yield [name, f"{seconds:.1f} s", f"{states}; {sum(map(len, curves)):,} epochs trained; {source(args)}"]
 
-    # Trials of a stack start one after another, each when the one before is ready to train.
-    started = [(run / ".hydra/config.yaml").stat().st_mtime for run in runs[:2]]
+    # Trials of a stack start one after another; each starts when the previous one is ready to train.
+    start_times = [(run / ".hydra/config.yaml").stat().st_mtime for run in runs[:2]]
     extraction = sum(result.get("seconds_features", 0) for result in ended)
-    stacked = {(row.epoch, row.seconds) for curve in curves for row in curve.itertuples()}  # once a stack
+    stacked = {
+        (row.epoch, row.seconds) for curve in curves for row in curve.itertuples()
+    }  # an epoch of a stack counts once
     times = {
-        "start: imports, Hydra, the study": started[0] - start,
-        "images and network": max(0.0, started[1] - started[0] - extraction),
+        "start: imports, Hydra, the study": start_times[0] - start,
+        "images and network": max(0.0, start_times[1] - start_times[0] - extraction),
         "features of the training images": extraction,
         "training of the stacks": sum(epoch_seconds for _, epoch_seconds in stacked),
         "last run, with the features of the test images": best.get("seconds", 0.0),
@@ -335,12 +337,12 @@ def search(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 
 
 def heads(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    bandwidth = args.known.get("bandwidth") or max(copy_rates(device))
+    bandwidth = args.numbers.get("bandwidth") or max(copy_rates(device))
     counts, size, steps = ((1, 2), 256, 4) if args.smallest else ((1, 4, 16, 64), FEATURES, 200)
     x = torch.randn(steps * BATCH, size, device=device).to(choose_precision("auto", device))
     labels = torch.randint(CLASSES, (len(x),), device=device)
     for k in counts:
-        times = [1e6 * seconds / steps for seconds in epochs(x, labels, device, k=k, feature_size=size)]  # us a step
+        times = [1e6 * seconds / steps for seconds in epochs(x, labels, device, k=k, feature_size=size)]  # us per step
         moved = step_bytes(k, size, x.dtype)
         floor = 1e6 * moved / bandwidth
         beside = f"{statistics.median(times) / floor:.3g} times the floor of {floor:,.0f} us ({moved / 1e9:.3g} GB)"
@@ -348,13 +350,13 @@ def heads(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 
 
 def step_bytes(k: int, size: int, dtype: torch.dtype) -> int:
-    """Bytes of device memory that the kernels of a step must move, each operand read once and each result written once.
+    """Bytes of device memory that a step must move if each operand is read once and each result is written once.
 
-    Counted: AdamW, 28 a parameter: it reads the float32 parameter, gradient and two moments, and writes all but the
-    gradient. For each weight of the first layer 16 more: its bfloat16 copy (4 read, 2 written; 2 read by the forward
-    product) and its gradient (2 written by the backward product; 2 read, 4 written as float32). In float32 that is 8:
-    the weight read forward, the gradient written. And x, read once. Not counted, as they are small or may stay in the
-    cache: hidden units, logits, dropout, the second layer's copies.
+    Counted: 28 bytes per parameter for AdamW, which reads the float32 parameter, gradient and two moments, and writes
+    all but the gradient. For each weight of the first layer, 16 more: its bfloat16 copy (4 read, 2 written; 2 read by
+    the forward product) and its gradient (2 written by the backward product; 2 read, 4 written as float32). In float32
+    these are 8: the weight read forward, the gradient written. And x, read once. Not counted, because they are small or
+    may stay in the cache: hidden units, logits, dropout, the copies of the second layer.
     """
     first = k * WIDTH * size
     parameters = first + k * (WIDTH + WIDTH * CLASSES + CLASSES)
@@ -364,28 +366,28 @@ def step_bytes(k: int, size: int, dtype: torch.dtype) -> int:
 def extraction(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     dtype = choose_precision("auto", device)
     pool, _ = images(args, 64 if args.smallest else 60_000)
-    known = digests(pool)  # a run has them from reading the images
+    pool_digests = digests(pool)  # a run gets them from reading the images
     for size in (32,) if args.smallest else (64, 224):
         backbone = backbone_of(parse(config(*(SMALL if args.smallest else []), f"model.image_size={size}")))
         batch, flops = backbone.batch_size(device), 2 * backbone.macs()
 
         def fill(turn: int, n: int = len(pool), size: int = size, backbone=backbone) -> None:
-            folder = Path(f"{size}-{turn}")  # an empty cache
-            features.bank(pool[:n], backbone, cache_dir=folder, device=device, dtype=dtype, digests=known[:n])
+            folder = Path(f"{size}-{turn}")  # an empty cache for each turn
+            features.bank(pool[:n], backbone, cache_dir=folder, device=device, dtype=dtype, digests=pool_digests[:n])
 
-        fill(0, 2 * batch)  # to warm up
+        fill(0, 2 * batch)  # warm-up
         rates = [len(pool) / timed(partial(fill, turn), device) for turn in (1, 2, 3)]
         name = f"extraction of {len(pool):,} images, {size} px"
         beside = share_of_peak(rates, flops, args, device)
         yield [f"{name}, the bank's path", f"{results.spread(rates)} images/s", beside]
 
-        def alone(network, batches) -> None:
+        def run_network(network, batches) -> None:
             with torch.inference_mode(), repeatable(device):
                 for images in batches:
                     network(images)
 
         batches = pool.to(device).split(batch)[:8]
-        run = partial(alone, backbone.frozen_part(dtype).to(device), batches)
+        run = partial(run_network, backbone.frozen_part(dtype).to(device), batches)
         rates = [sum(map(len, batches)) / timed(run, device) for _ in range(6)][1:]
         beside = share_of_peak(rates, flops, args, device)
         yield [f"... the network alone, batches of {batch:,}", f"{results.spread(rates)} images/s", beside]
@@ -418,9 +420,9 @@ def fine_tuning(cfg: DictConfig, args: argparse.Namespace, device: torch.device,
 
 def accuracy(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     cfg = finetune_all(args)
-    rate = args.known.get("rate") or statistics.median(fine_tuning(cfg, args, device, augmented=True))
-    images_an_epoch = 1.2 * (55_000 if args.files else 4_200)  # with validation, and some reserve
-    fit_in = int((args.deadline - RESERVE - time.time() - NO_EPOCHS) * rate / images_an_epoch)
+    rate = args.numbers.get("rate") or statistics.median(fine_tuning(cfg, args, device, augmented=True))
+    images_per_epoch = 1.2 * (55_000 if args.files else 4_200)  # with validation and some reserve
+    fit_in = int((args.deadline - RESERVE - time.time() - NO_EPOCHS) * rate / images_per_epoch)
     words = ["epochs=1", "head_first=1"] if args.smallest else [f"epochs={max(3, min(cfg.epochs, fit_in))}"]
     words += ["experiment=finetune_all", "plots=false", "hydra.run.dir=run", *data_overrides(args)]
     seconds = train(args, device, *words)

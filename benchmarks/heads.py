@@ -1,11 +1,11 @@
-"""Heads a second: K trained together against K one after another, on the same device, and against a process each.
+"""Heads per second: K trained together, K one after another on the same device, and one process per head.
 
     python benchmarks/heads.py [--device cpu|cuda] [--most 128] [--features 4096] [--images 4200] [--repeats 3]
 
-Heads have one hidden layer of 512, 256 or 1,024 in turn and a learning rate and dropout of their own, the data are
-random numbers. What is timed is whole epochs with their validation, in the precision that the device is best at. A turn
-is K together, then a single head of each width, from which the time of K is added up. A process each: two at a time on
-a CPU, with a thread each, the time to start Python and torch not counted.
+Each head has one hidden layer of 512, 256 or 1,024 units and its own learning rate and dropout. The data are random
+numbers. Times are of whole epochs with validation, in the device's best precision. A turn trains K heads together, then
+one head of each width; the time of K single heads is the sum of these. Processes: two at a time on a CPU, with one
+thread each, without the time to start Python and torch.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=4200)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)  # a process of its own: so many heads, one by one
+    parser.add_argument(
+        "--alone", type=int, help=argparse.SUPPRESS
+    )  # for a separate process: train so many heads one by one
     return parser
 
 
@@ -49,12 +51,12 @@ def main() -> None:
     device = choose_device(args.device)
     trainer = Trainer(args, device)
     if args.alone:
-        print(trainer.apart(args.alone))
+        print(trainer.one_by_one(args.alone))
         return
     rows = [["K", "heads together, heads/s", "one after another, heads/s", "ratio", "peak memory"]]
     counts = itertools.takewhile(lambda k: k <= args.most, (2**i for i in range(20)))
     for k in counts:
-        runs = {"together": partial(trainer.together, k), "apart": partial(trainer.apart, k)}
+        runs = {"together": partial(trainer.together, k), "one by one": partial(trainer.one_by_one, k)}
         rates = results.turns(runs, args.repeats)
         memory = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if device.type == "cuda" else ""
         rows.append(
@@ -72,7 +74,7 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, device: torch.device):
         torch.set_flush_denormal(True)  # as in a run
         generator = torch.Generator().manual_seed(0)
-        n = args.images * 8 // 7  # an eighth to validate on
+        n = args.images * 8 // 7  # 1/8 for validation
         self.precision, self.device, self.batch_size = choose_precision("auto", device), device, args.batch_size
         self.x = torch.randn(n, args.features, generator=generator).to(device, self.precision)
         self.labels = torch.randint(0, 10, (n,), generator=generator)
@@ -81,8 +83,8 @@ class Trainer:
     def together(self, k: int) -> float:
         return k / self._epoch([self.spec(i) for i in range(k)])
 
-    def apart(self, k: int) -> float:
-        """From one head of each width that is among the first k."""
+    def one_by_one(self, k: int) -> float:
+        """Heads per second of single heads, from one head of each width among the first k."""
         seconds = [self._epoch([self.spec(i)]) for i in range(min(k, len(WIDTHS)))]
         return k / sum(seconds[i % len(WIDTHS)] for i in range(k))
 
@@ -94,20 +96,20 @@ class Trainer:
         return Spec(head, optimizer, onecycle, 0, train, val, **options)
 
     def _epoch(self, specs: Sequence[Spec]) -> float:
-        """Seconds of an epoch of these heads: the median but for the first, in which a GPU captures its graph."""
+        """Seconds per epoch of these heads: the median without the first epoch, in which a GPU captures its graph."""
         seconds: list[float] = []
 
         def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> tuple[Spec, ...]:
             seconds.append(metrics[specs[0]]["seconds"])
             return ()
 
-        fixed = {"num_classes": 10, "feature_size": self.x.shape[1], "device": self.device}
-        fit(specs, self.x, self.labels, on_epoch=on_epoch, precision=self.precision, **fixed)
+        sizes = {"num_classes": 10, "feature_size": self.x.shape[1], "device": self.device}
+        fit(specs, self.x, self.labels, on_epoch=on_epoch, precision=self.precision, **sizes)
         return statistics.median(seconds[1:])
 
 
 def processes(args: argparse.Namespace) -> float:
-    """Heads/s of two processes at once, each with one thread."""
+    """Heads per second of two processes at the same time, each with one thread."""
     command = [sys.executable, __file__, "--alone", str(len(WIDTHS)), "--device", "cpu"]
     command += ["--features", str(args.features), "--images", str(args.images), "--batch-size", str(args.batch_size)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ONE_THREAD) for _ in range(2)]

@@ -1,11 +1,11 @@
-"""A folder of images that grows tenfold: the time and memory of decoding them, of their features, and of a run.
+"""Time and memory of decoding a folder of images, of their features, and of a run, as the folder grows tenfold.
 
     python benchmarks/images.py [--most 100000]
 
-Makes that many JPEGs of made-up content, 10 classes, sides of 64 to 160 pixels, and trains `model=tiny` on the first
-1,000, 10,000, ... of each, twice: from nothing, and with images and features cached. Memory is what the process itself
-has at its peak (RssAnon in /proc, looked at every 20 ms); pages of the mapped files, which the system takes back when
-it wants to, are the other column.
+Writes that many synthetic JPEGs of 10 classes with sides of 64 to 160 pixels. Trains `model=tiny` on the first 1,000,
+10,000, ... of them, twice: with an empty cache, and with images and features cached. Peak memory is the process's own
+memory (RssAnon in /proc, sampled every 20 ms). Pages of mapped files, which the system can reclaim, are in a separate
+column.
 """
 
 import argparse
@@ -27,8 +27,8 @@ CLASSES = 10
 RUN = ("model=tiny", "epochs=2", "device=cpu", "plots=false", "test=true", "data=image_folder", "cache_dir=cache")
 
 
-def make(folder: Path, start: int, stop: int) -> None:
-    """Numbers start to stop; no two are alike."""
+def write_images(folder: Path, start: int, stop: int) -> None:
+    """Write the images with numbers start to stop - 1; all are different."""
     for number in range(start, stop):
         draw = np.random.default_rng(number)
         coarse = Image.fromarray(draw.integers(0, 256, (6, 6, 3), dtype=np.uint8))
@@ -36,17 +36,18 @@ def make(folder: Path, start: int, stop: int) -> None:
         coarse.resize(size).save(folder / str(number % CLASSES) / f"{number}.jpg", quality=85)
 
 
-def grow(folder: Path, have: int, want: int) -> None:
+def grow(folder: Path, count: int, target: int) -> None:
+    """Add images to a folder that has `count`, up to `target`."""
     for label in range(CLASSES):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
-        parts = [(start, min(start + 2000, want)) for start in range(have, want, 2000)]
-        for done in [pool.submit(make, folder, *part) for part in parts]:
-            done.result()
+        parts = [(start, min(start + 2000, target)) for start in range(count, target, 2000)]
+        for future in [pool.submit(write_images, folder, *part) for part in parts]:
+            future.result()
 
 
 def run(folder: Path, arguments: Sequence[str]) -> tuple[float, float, float, str]:
-    """Seconds, peaks of own memory and of mapped files in MB, and what it printed."""
+    """Seconds; peaks of own memory and of mapped files, in MB; and the output of a run."""
     words = [sys.executable, "-m", "tuner.train", *RUN, f"data.root={folder}/images", *arguments]
     start, own, files = time.perf_counter(), 0, 0
     with (folder / "output.txt").open("w+") as output:
@@ -74,12 +75,12 @@ def main() -> None:
     args = arguments().parse_args()
     counts = [100] if args.smallest else [10**n for n in range(3, 10) if 10**n <= args.most]
     header = ["images", "decoded, images/s", "features, images/s", "the run, from nothing, s", "peak memory, MB"]
-    rows, have = [[*header, "cached: s", "peak memory, MB", "pages of mapped files, MB"]], 0
+    rows, written = [[*header, "cached: s", "peak memory, MB", "pages of mapped files, MB"]], 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in counts:
-            grow(folder / "images", have, count)
-            have = count
+            grow(folder / "images", written, count)
+            written = count
             first, again = run(folder, []), run(folder, [])
             rates = [re.findall(rf"{what} in .* \((\d+) images/s\)", first[3])[0] for what in ("decoded", "computed")]
             rows.append([f"{count:,}", *(f"{int(rate):,}" for rate in rates), f"{first[0]:.0f}", f"{first[1]:,.0f}"])

@@ -1,10 +1,10 @@
-"""Networks side by side on the bundled images: a head on cached features, and one block fine-tuned below it.
+"""Networks compared on the bundled images: a head on cached features, and one block fine-tuned below it.
 
     python benchmarks/networks.py [--seeds 3] [--epochs 10] [--tuned-epochs 2] [OVERRIDE ...]
 
-Only VGG16's weights are bundled: the others are random here, so that their accuracy says that all of it works, and not
-which network is better; with --download they have the weights that their configs name. Features are computed anew for
-each network. Rates and seconds are the first seed's, of a head's row with the extraction in it.
+Only VGG16's weights are bundled. The other networks have random weights, so their accuracy shows that they work, but
+not which one is better; --download uses the pretrained weights in their configs. Nothing is cached between networks.
+Rates and seconds are of the first seed; for a head they include the extraction.
 """
 
 import argparse
@@ -35,7 +35,7 @@ HEADER = ["network", "weights", "trained", "image size", "features", "GMACs", "e
 HEADER += ["epochs", "test accuracy", "seconds"]
 
 
-# Two networks that need no download: bundled weights, and random ones.
+# For --smallest: two networks that need no download, one with bundled and one with random weights.
 SMALLEST = ["data=synthetic", "batch_size=32", "model.image_size=32", "model.pool=1"]
 
 
@@ -57,13 +57,13 @@ def main() -> None:
         args.overrides = [*SMALLEST, *args.overrides]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = [HEADER]
-    for network in networks:  # of sizes for which two cores take minutes
-        given = network if args.download or "model=vgg16" in network else [*network, "model.weights=null"]
+    for network in networks:  # at image sizes that take minutes on two cores
+        overrides = network if args.download or "model=vgg16" in network else [*network, "model.weights=null"]
         with tempfile.TemporaryDirectory() as cache:
-            given = [*given, *args.overrides, f"cache_dir={cache}"]
-            below = block_below(given)
-            rows.append(row([*given, f"epochs={args.epochs}"], args.seeds))
-            tuned = [*given, f"model.frozen={below}", f"epochs={args.tuned_epochs}"]
+            overrides = [*overrides, *args.overrides, f"cache_dir={cache}"]
+            below = block_below(overrides)
+            rows.append(row([*overrides, f"epochs={args.epochs}"], args.seeds))
+            tuned = [*overrides, f"model.frozen={below}", f"epochs={args.tuned_epochs}"]
             rows.append(row(tuned, args.seeds))
         print(*(" | ".join(row) for row in rows[-2:]), sep="\n", flush=True)
     cfg = composed(args.overrides)
@@ -84,22 +84,24 @@ def block_below(overrides: list[str]) -> str:
 
 
 def row(overrides: list[str], seeds: int) -> list[str]:
-    """What the runs of one network and cut give."""
+    """The table row of one network and cut."""
     runs = []
     for seed in range(seeds):
         cfg = composed([*overrides, f"seed={seed}"])
         with tempfile.TemporaryDirectory() as folder:
             train(parse(cfg), Run(Path(folder)))
             runs.append(read_result(Path(folder)))
-    first, backbone, cut = runs[0], backbone_of(parse(cfg)), cfg.model
+    first, backbone, model = runs[0], backbone_of(parse(cfg)), cfg.model
     images = first["n_train"] + first["n_val"] + first["n_test"]
     accuracies = [run["test_accuracy"] for run in runs]
     spread = f" ({statistics.stdev(accuracies):.4f})" if seeds > 1 else ""
     return [
-        cut.name,
-        "random" if cut.weights is None else cut.weights,
-        f"head on {cut.last_block}" if cut.frozen == cut.last_block else f"{cut.last_block} and head, on {cut.frozen}",
-        str(cut.image_size),
+        model.name,
+        "random" if model.weights is None else model.weights,
+        f"head on {model.last_block}"
+        if model.frozen == model.last_block
+        else f"{model.last_block} and head, on {model.frozen}",
+        str(model.image_size),
         f"{backbone.feature_size:,}",
         f"{first['gmacs']:.3f}",
         f"{images / first['seconds_features']:,.0f}",

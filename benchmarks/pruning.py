@@ -1,12 +1,12 @@
-"""Which pruner loses nothing: the curves of trials that were not pruned, run again under each pruner.
+"""Pruners compared: curves of trials that were not pruned, replayed under each pruner.
 
     python -m tuner.train -m hparams_search=random hydra.sweeper.n_trials=64 study=curves final.seeds=0
     python benchmarks/pruning.py curves
-    python benchmarks/pruning.py                   # instead: whole searches, by pruner and launcher
+    python benchmarks/pruning.py                   # or whole searches, by pruner and launcher
 
-Each draw is 30 of the study's complete trials in random order, told to a new study epoch by epoch. Figures are means
-over the draws: trials pruned, the share of epochs that was not trained, and the value of the best trial that is left,
-against the best of the same 30 trials (regret, and how often the best one was pruned).
+Each draw takes 30 complete trials of the study in random order and reports them to a new study epoch by epoch. Figures
+are means over the draws: trials pruned, the share of epochs saved, the value of the best remaining trial, its distance
+from the best of the 30 trials (regret), and how often the best one was pruned.
 """
 
 import argparse
@@ -49,12 +49,12 @@ def pruners() -> dict[str, BasePruner]:
 
 
 def replay(trials: list[FrozenTrial], pruner: BasePruner) -> tuple[int, float, float]:
-    """Trials pruned, the share of the epochs saved, the best value that is left."""
+    """(trials pruned, share of the epochs saved, best remaining value)."""
     study = optuna.create_study(direction="maximize", pruner=pruner, sampler=optuna.samplers.RandomSampler(0))
     pruned, trained, best = 0, 0, 0.0
-    for known in trials:
+    for finished in trials:
         trial = study.ask()
-        for epoch, value in sorted(known.intermediate_values.items()):
+        for epoch, value in sorted(finished.intermediate_values.items()):
             trained += 1
             trial.report(value, epoch)
             if trial.should_prune():
@@ -62,9 +62,9 @@ def replay(trials: list[FrozenTrial], pruner: BasePruner) -> tuple[int, float, f
                 study.tell(trial, state=TrialState.PRUNED)
                 break
         else:
-            study.tell(trial, known.value)
-            best = max(best, known.value or 0.0)
-    return pruned, 1 - trained / sum(len(known.intermediate_values) for known in trials), best
+            study.tell(trial, finished.value)
+            best = max(best, finished.value or 0.0)
+    return pruned, 1 - trained / sum(len(finished.intermediate_values) for finished in trials), best
 
 
 def table(header: str) -> None:
@@ -77,7 +77,7 @@ def curves(options: argparse.Namespace) -> list[FrozenTrial]:
 
 
 def small_curves() -> list[FrozenTrial]:
-    """Those of a search of synthetic images, run now: --smallest needs no study."""
+    """Curves of a new search on synthetic images, for --smallest."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["data=synthetic", "model=tiny", "epochs=4", "hydra.sweeper.n_trials=4", "final.seeds=0", "study=s"]
         return run_search(folder, "random", overrides).get_trials(states=(TrialState.COMPLETE,))
@@ -104,21 +104,21 @@ SEARCHES += [(launcher, "median") for launcher in ("joblib", "submitit_local", "
 
 
 def live(options: argparse.Namespace) -> None:
-    """Whole searches on made-up images, one a seed: what is pruned does not depend on the launcher."""
+    """Whole searches on synthetic images, one per seed, to compare launchers and pruners."""
     table("launcher | pruner | pruned, by seed | epochs saved, by seed | best value, by seed")
     for launcher, pruner in SEARCHES[:2] if options.smallest else SEARCHES:
-        found = [searched(launcher, pruner, seed, options) for seed in range(options.seeds)]
-        pruned, saved, best = (", ".join(column) for column in zip(*found, strict=True))
+        searches = [run_small_search(launcher, pruner, seed, options) for seed in range(options.seeds)]
+        pruned, saved, best = (", ".join(column) for column in zip(*searches, strict=True))
         print(f"| {launcher} | {pruner} | {pruned} | {saved} | {best} |", flush=True)
 
 
-def searched(launcher: str, pruner: str, seed: int, options: argparse.Namespace) -> tuple[str, str, str]:
-    """Trials pruned, share of epochs saved, best value."""
+def run_small_search(launcher: str, pruner: str, seed: int, options: argparse.Namespace) -> tuple[str, str, str]:
+    """(trials pruned, share of epochs saved, best value), as text."""
     overrides = ["data=synthetic", "data.noise=200", f"data.n={options.images}", "model=tiny", f"seed={seed}"]
     overrides += [f"hydra/launcher={launcher}", f"hydra/sweeper/pruner={pruner}", "hydra.sweeper.n_jobs=2"]
     overrides += [f"epochs={options.epochs}", "final.seeds=0", "study=s"]
     overrides += [f"hydra.sweeper.n_trials={options.trials}"]
-    search = "optuna" if pruner == "median" else "random"  # as the figures in README.md were taken
+    search = "optuna" if pruner == "median" else "random"  # as for the figures in README.md
     with tempfile.TemporaryDirectory() as folder:
         study = run_search(folder, search, overrides)
         pruned = sum(trial.state == TrialState.PRUNED for trial in study.trials)
@@ -128,7 +128,7 @@ def searched(launcher: str, pruner: str, seed: int, options: argparse.Namespace)
 
 
 def run_search(folder: str, search: str, overrides: list[str]) -> optuna.Study:
-    """A search with study=s, started in a folder."""
+    """Run a search with study=s in a folder."""
     command = [sys.executable, "-m", "tuner.train", "-m", f"hparams_search={search}", *overrides]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     store = storage.connect(f"sqlite:///{folder}/multirun/optuna.db")
@@ -137,13 +137,13 @@ def run_search(folder: str, search: str, overrides: list[str]) -> optuna.Study:
 
 def arguments() -> argparse.ArgumentParser:
     parser = results.parser(__doc__)
-    parser.add_argument("study", nargs="?", help="of curves to replay; without it, whole searches by launcher")
+    parser.add_argument("study", nargs="?", help="the study whose curves are replayed; without it, run whole searches")
     parser.add_argument("--storage", default="sqlite:///multirun/optuna.db")
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=30, help="in each draw or search")
-    parser.add_argument("--seeds", type=int, default=2, help="of whole searches")
-    parser.add_argument("--epochs", type=int, default=20, help="of each trial of those")
-    parser.add_argument("--images", type=int, default=2000, help="of those")
+    parser.add_argument("--trials", type=int, default=30, help="per draw or search")
+    parser.add_argument("--seeds", type=int, default=2, help="number of whole searches")
+    parser.add_argument("--epochs", type=int, default=20, help="per trial of a whole search")
+    parser.add_argument("--images", type=int, default=2000, help="per whole search")
     return parser
 
 

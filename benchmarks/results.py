@@ -1,7 +1,7 @@
-"""What the benchmarks here share: turns, spreads, and RESULTS.md, where each table has its section.
+"""Shared by the benchmarks: turns, spreads, and RESULTS.md with one section per table.
 
-It does not import torch: compare.py starts processes and measures their memory, which the system counts from the memory
-of the process that starts them.
+This module does not import torch, because compare.py measures the memory of processes that it starts, and the system
+counts the memory of the starting process as theirs.
 """
 
 import argparse
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLE = """# What the benchmarks printed
 
-Each section is written by the command it names. README.md says what to make of it.
+The command named in a section writes it. README.md explains the results.
 """
 
 
 class _Results(argparse.Action):
-    """--results FILE: from then on write() puts its tables there, so that no benchmark has to pass the path on."""
+    """--results FILE: write() then writes its tables there, without an argument in each benchmark."""
 
     def __call__(self, parser: object, namespace: object, values: object, option_string: object = None) -> None:
         global RESULTS
@@ -36,19 +36,21 @@ class _Results(argparse.Action):
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks have."""
+    """A parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     return parser
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--smallest", action="store_true", help="run as little as shows that the benchmark works")
-    parser.add_argument("--results", action=_Results, metavar="FILE", help="write the tables here, not to RESULTS.md")
+    parser.add_argument("--smallest", action="store_true", help="run only enough to show that the benchmark works")
+    parser.add_argument(
+        "--results", action=_Results, metavar="FILE", help="write the tables to FILE instead of RESULTS.md"
+    )
 
 
 def machine(device: "torch.device") -> str:
-    """What the figures were measured on, and with."""
+    """The hardware and versions of a measurement."""
     names = ("torch", "torchvision", "hydra-core", "optuna")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     processor = next(iter(re.findall(r"model name\s*: (.*)", _cpuinfo())), platform.machine())
@@ -66,7 +68,7 @@ def _cpuinfo() -> str:
 
 
 def turns(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """What each run gives, in turns so that the machine's moods hit all alike; a first turn warms up."""
+    """The values of each run, measured in turns, which spreads the machine's noise evenly. The first turn warms up."""
     values: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -77,20 +79,20 @@ def turns(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, li
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """Median, and range."""
+    """Median and range."""
     low, high = min(values), max(values)
     return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """The median of the turns' ratios, and their range."""
+    """Median and range of the ratios per turn."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)], ".3g")
 
 
 def write(name: str, device: "torch.device", rows: Sequence[Sequence[str]], note: str = "") -> None:
-    """Print a table and put it into RESULTS.md, or --results FILE, in place of the section with the same heading.
+    """Print a table and write it to RESULTS.md, or --results FILE; it replaces the section with the same heading.
 
-    The first row is the header.
+    rows: the first one is the header.
     """
     heading = f"## {name}, {device.type}"
     table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
@@ -99,6 +101,6 @@ def write(name: str, device: "torch.device", rows: Sequence[Sequence[str]], note
     section = "\n\n".join(part for part in parts if part)
     print(section, end="\n\n")
     sections = RESULTS.read_text().split("\n## ")[1:] if RESULTS.exists() else []
-    kept = [f"## {text.strip()}" for text in sections if not f"## {text}".startswith(f"{heading}\n")]
+    others = [f"## {text.strip()}" for text in sections if not f"## {text}".startswith(f"{heading}\n")]
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text("\n".join([TITLE, "\n\n".join(sorted([*kept, section])), ""]))
+    RESULTS.write_text("\n".join([TITLE, "\n\n".join(sorted([*others, section])), ""]))

@@ -1,22 +1,23 @@
-"""What a search costs beyond its training, and a whole search against what people do today. Times are medians of turns.
+"""The cost of a search besides training, and a whole search compared with the usual way. Times are medians of turns.
 
     python benchmarks/sweep.py overhead [--trials 100] [--turns 3] [--profile]
     python benchmarks/sweep.py where [--trials 30] [OVERRIDE ...]
     python benchmarks/sweep.py memory [--trials 10 100 1000] [--overrides OVERRIDE ...]
     python benchmarks/sweep.py search [--trials 30] [--turns 1] [--plain-trials 1] [--plain-epochs 1] [OVERRIDE ...]
 
-overhead   milliseconds a trial of an objective that does nothing (one float, TPE, one job at a time in the sweep's own
-           process), by Optuna alone, by hydra-optuna-sweeper and by tuner. Each measurement is a process in an empty
-           folder. The clock runs from the objective's 11th call to its last, so that imports, the sweep's end and the
-           10 trials that TPE draws at random are left out.
-where      the same search under py-spy (pip install py-spy), features cached: where its time goes.
-memory     peak memory of a search of made-up images, one epoch a trial, as its trials grow.
+overhead   milliseconds per trial of an objective that does nothing (one float, TPE, one job at a time in the sweep's
+           process): Optuna alone, hydra-optuna-sweeper and tuner. Each measurement is a process in an empty folder. The
+           clock runs from the 11th call of the objective to the last one. This excludes imports, the end of the sweep
+           and the 10 trials that TPE draws at random.
+where      the default search under py-spy (pip install py-spy): how its time divides. Run it twice: the second time
+           the features are cached.
+memory     peak memory of a search on synthetic images with one epoch per trial, for growing numbers of trials.
 search     the default search, python -m tuner.train -m hparams_search=optuna, from the command to its end: with an
-           empty cache; with the features which that left; as the same search under hydra-optuna-sweeper, which neither
-           prunes nor retrains the best. And the plain pipeline: a DataLoader with torchvision's transforms on all
-           cores but two (at least two workers), and the frozen network in the loop, channels_last, once in float32
-           and once under bf16 autocast. Of that a few epochs are measured, and scaled. `first at`: from the command
-           to the end of the first trial that has the target accuracy.
+           empty cache; with cached features; and under hydra-optuna-sweeper, which neither prunes nor retrains the
+           best configuration. And the plain pipeline: a DataLoader with torchvision's transforms on all cores but two
+           (at least two workers), and the frozen network in the loop, channels_last, in float32 and under bf16
+           autocast. A few epochs of it are measured and scaled up. `first at`: from the command to the end of the first
+           trial that reaches the target accuracy.
 
 All take --smallest and --results FILE.
 """
@@ -63,31 +64,31 @@ SMALLEST = ["model=tiny", "data=synthetic", "epochs=2", "batch_size=32", "final.
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("overhead")
-    one.set_defaults(run=overhead)
-    results.add_options(one)
-    one.add_argument("--trials", type=int, default=100, help="at least 12, as 10 are not counted")
-    one.add_argument("--turns", type=int, default=3)
-    one.add_argument("--profile", action="store_true", help="instead: where the time of tuner's sweeper goes")
-    two = commands.add_parser("search")
-    two.set_defaults(run=search)
-    results.add_options(two)
-    two.add_argument("--trials", type=int, default=30)
-    two.add_argument("--turns", type=int, default=1)
-    two.add_argument("--plain-trials", type=int, default=1, help="of the plain pipeline that are measured")
-    two.add_argument("--plain-epochs", type=int, default=1, help="of each of those")
-    two.add_argument("--target", type=float, default=0.9, help="a validation accuracy")
-    two.add_argument("overrides", nargs="*", help="of the config, for all searches")
-    four = commands.add_parser("where")
-    four.set_defaults(run=where)
-    results.add_options(four)
-    four.add_argument("--trials", type=int, default=30)
-    four.add_argument("overrides", nargs="*")
-    three = commands.add_parser("memory")
-    three.set_defaults(run=memory)
-    results.add_options(three)
-    three.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
-    three.add_argument("--overrides", nargs="*", default=["model=tiny", "data=synthetic"])
+    sub = commands.add_parser("overhead")
+    sub.set_defaults(run=overhead)
+    results.add_options(sub)
+    sub.add_argument("--trials", type=int, default=100, help="at least 12, because the first 10 are not counted")
+    sub.add_argument("--turns", type=int, default=3)
+    sub.add_argument("--profile", action="store_true", help="instead, profile tuner's sweeper")
+    sub = commands.add_parser("search")
+    sub.set_defaults(run=search)
+    results.add_options(sub)
+    sub.add_argument("--trials", type=int, default=30)
+    sub.add_argument("--turns", type=int, default=1)
+    sub.add_argument("--plain-trials", type=int, default=1, help="trials of the plain pipeline to measure")
+    sub.add_argument("--plain-epochs", type=int, default=1, help="epochs of each to measure")
+    sub.add_argument("--target", type=float, default=0.9, help="a validation accuracy")
+    sub.add_argument("overrides", nargs="*", help="config overrides for all searches")
+    sub = commands.add_parser("where")
+    sub.set_defaults(run=where)
+    results.add_options(sub)
+    sub.add_argument("--trials", type=int, default=30)
+    sub.add_argument("overrides", nargs="*")
+    sub = commands.add_parser("memory")
+    sub.set_defaults(run=memory)
+    results.add_options(sub)
+    sub.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
+    sub.add_argument("--overrides", nargs="*", default=["model=tiny", "data=synthetic"])
     return parser
 
 
@@ -154,22 +155,24 @@ def overhead(args: argparse.Namespace) -> None:
     if args.profile:
         profile(args.trials)
         return
-    times: dict[str, dict[str, list[float]]] = {where: {name: [] for name in SWEEPERS} for where in STORAGES}
-    del times["journal"]["hydra-optuna-sweeper"]  # which takes URLs alone
+    times: dict[str, dict[str, list[float]]] = {storage: {name: [] for name in SWEEPERS} for storage in STORAGES}
+    del times["journal"]["hydra-optuna-sweeper"]  # it takes only URLs
     for _ in range(args.turns):
-        for where, of in times.items():
-            for name, values in of.items():  # in turns, so that the machine's moods hit all alike
-                values.append(1000 * seconds_a_trial(SWEEPERS[name], STORAGES[where], args.trials))
+        for storage, of_storage in times.items():
+            for name, values in of_storage.items():  # in turns, which spreads the machine's noise evenly
+                values.append(1000 * seconds_per_trial(SWEEPERS[name], STORAGES[storage], args.trials))
     rows = [["", *SWEEPERS, "tuner / hydra-optuna-sweeper"]]
-    for where, of in times.items():
-        ratio = results.ratio(of["tuner"], of["hydra-optuna-sweeper"]) if "hydra-optuna-sweeper" in of else "-"
-        rows.append([where, *(results.spread(of[name], ".1f") if name in of else "-" for name in SWEEPERS), ratio])
+    for storage, of_storage in times.items():
+        upstream = of_storage.get("hydra-optuna-sweeper")
+        ratio = results.ratio(of_storage["tuner"], upstream) if upstream else "-"
+        columns = [results.spread(of_storage[name], ".1f") if name in of_storage else "-" for name in SWEEPERS]
+        rows.append([storage, *columns, ratio])
     note = f"ms a trial, of trials 10 to {args.trials - 1}, median and range of {args.turns} turns"
     results.write("overhead of a trial", torch.device("cpu"), rows, note)
 
 
-def seconds_a_trial(sweeper: str, storage: str, trials: int, **environment: str) -> float:
-    """In a process and a folder of its own. sweeper: the hydra/sweeper, or "" for Optuna alone."""
+def seconds_per_trial(sweeper: str, storage: str, trials: int, **environment: str) -> float:
+    """Measured in a separate process and folder. sweeper: the option of hydra/sweeper, or "" for Optuna alone."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "app.py").write_text(APP)
         (Path(folder) / "app.yaml").write_text(CONFIG.format(sweeper=sweeper, storage=storage, trials=trials))
@@ -179,15 +182,15 @@ def seconds_a_trial(sweeper: str, storage: str, trials: int, **environment: str)
 
 
 def profile(trials: int) -> None:
-    """Print where the time of tuner's sweeper goes, with SQLite."""
-    without = seconds_a_trial("tuner", STORAGES["SQLite"], trials)
+    """Print how the time of tuner's sweeper divides, with SQLite."""
+    without = seconds_per_trial("tuner", STORAGES["SQLite"], trials)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "profile")
-        seconds_a_trial("tuner", STORAGES["SQLite"], trials, PROFILE=path)
+        seconds_per_trial("tuner", STORAGES["SQLite"], trials, PROFILE=path)
         stats = pstats.Stats(path).stats  # type: ignore[attr-defined]
 
     def of(file: str, name: str) -> float:
-        """Milliseconds a trial in a function and all that it calls."""
+        """Milliseconds per trial in a function and its callees."""
         return sum(s[3] for key, s in stats.items() if key[0].endswith(file) and key[2] == name) * 1000 / trials
 
     job = of("sweep/trial.py", "__call__")
@@ -230,11 +233,11 @@ def search(args: argparse.Namespace) -> None:
         args.trials, args.target, args.overrides = 2, 0.0, [*SMALLEST, *args.overrides]
     with initialize_config_dir(str(CONF)):
         cfg = compose("train", ["hparams_search=optuna", *args.overrides], return_hydra_config=True)
-    times, found = searches(cfg, args)
+    times, columns_of = searches(cfg, args)
 
     print("plain pipeline", file=sys.stderr)
     device = choose_device(cfg.device)
-    whole, pruned, to_target = cfg.epochs * args.trials, int(found[CACHED][1]), found[UPSTREAM_CACHED][4]
+    whole, pruned, to_target = cfg.epochs * args.trials, int(columns_of[CACHED][1]), columns_of[UPSTREAM_CACHED][4]
     measured = []
     for name, dtype in PLAIN.items():
         seconds = [s for seed in range(args.plain_trials) for s in plain_epochs(cfg, seed, dtype, device, args)]
@@ -244,26 +247,26 @@ def search(args: argparse.Namespace) -> None:
         for scaled, count in (("scaled", whole), ("scaled to as many epochs", pruned)):
             row = f"plain pipeline, channels_last, {name}, {scaled}"
             times[row] = [epoch * count] * args.turns
-            found[row] = ["-", str(count), "-", first]
+            columns_of[row] = ["-", str(count), "-", first]
 
     note = f"{args.trials} trials, {' '.join(args.overrides) or 'the default config'}, medians of {args.turns} turns. "
     note += f"Plain pipeline, {WORKERS} DataLoader workers: {args.plain_trials} x {args.plain_epochs} epochs measured, "
     note += f"{' and '.join(measured)}, with validation; scaled to {cfg.epochs} epochs x {args.trials} trials, and to "
     note += f"the {pruned} epochs that tuner's search trained, as it prunes."
-    columns = ["time", "s of it: the last run", "epochs", "best validation accuracy", f"first at {args.target}"]
-    rows = [["search", *columns, f"times {CACHED}"]]
+    header = ["time", "s of it: the last run", "epochs", "best validation accuracy", f"first at {args.target}"]
+    rows = [["search", *header, f"times {CACHED}"]]
     for name, t in times.items():
-        rows.append([name, duration(statistics.median(t)), *found[name][:4], results.ratio(t, times[CACHED])])
+        rows.append([name, duration(statistics.median(t)), *columns_of[name][:4], results.ratio(t, times[CACHED])])
     results.write(f"search of {args.trials} trials", device, rows, note)
 
 
 def searches(cfg: DictConfig, args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
-    """Run each search in turns: its seconds, and what the last turn's found, see what_was_found()."""
+    """Run each search in turns: (seconds of each turn, search_columns() of the last turn)."""
     common = [f"hydra.sweeper.n_trials={args.trials}", *args.overrides]
     ours = ["-m", "tuner.train", "-m", "hparams_search=optuna", *common]
     theirs = ["upstream.py", "-m", *same_search(cfg.hydra), "hydra/launcher=basic", *common]
     times: dict[str, list[float]] = defaultdict(list)
-    found: dict[str, list[Any]] = {}
+    columns_of: dict[str, list[Any]] = {}
     for _ in range(args.turns):
         with tempfile.TemporaryDirectory() as root:
             folder = Path(root)
@@ -274,12 +277,12 @@ def searches(cfg: DictConfig, args: argparse.Namespace) -> tuple[dict[str, list[
                 start = datetime.now()
                 command([*words, f"study=study{i}"], folder, TUNER_CACHE=str(folder / "cache"))
                 times[name].append((datetime.now() - start).total_seconds())
-                found[name] = what_was_found(folder / "multirun" / f"study{i}", args.target, start)
-    return times, found
+                columns_of[name] = search_columns(folder / "multirun" / f"study{i}", args.target, start)
+    return times, columns_of
 
 
-PLACES = {  # of a search's time -> functions, of which the innermost on the stack decides
-    "the last run, which retrains the best": ("finish (",),
+PLACES = {  # part of a search's time -> its functions; the innermost one on the stack decides
+    "the last run, which retrains the best": ("_launch (tuner/sweep/retraining",),
     "training: steps": ("_step (", "_train (", "fit ("),
     "training: validation": ("predict (",),
     "training: each epoch's row, report and pruning": ("on_epoch (",),
@@ -313,10 +316,10 @@ def where(args: argparse.Namespace) -> None:
 
 
 def place(frames: Sequence[str]) -> str:
-    """Which of the PLACES a stack is at; the last run's are all one."""
-    of_last = next(iter(PLACES))
-    if any(frame.startswith(PLACES[of_last]) for frame in frames):
-        return of_last
+    """The part of PLACES that a stack belongs to. All stacks of the last run count as that part."""
+    last_run = next(iter(PLACES))
+    if any(frame.startswith(PLACES[last_run]) for frame in frames):
+        return last_run
     names = (name for frame in reversed(frames) for name, starts in PLACES.items() if frame.startswith(starts))
     return next(names, "the rest")
 
@@ -335,7 +338,7 @@ def memory(args: argparse.Namespace) -> None:
     results.write("memory of a search", torch.device("cpu"), rows, f"hparams_search=random {' '.join(args.overrides)}")
 
 
-# Runs a command, and prints the most kB that it had.
+# Runs a command and prints its peak memory in kB.
 PEAK = """
 import resource, subprocess, sys
 subprocess.run([sys.executable, *sys.argv[1:]], check=True)
@@ -344,7 +347,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def same_search(hydra: DictConfig) -> list[str]:
-    """The overrides that make of `hydra/sweeper=upstream` the search in a composed config, without its pruner."""
+    """Overrides that turn `hydra/sweeper=upstream` into the search of a composed config, without its pruner."""
     sampler = {key: value for key, value in hydra.sweeper.sampler.items() if key[0] != "_" and value is not None}
     same = {key: hydra.sweeper[key] for key in ("direction", "storage", "n_jobs", "max_failure_rate")}
     same |= {f"sampler.{key}": value for key, value in sampler.items()} | {"study_name": "${study}"}
@@ -353,15 +356,18 @@ def same_search(hydra: DictConfig) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def what_was_found(folder: Path, target: float, start: datetime) -> list[Any]:
-    """Of a sweep's folder: seconds of the last run (the best retrained), epochs trained before it, best value, when the
-    target was reached, and in which trial, counted from 1. Where it was not reached the last two are "-" and None."""
-    found = yaml.safe_load((folder / "optimization_results.yaml").read_text())
+def search_columns(folder: Path, target: float, start: datetime) -> list[Any]:
+    """A sweep's columns, from its folder.
+
+    Seconds of the last run (the best one retrained), epochs trained before it, best value, time to the target, and the
+    trial that reached it, counted from 1. The last two are "-" and None if no trial reached it.
+    """
+    outcome = yaml.safe_load((folder / "optimization_results.yaml").read_text())
     epochs = sum(len(path.read_text().splitlines()) - 1 for path in folder.glob("[0-9]*/metrics.csv"))
     last = read_result(folder / "best")["seconds"] if (folder / "best").exists() else "-"
     study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder.parent}/optuna.db")
     reached = [t for t in study.trials if t.value is not None and t.value >= target and t.state.name == "COMPLETE"]
-    of_search = [str(last), str(epochs), f"{found['best_value']:.4f}"]
+    of_search = [str(last), str(epochs), f"{outcome['best_value']:.4f}"]
     if not reached:
         return [*of_search, "-", None]
     first = min(reached, key=lambda t: t.datetime_complete)
@@ -369,7 +375,7 @@ def what_was_found(folder: Path, target: float, start: datetime) -> list[Any]:
 
 
 class Images(Dataset):
-    """As torchvision's data sets have it: an image and its transforms, one at a time."""
+    """A data set as in torchvision: one image at a time, with transforms."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, backbone: Backbone):
         self.images, self.labels = images, labels
@@ -385,7 +391,7 @@ class Images(Dataset):
 
 
 def plain_model(cfg: DictConfig, backbone: Backbone, classes: int) -> tuple[nn.Module, nn.Module]:
-    """The frozen network, for images that the DataLoader has preprocessed, and tuner's head, in plain torch."""
+    """The frozen network, for images preprocessed by the DataLoader, and tuner's head in plain torch."""
     _, *frozen = backbone.frozen_part(torch.float32)
     layers: list[nn.Module] = [nn.LayerNorm(backbone.feature_size, elementwise_affine=False)]
     size = backbone.feature_size
@@ -396,7 +402,7 @@ def plain_model(cfg: DictConfig, backbone: Backbone, classes: int) -> tuple[nn.M
 
 
 def plain_loaders(cfg: DictConfig, data: Data, backbone: Backbone, device: torch.device) -> list[DataLoader]:
-    """Of the training and the validation images."""
+    """Loaders of the training and the validation images."""
     options = {"num_workers": WORKERS, "persistent_workers": True, "pin_memory": device.type == "cuda"}
     return [
         DataLoader(
@@ -409,9 +415,9 @@ def plain_loaders(cfg: DictConfig, data: Data, backbone: Backbone, device: torch
 def plain_epochs(
     cfg: DictConfig, seed: int, dtype: torch.dtype, device: torch.device, args: argparse.Namespace
 ) -> list[float]:
-    """Seconds of each epoch of a trial, validation included: the same cut, head, loss and optimizer as tuner's.
+    """Seconds of each epoch of a trial with validation; cut, head, loss and optimizer are those of tuner.
 
-    dtype: bfloat16 for autocast, float32 for none.
+    dtype: bfloat16 uses autocast, float32 does not.
     """
     torch.manual_seed(seed)
     options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "last_block", "pool")}
@@ -454,7 +460,7 @@ def plain_epochs(
 
 
 def command(arguments: Sequence[str], folder: Path, **environment: str) -> str:
-    """Run Python in a folder, this checkout first on its path; what it printed. Ends this script where it fails."""
+    """Run Python in a folder, with this checkout first on its path. Returns the output; exits if the command fails."""
     paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)

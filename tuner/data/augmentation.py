@@ -5,7 +5,7 @@ generator for every device, so a checkpoint that restores its state repeats them
 
 Why not torchvision.transforms.v2: its transforms draw once per call, so a batch of 128 copies of an image has 1 result
 of RandAugment, here 22; one call per image takes 2.3 times the CPU time (128 images of 3 x 64 x 64, one thread). Its
-MixUp fails on uint8 images, and MixUp and CutMix give one-hot labels, but the class-weighted loss needs class indices.
+MixUp fails on uint8 images, and MixUp and CutMix give one-hot labels, while the training loss takes class indices.
 """
 
 import hashlib
