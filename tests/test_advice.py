@@ -34,7 +34,7 @@ def study(trials, direction="maximize", name="mine", folder=None):
     return Inspection(made, "memory", folder)
 
 
-FLATTERED = "; p flatters the best, which was chosen on these images"
+FLATTERED = "; p is too small, as the best was chosen on these images"
 NO_MORE = "no more than chance explains (McNemar's test, p >= 0.05, 100 validation images)"
 
 
@@ -48,7 +48,7 @@ def said(lines, words):
 @pytest.mark.parametrize(
     ("trials", "expected"),
     [
-        ([], "no trial has begun"),
+        ([], "no trial has started"),
         ([trial(1.0)] * 20, None),
         ([trial(1.0)] * 19 + [trial(None, FAIL)], None),
         ([trial(1.0)] * 18 + [trial(None, FAIL)] * 2, "2 of 20 trials failed"),
@@ -87,9 +87,9 @@ def test_failures(trials, expected):
         (
             [trial(1.0), trial(None, RUNNING), trial(None, RUNNING)],
             None,
-            "2 running trials, and no sweep is at work: go on by the same command with study=mine",
+            "2 running trials, and no sweep is running: resume with the same command and study=mine",
         ),
-        ([trial(None, RUNNING), trial(None, WAITING)], None, "1 running and 1 waiting trials, and no sweep is at work"),
+        ([trial(None, RUNNING), trial(None, WAITING)], None, "1 running and 1 waiting trials, and no sweep is running"),
         ([trial(1.0), trial(None, WAITING)], None, "1 waiting trial, and no sweep"),
         ([trial(1.0), trial(None, FAIL)], None, None),
         ([trial(1.0), trial(None, RUNNING)], "elsewhere:1:abc", None),
@@ -105,7 +105,7 @@ def test_what_a_killed_sweep_left(tmp_path, trials, owner, expected):
 
 
 STRICT = "trials were pruned and none is complete: the pruner is too strict"
-EQUAL = "complete trials have the same value, 0.5: nothing that is searched changes it"
+EQUAL = "complete trials have the same value, 0.5: no parameter changes it"
 
 
 @pytest.mark.parametrize(
@@ -156,34 +156,34 @@ NUMBERS = CategoricalDistribution([64, 128, 256, 512])
 @pytest.mark.parametrize(
     ("trials", "expected"),
     [
-        (along(1.0, UNIT), "x: the best 3 trials lie at the top of the range, 1; search beyond"),
+        (along(1.0, UNIT), "x: the best 3 trials are at the top of the range, 1; extend it if possible"),
         (along(0.95, UNIT), "top of the range, 1"),
-        (along(0.0, UNIT), "x: the best 3 trials lie at the bottom of the range, 0; search beyond"),
+        (along(0.0, UNIT), "x: the best 3 trials are at the bottom of the range, 0; extend it if possible"),
         (along(0.5, UNIT), None),
         (along(0.85, UNIT), None),
         (along(1.0, UNIT, count=9), None),  # too few
         ([replaced(t, others=5) for t in along(1.0, UNIT)], None),  # for six parameters
-        ([replaced(t, others=5) for t in along(1.0, UNIT, count=24)], "x: the best 3 trials lie at the top"),
+        ([replaced(t, others=5) for t in along(1.0, UNIT, count=24)], "x: the best 3 trials are at the top"),
         (along(1.0, LR), "top of the range, 0.1"),
         (along(0.02, LR), "bottom of the range, 1e-05"),
         (along(0.5, LR), None),  # 0.001, near the bottom if it were no log range
         (along(0.85, LR), None),
-        (along(1.0, NUMBERS), "x: the best 3 trials lie at the largest choice, 512; search beyond"),
+        (along(1.0, NUMBERS), "x: the best 3 trials are at the largest choice, 512; extend it if possible"),
         (along(0.0, NUMBERS), "smallest choice, 64"),
         (along(0.34, NUMBERS), None),
         (along(1.0, CategoricalDistribution([64, 128])), None),  # two choices are no range
         (along(1.0, CategoricalDistribution(["adam", "sgd", "lion"])), None),
         (along(1.0, CategoricalDistribution([None, 1, 2])), None),
         (along(1.0, CategoricalDistribution([1, 2, "3"])), None),
-        (along(1.0, UNIT, name="value"), "params.value: the best 3 trials lie at the top"),
+        (along(1.0, UNIT, name="value"), "params.value: the best 3 trials are at the top"),
         (along(1.0, UNIT)[:12] + [trial(2.0 + k) for k in range(3)], None),  # the best have no x
     ],
 )
 def test_ends(trials, expected):
     lines = advice(study(trials))
-    assert said(lines, expected) if expected else not said(lines, "search beyond")
+    assert said(lines, expected) if expected else not said(lines, "extend it if possible")
     falling = [trial(-t.value, **{n: (v, t.distributions[n]) for n, v in t.params.items()}) for t in trials]
-    assert said(advice(study(falling, "minimize")), "search beyond") == bool(expected)
+    assert said(advice(study(falling, "minimize")), "extend it if possible") == bool(expected)
 
 
 def test_a_range_that_another_parameter_moves_has_no_end():
@@ -191,7 +191,7 @@ def test_a_range_that_another_parameter_moves_has_no_end():
         trial(1 - abs(x - 0.5), x=(x, UNIT), z=(x + 0.09, FloatDistribution(x - 0.1, x + 0.1)))
         for x in (k / 20 for k in range(20))
     ]
-    assert not said(advice(study(moving)), "search beyond")
+    assert not said(advice(study(moving)), "extend it if possible")
 
 
 # More trials
@@ -205,12 +205,12 @@ def rising(count, best, name="mine", **more):
     ("s", "expected"),
     [
         (rising(9, 8), None),
-        (rising(20, 19), "the best came 0 trials before the end: more may help, by the same command with study=mine "),
-        (rising(20, 16), "more may help, by the same command with study=mine hydra.sweeper.n_trials=40"),
+        (rising(20, 19), "the best came 0 trials before the end: more may help; use the same command with study=mine "),
+        (rising(20, 16), "more may help; use the same command with study=mine hydra.sweeper.n_trials=40"),
         (rising(20, 19, name="my study"), "with 'study=my study' hydra.sweeper.n_trials=40"),
         (rising(20, 14), None),
         (rising(20, 6), None),
-        (rising(20, 4), "none of the last 15 trials was better: more of this search are unlikely to help"),
+        (rising(20, 4), "none of the last 15 trials was better: more trials are unlikely to help"),
         (rising(40, 19), "none of the last 20 trials was better"),
         (rising(40, 21), None),
         (
@@ -235,7 +235,7 @@ def test_a_parameter_that_hardly_matters_is_named_where_there_are_trials_enough(
     def of(count):
         return study([trial(k % 5, a=(k % 5 / 5, UNIT), b=(k * 7 % 20 / 20, UNIT)) for k in range(count)])
 
-    assert said(advice(of(40)), "b: hardly matters within its range; fix it, and the search")
+    assert said(advice(of(40)), "b: hardly matters within its range; fix it to make the search smaller")
     assert not said(advice(of(9)), "hardly matters")
     both = study([trial(k % 5 + k * 3 % 7, a=(k % 5 / 5, UNIT), b=(k * 3 % 7 / 7, UNIT)) for k in range(40)])
     assert not said(advice(both), "hardly matters")
@@ -248,7 +248,7 @@ def test_a_parameter_that_hardly_matters_is_named_where_there_are_trials_enough(
     [
         ([1 / 30] * 30, 300, None),  # alike
         ([0.64] + [0.04] * 9, 300, None),  # near to 0.1, which each had then
-        ([0.97, 0.01, 0.01, 0.01], 60, "p1, p2, p3: hardly matter within their ranges; fix them, and the search has"),
+        ([0.97, 0.01, 0.01, 0.01], 60, "p1, p2, p3: hardly matter within their ranges; fix them to make the search"),
         ([0.97, 0.01, 0.01, 0.01], 15, None),  # fewer than four trials for each
     ],
 )
@@ -367,14 +367,17 @@ def test_against_the_others(tmp_path, found, options, expected):
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ((0.9, 0.89, 0.9, 0.5), "2 trials can't be told from the best: take the fastest (trial 2, 8 s), or judge"),
+        (
+            (0.9, 0.89, 0.9, 0.5),
+            "2 trials do not differ significantly from the best: take the fastest (trial 2, 8 s), or judge",
+        ),
         ((0.9, 0.89, 0.5, 0.5), None),
         ((0.9, 0.89, 0.9, *[0.5] * 10), None),
     ],
 )
 def test_noise(tmp_path, found, expected):
     lines = advice(accuracies(tmp_path, *found))
-    assert said(lines, expected) if expected else not said(lines, "can't be told")
+    assert said(lines, expected) if expected else not said(lines, "differ significantly")
 
 
 @pytest.mark.parametrize(
@@ -399,7 +402,7 @@ def test_of_equals_the_smallest_is_named(tmp_path, sizes, expected):
 def test_seconds_of_trials_that_ran_at_once_are_not_compared(tmp_path):
     s = accuracies(tmp_path, 0.9, 0.89, 0.9, 0.5)
     s.trials["end"] = s.trials.end.max()  # as of a stack
-    assert said(advice(s), "2 trials can't be told from the best: judge them with more validation images")
+    assert said(advice(s), "2 trials do not differ significantly from the best: judge them with more validation images")
 
 
 @pytest.mark.parametrize(

@@ -105,14 +105,14 @@ def test_it_is_found_by_what_people_call_it(two, monkeypatch, here, where, url, 
 @pytest.mark.parametrize(
     ("here", "where", "url", "message"),
     [
-        (".", "gone", None, "no study gone in sqlite:///{cwd}/multirun/optuna.db; there is other one ü, toy"),
-        (".", "gone", URL, "no study gone in sqlite:///{cwd}/multirun/optuna.db; there is other one ü, toy"),
-        ("multirun/toy", "gone", "sqlite:///../optuna.db", "no study gone in .*; there is other one ü, toy"),
-        (".", "conf", None, "conf is of no study; python -m tuner.compare conf compares its runs"),
+        (".", "gone", None, "no study gone in sqlite:///{cwd}/multirun/optuna.db; it has other one ü, toy"),
+        (".", "gone", URL, "no study gone in sqlite:///{cwd}/multirun/optuna.db; it has other one ü, toy"),
+        ("multirun/toy", "gone", "sqlite:///../optuna.db", "no study gone in .*; it has other one ü, toy"),
+        (".", "conf", None, "conf belongs to no study; to compare its runs: python -m tuner.compare conf"),
         (".", "conf", URL, "no study conf in"),
-        (".", "multirun", None, "multirun is of no study"),
-        ("conf", None, None, "no study was found here; python -m tuner.train -m hparams_search=optuna makes one"),
-        ("conf", "toy", None, "no study was found here"),
+        (".", "multirun", None, "multirun belongs to no study"),
+        ("conf", None, None, "no study in multirun/; start one: python -m tuner.train -m hparams_search=optuna"),
+        ("conf", "toy", None, "no study in multirun/"),
         (".", None, "sqlite:///gone/optuna.db", "there is no file gone/optuna.db, where .* would have the study"),
         (".", None, "sqlite:///gone.db", "no file .*/gone.db: give the storage that holds the study"),
         (".", None, "optuna.db", r"storage=optuna.db must be a URL \(sqlite:///FILE"),
@@ -161,7 +161,7 @@ def test_a_study_that_is_out_of_reach_says_why(toy, kept):
         results.write_text(yaml.safe_dump(yaml.safe_load(results.read_text()) | {"storage": storage.redacted(kept)}))
     message = {
         "null": "study toy was kept in memory, and ended with its process",
-        "postgresql": r"the study is in postgresql://ann:\*\*\*@127.0.0.1:1/db: give that with its password",
+        "postgresql": r"the study is in postgresql://ann:\*\*\*@127.0.0.1:1/db: give it with the password",
     }[kept.partition("+")[0].partition(":")[0]]
     with pytest.raises(InputError, match=message):
         inspection.load("multirun/toy")

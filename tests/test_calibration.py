@@ -38,12 +38,12 @@ def test_it_is_the_lowest_cross_entropy_of_all_temperatures():
 
 HALF = torch.tensor([[0.5, 0.5]]).log()
 NOT_FITTED = [  # log-probabilities, labels, what is said
-    (torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), [0, 1], "sure answers right"),
-    (torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), [1, 0], "less than nothing"),
-    (torch.tensor([[0.0, -math.inf], [-0.1, -2.0]]), [0, 1], "no finite log-probability"),
-    (torch.tensor([[math.nan, 0.0]]), [0], "no finite log-probability"),
-    (HALF, [0], "sure answers right"),
-    (torch.empty(0, 2), [], "no finite log-probability"),
+    (torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), [0, 1], "the optimum is below 0.05"),
+    (torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), [1, 0], "the optimum is above 20"),
+    (torch.tensor([[0.0, -math.inf], [-0.1, -2.0]]), [0, 1], "missing or not finite"),
+    (torch.tensor([[math.nan, 0.0]]), [0], "missing or not finite"),
+    (HALF, [0], "the optimum is below 0.05"),
+    (torch.empty(0, 2), [], "missing or not finite"),
 ]
 
 
@@ -51,7 +51,7 @@ NOT_FITTED = [  # log-probabilities, labels, what is said
 def test_where_none_is_best_it_is_one_and_says_so(log_p, labels, said, caplog):
     caplog.set_level("INFO")
     assert temperature(log_p, torch.tensor(labels, dtype=torch.int64)) == 1
-    assert "temperature: 1 (no best one" in caplog.text
+    assert "temperature: 1 (calibration skipped: " in caplog.text
     assert said in caplog.text
 
 

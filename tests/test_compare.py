@@ -176,7 +176,7 @@ def test_columns(compared):
         rows = list(csv.reader(io.StringIO(compared("--csv", "--columns", wanted))))
         assert rows[0] == ["folder", "b", "started", "a"]
         assert rows[1][:2] == ["outputs/0", "2"]
-    with pytest.raises(InputError, match="no run has c; there is"):
+    with pytest.raises(InputError, match="no run has c; known keys:"):
         compared("--columns", "a,c")
 
 
@@ -231,16 +231,19 @@ def test_where(compared, condition, rows):
 @pytest.mark.parametrize(
     ("condition", "says"),
     [
-        ("lr<1", "no run has lr; there is optimizer.lr$"),
-        ("optimiser.lr<1", "no run has optimiser.lr; there is optimizer.lr$"),
-        ("zzzz=1", "no run has zzzz; there is status, val_accuracy, .*optimizer.lr"),
+        ("lr<1", "no run has lr; known keys: optimizer.lr$"),
+        ("optimiser.lr<1", "no run has optimiser.lr; known keys: optimizer.lr$"),
+        ("zzzz=1", "no run has zzzz; known keys: status, val_accuracy, .*optimizer.lr"),
         ("nonsense", "--where 'nonsense' must be KEY, one of <= >= != == < > =, and a value"),
         ("", "--where '' must be"),
         ("<3", "--where '<3' must be"),
-        ("status<complete", "--where 'status<complete': < compares numbers, and 'complete' is none; use = or !="),
-        ("optimizer.lr<null", "< compares numbers, and 'null' is none"),
-        ("optimizer.lr<", "< compares numbers, and '' is none"),
-        ("started>yesterday-ish", "'yesterday-ish' is no time such as 2026-01-31T12:00"),
+        (
+            "status<complete",
+            "--where 'status<complete': < compares numbers, and 'complete' is not a number; use = or !=",
+        ),
+        ("optimizer.lr<null", "< compares numbers, and 'null' is not a number"),
+        ("optimizer.lr<", "< compares numbers, and '' is not a number"),
+        ("started>yesterday-ish", "'yesterday-ish' is not a time; write it as 2026-01-31T12:00"),
     ],
 )
 def test_a_condition_that_is_wrong(compared, condition, says):
@@ -264,7 +267,7 @@ def test_no_row_left(compared):
     assert compared(*none, "--csv") == "folder,status,val_accuracy,epochs,seconds\n"
     assert "0 with lr>1" in compared(*none, "--over", "lr")
     for wanted in ("--html", "--plots"):
-        with pytest.raises(InputError, match="--plots and --html need a run, and none is left"):
+        with pytest.raises(InputError, match="--plots and --html need a run, and no run meets the conditions"):
             compared(*none, wanted)
 
 
@@ -307,7 +310,7 @@ def test_scores_that_are_only_in_newer_runs(compared):
     assert [list(row.values())[1:] for row in rows] == [[0.9, 1, "text"], [None, None, "text"]]
     assert compared("--where", "val_auroc>0.5", "--columns", "val_auroc", "--csv").count("outputs/") == 1
     for key in ("test_auroc", "test_accuracies", "test_duplicates"):  # null, a list, and no score
-        with pytest.raises(InputError, match=f"no run has {key}; there is .*"):
+        with pytest.raises(InputError, match=f"no run has {key}; known keys: .*"):
             compared("--columns", key)
     assert set(json.loads(compared("outputs/older", "outputs/newer", "--json"))["config"][0].values()) == {"lr", 1, 2}
 
@@ -324,7 +327,7 @@ def test_accuracies_and_starts_descend_and_all_else_ascends(compared):
     for metric in METRICS.values():  # by the name alone: comparing runs does not wait for torch
         assert compare.highest_first(f"val_{metric.name}") == metric.larger_is_better, metric.name
     assert not any(map(compare.highest_first, ("val_loss", "test_ece_calibrated", "test_accuracy_std", "epochs")))
-    with pytest.raises(InputError, match=r"no run has accuracy; there is .*accuracy"):
+    with pytest.raises(InputError, match=r"no run has accuracy; known keys: .*accuracy"):
         compared("--sort", "accuracy")
 
 
@@ -369,7 +372,7 @@ def test_groups_of_one_of_nothing_and_of_values_of_several_types(compared):
 @pytest.mark.parametrize("option", ["--over", "--group-by"])
 def test_a_group_by_an_unknown_key(compared, option):
     many([{"seed": 0}, {"seed": 1}])
-    with pytest.raises(InputError, match=r"no run has sede; there is .*seed"):
+    with pytest.raises(InputError, match=r"no run has sede; known keys: .*seed"):
         compared(option, "sede")
 
 
@@ -457,7 +460,7 @@ def test_two_runs_of_the_same_config_without_predictions(compared, caplog):
     printed = compared("a", "b")
     assert "Their configs are the same" in printed
     assert "Accuracy by class" not in printed
-    assert printed.endswith("can't be told: they have no predictions for the same images\n")
+    assert printed.endswith("McNemar's test is not possible: the runs have no predictions for the same images\n")
     assert "a has no predictions.csv: it is unfinished, or of an older version" in caplog.text
     both = json.loads(compared("a", "b", "--json"))
     assert (both["config"], both["split"], both["images"], both["p_value"], both["classes"]) == (
@@ -484,7 +487,7 @@ def test_beside_a_run_that_is_not_complete(compared, files, says):
     scored(Path("a"), of("test", [("x", "x")]))
     make("b", **files)
     printed = compared("a", "b")
-    for text in (*says, "can't be told"):
+    for text in (*says, "is not possible"):
         assert text in printed
     json.loads(compared("a", "b", "--json"))
 
@@ -566,7 +569,7 @@ def test_curves_that_cannot_be_read_are_logged(compared, caplog):
     make("outputs/1", {}, RESULT, HEADER + EPOCHS)
     make("outputs/2", {}, RESULT, b"\xff\xfe")
     compared("--plots")
-    assert "no curve of outputs/2: metrics.csv: " in caplog.text
+    assert "no curve for outputs/2: metrics.csv: " in caplog.text
 
 
 def test_runs_without_any_accuracy_have_pictures_that_say_so(compared):
@@ -626,5 +629,5 @@ def test_the_command_ends_quietly_when_its_reader_does_and_tells_mistakes_in_a_l
     assert done.stderr == ""
     done = run(f"{command} --where lr=1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("no run has lr; there is ")
+    assert done.stderr.startswith("no run has lr; known keys: ")
     assert "Traceback" not in done.stderr

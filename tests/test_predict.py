@@ -132,7 +132,7 @@ WRONG = [  # arguments after the run, what the one line says
     (("a.png", "--top", "0"), "--top 0 must be a number from 1 to 4"),
     (("a.png", "--with", "nowhere"), "there is no run nowhere"),
     (("a.png", "--with", "three"), "an ensemble's runs must have the same classes: those of "),
-    (("a.png", "--with", "three", "--maps", "m"), "--maps explains one run: leave --with out"),
+    (("a.png", "--with", "three", "--maps", "m"), "--maps works with one run only: leave --with out"),
     (("a.png", "--maps", "a.png/m"), "--maps a.png/m can't be a folder"),
     ((os.fsdecode(b"caf\xe9.png"),), "the name caf\\xe9.png is not valid UTF-8: rename the file or folder"),
     (("a.png", "--device", "tpu"), "device=tpu must be auto, cpu"),
@@ -211,7 +211,7 @@ def test_a_block_without_a_map_gets_occlusion_which_is_said(trained, call):
     picture("a.png")
     code, _, err = call("predict", trained(*vit, "model.pool=null", "data.n=40", "epochs=1"), "a.png", "--maps", "m")
     assert code == 0, err
-    assert "maps: occlusion, as the last used block gives a vector" in err
+    assert "maps: occlusion, as the last used block outputs a vector" in err
     assert Path("m/a.png.png").exists()
 
 

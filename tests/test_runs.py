@@ -291,15 +291,15 @@ WHOLE = json.dumps(RESULT)
     [
         pytest.param({"result": ""}, "result.json: Expecting value", id="empty result"),
         pytest.param({"result": WHOLE[:-9]}, "result.json: ", id="truncated result"),
-        pytest.param({"result": "[]"}, "result.json: it is not that of a run", id="a list"),
-        pytest.param({"result": "{}"}, "result.json: it is not that of a run", id="no status"),
-        pytest.param({"result": '{"status": null}'}, "result.json: it is not that of a run", id="null status"),
-        pytest.param({"result": '{"status": ["ok"]}'}, "result.json: it is not that of a run", id="a list as status"),
-        pytest.param({"result": RESULT | {"epochs": "3"}}, "result.json: epochs is '3', which is no number", id="text"),
+        pytest.param({"result": "[]"}, "result.json: not the result of a run", id="a list"),
+        pytest.param({"result": "{}"}, "result.json: not the result of a run", id="no status"),
+        pytest.param({"result": '{"status": null}'}, "result.json: not the result of a run", id="null status"),
+        pytest.param({"result": '{"status": ["ok"]}'}, "result.json: not the result of a run", id="a list as status"),
+        pytest.param({"result": RESULT | {"epochs": "3"}}, "result.json: epochs must be a number, not '3'", id="text"),
         pytest.param(
-            {"result": RESULT | {"seconds": [1]}}, "result.json: seconds is [1], which is no", id="list as number"
+            {"result": RESULT | {"seconds": [1]}}, "result.json: seconds must be a number, not [1]", id="list as number"
         ),
-        pytest.param({"result": RESULT | {"device": {}}}, "result.json: device is {}, which is no text", id="no text"),
+        pytest.param({"result": RESULT | {"device": {}}}, "result.json: device must be text, not {}", id="no text"),
         pytest.param({"result": WHOLE.replace("1.5", "9" * 400)}, "result.json: int too large", id="huge number"),
         pytest.param({"result": "[" * 100_000}, "result.json: maximum recursion depth", id="deep"),
         pytest.param({"result": b"\x89PNG\xff\x00"}, "result.json: 'utf-8' codec can't decode", id="binary result"),
@@ -308,10 +308,10 @@ WHOLE = json.dumps(RESULT)
         ),
         pytest.param({"config": "a: [1", "result": RESULT}, ".hydra/config.yaml: while parsing", id="truncated config"),
         pytest.param(
-            {"config": "", "result": RESULT}, ".hydra/config.yaml: it is not that of a run", id="empty config"
+            {"config": "", "result": RESULT}, ".hydra/config.yaml: not the config of a run", id="empty config"
         ),
         pytest.param(
-            {"config": "- 1", "result": RESULT}, ".hydra/config.yaml: it is not that of a run", id="list config"
+            {"config": "- 1", "result": RESULT}, ".hydra/config.yaml: not the config of a run", id="list config"
         ),
         pytest.param(
             {"config": "a: &a {b: *a}", "result": RESULT}, ".hydra/config.yaml: maximum rec", id="endless config"
@@ -321,10 +321,10 @@ WHOLE = json.dumps(RESULT)
         ),
         pytest.param({"metrics": b"\x00\xff\n\x01\n"}, "metrics.csv: 'utf-8' codec can't decode", id="binary metrics"),
         pytest.param(
-            {"metrics": "step,loss\n1,2\n"}, "metrics.csv: its last line '1,2' is not that", id="another program's"
+            {"metrics": "step,loss\n1,2\n"}, "metrics.csv: its last line '1,2' does not have", id="another program's"
         ),
         pytest.param({"metrics": "epoch,step\n,5\n"}, "metrics.csv: invalid literal", id="PyTorch Lightning's"),
-        pytest.param({"metrics": HEADER + "1,2\n"}, "metrics.csv: its last line '1,2' is not that", id="a short row"),
+        pytest.param({"metrics": HEADER + "1,2\n"}, "metrics.csv: its last line '1,2' does not have", id="a short row"),
         pytest.param({"metrics": HEADER + "1,a,b,c,d,e,f\n"}, "metrics.csv: could not convert", id="text in metrics"),
     ],
 )

@@ -270,12 +270,10 @@ def test_every_study_is_shown(look, tmp_path, kind):
     if complete and directions == 1:
         assert len(shlex.split(look(*there, "--best"))) == len(s.best.params)
     else:
-        several = complete and f"it has {directions} objectives, and trials .* are dominated by no other one"
-        with pytest.raises(InputError, match=f"there is no one best trial: {several or 'none is complete'}"):
+        several = complete and f"it has {directions} objectives, and trials .* are on its Pareto front"
+        with pytest.raises(InputError, match=f"the study has no single best trial: {several or 'none is complete'}"):
             look(*there, "--best")
-    with pytest.raises(
-        InputError, match=f"study {kind} has no folder on this machine; say where to, with --out FOLDER"
-    ):
+    with pytest.raises(InputError, match=f"study {kind} has no folder on this machine; give --out FOLDER"):
         look(*there, "--html")
     assert (tmp_path / "plain.db").read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / "plain.db"]
@@ -466,7 +464,7 @@ def test_a_port_that_is_taken_is_named(toy, look):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"the dashboard cannot have port {port}: .*give another --port"):
+        with pytest.raises(InputError, match=f"the dashboard can't use port {port}: .*give another --port"):
             look("--dashboard", "--port", port)
 
 
@@ -476,7 +474,7 @@ def test_no_dashboard_on_what_it_could_change(toy, look):
     results = Path("multirun/toy/optimization_results.yaml")
     results.write_text(yaml.safe_dump(yaml.safe_load(results.read_text()) | {"storage": config}))
     assert "1 trial (1 complete)" in look()
-    with pytest.raises(InputError, match="--dashboard opens no storage that it could change"):
+    with pytest.raises(InputError, match="--dashboard needs a storage that can be opened read-only"):
         look("--dashboard")
 
 
@@ -498,7 +496,7 @@ def test_mistakes_are_one_line(tmp_path):
     with start("gone", cwd=tmp_path) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "")
-    assert err == "no study was found here; python -m tuner.train -m hparams_search=optuna makes one\n"
+    assert err == "no study in multirun/; start one: python -m tuner.train -m hparams_search=optuna\n"
 
 
 # The page, in a browser

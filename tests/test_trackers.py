@@ -205,7 +205,7 @@ def test_a_tracker_that_fails_later_is_a_warning_and_the_run_goes_on(tmp_path, c
     tracker.finish({"status": "complete"})
     assert broken.calls == [1, 2, "complete"]
     [message] = caplog.messages
-    expected = f"Broken has not got epoch 2 and those after it; metrics.csv in {tmp_path} is whole: "
+    expected = f"Broken did not receive epoch 2 and later ones; metrics.csv in {tmp_path} is complete: "
     assert message == expected + "ConnectionError: it is gone"
 
 

@@ -1,7 +1,7 @@
-"""The cache of features and decoded images: list its files, or delete some.
+"""List the cached features and decoded images, or delete some.
 
-python -m tuner.cache                         # size, last use, what each file holds
-python -m tuner.cache --prune --days 30       # delete those that no run has used for 30 days
+python -m tuner.cache                         # size, last use and content of each file
+python -m tuner.cache --prune --days 30       # delete files unused for 30 days
 """
 
 import argparse
@@ -16,14 +16,14 @@ from safetensors import safe_open
 from tuner import cache_files
 from tuner.cache_files import format_bytes
 
-CONTENT = {  # folder of the cache -> what a file in it holds, by its key
+CONTENT = {  # folder of the cache -> description of a file in it, from its key
     "banks": "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images",
     "images": "{shape} {fit}, {count:,} files of {root}",
 }
 
 
 def banks(cache_dir: Path) -> Iterator[tuple[Path, str]]:
-    """The stored features and images of a cache, and what each file holds, the longest unused first."""
+    """The files of features and images in a cache, and what each holds, the longest unused first."""
     paths = [(path, what) for folder, what in CONTENT.items() for path in cache_files.files(cache_dir, folder)]
     for path, what in sorted(paths, key=lambda pair: pair[0].stat().st_mtime):
         try:
@@ -42,13 +42,13 @@ def main() -> None:
         "--cache-dir", default=os.environ.get("TUNER_CACHE", "~/.cache/tuner"), help="default %(default)s"
     )
     parser.add_argument("--prune", action="store_true", help="delete files instead of listing them")
-    parser.add_argument("--days", type=float, default=0, help="only those not used for so many days")
+    parser.add_argument("--days", type=float, default=0, help="only files unused for so many days")
     args = parser.parse_args()
     cache_dir, total = Path(args.cache_dir).expanduser(), 0
     for path, what in banks(cache_dir):
         size, unused = path.stat().st_size, (time.time() - path.stat().st_mtime) / 86400
         if unused < (max(args.days, 1) if args.prune and what == "unfinished" else args.days):
-            continue  # an unfinished file that is younger than a day may be at work
+            continue  # a run may still be writing an unfinished file younger than a day
         if args.prune:
             path.unlink(missing_ok=True)
         deleted = "deleted " if args.prune else ""

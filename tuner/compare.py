@@ -19,8 +19,8 @@ from tuner.analysis import paired
 from tuner.runs import table as runs
 
 log = logging.getLogger("tuner.compare")
-ROWS = 30  # on the terminal, unless --top asks for more
-NOT_OF_THE_MODEL = (
+ROWS = 30  # on the terminal, without --top
+NOT_OF_THE_MODEL = (  # keys that do not affect the model
     *("study", "cache_dir", "test", "plots", "objective", "config.device"),
     *("final.seeds", "final.epochs", "final.temperature"),
 )
@@ -30,30 +30,30 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 CONDITION = re.compile(rf"\s*(.+?)\s*({'|'.join(OPERATORS)})\s*(.*?)\s*")
 QUOTES = re.compile(r"[\s\"']")
-SMALLER_IS_BETTER = ("loss", "ece", "ece_calibrated", "std")  # ends of the names of scores; of others larger is better
+SMALLER_IS_BETTER = ("loss", "ece", "ece_calibrated", "std")  # ends of the names of such scores
 
 
 def differing(frame: pd.DataFrame) -> list[str]:
-    """The keys of the config in which the runs of a table differ, but for those that say nothing of the model.
+    """The config keys in which the runs of a table differ, except those that do not affect the model.
 
-    Of a table with references one that all runs have, such as data.seed: ${seed}, is no difference of its own.
+    A reference that all runs have, such as data.seed: ${seed}, is not listed separately.
     """
     keys = [str(key) for key in frame if key not in ("folder", "started", *NOT_OF_THE_MODEL)]
     keys = [key for key in keys if not runs.is_result(key) and not f"{key}.".startswith("logger.")]
-    written = frame.loc[frame.started.notna()]  # without a config there is nothing that could differ
+    written = frame.loc[frame.started.notna()]  # a run without a config differs in nothing
     resolved = runs.resolved(written)
     return [key for key in keys if _several(written[key]) and _several(resolved[key])]
 
 
 def _several(values: pd.Series) -> bool:
-    return bool(values.nunique() + values.isna().any() > 1)  # null is as good as missing
+    return bool(values.nunique() + values.isna().any() > 1)  # null counts as missing
 
 
 def where(frame: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """The rows for which a condition holds, such as `optimizer.lr<1e-3`, `status=complete` or `grad_clip=null`.
+    """The rows that meet a condition, such as `optimizer.lr<1e-3`, `status=complete` or `grad_clip=null`.
 
-    Numbers are compared as numbers, times as times, all else as text, with = and != alone. Raises InputError for
-    another condition.
+    Numbers are compared as numbers, times as times, and everything else as text, by = and != only.
+    Raises InputError for an invalid condition.
     """
     if not (match := CONDITION.fullmatch(condition)):
         raise InputError(f"--where {condition!r} must be KEY, one of {' '.join(OPERATORS)}, and a value")
@@ -65,26 +65,26 @@ def where(frame: pd.DataFrame, condition: str) -> pd.DataFrame:
         try:
             rows = compare(column, pd.Timestamp(text))
         except (ValueError, TypeError) as error:
-            raise InputError(f"--where {condition!r}: {text!r} is no time such as 2026-01-31T12:00") from error
+            raise InputError(f"--where {condition!r}: {text!r} is not a time; write it as 2026-01-31T12:00") from error
     elif (number := _number(text)) is not None:
         rows = compare(pd.to_numeric(column, errors="coerce"), number)
     elif equality:
         words = column.astype(str).str.lower()  # true, True
-        if text[0] in "[{":  # lists are text, whose spaces and quotes are JSON's
+        if text[0] in "[{":  # lists are JSON: ignore its spaces and quotes
             words, text = words.str.replace(QUOTES, "", regex=True), QUOTES.sub("", text)
         rows = compare(words, text.lower())
     else:
-        raise InputError(f"--where {condition!r}: {sign} compares numbers, and {text!r} is none; use = or !=")
+        raise InputError(f"--where {condition!r}: {sign} compares numbers, and {text!r} is not a number; use = or !=")
     return frame[rows.astype(bool)]
 
 
 def known(frame: pd.DataFrame, key: str) -> str:
-    """The key, if the table has it. Raises InputError, with the nearest ones, where it has not."""
+    """The key, if the table has it. If not, raises InputError with the most similar ones."""
     if key not in frame:
         names = [str(name) for name in frame]
         near = [name for name in names if name.endswith(f".{key}")] or get_close_matches(key, names, n=3)
         near = near or [name for name in names if name != "folder"]
-        raise InputError(f"no run has {key}; there is {', '.join(near)}")
+        raise InputError(f"no run has {key}; known keys: {', '.join(near)}")
     return key
 
 
@@ -117,8 +117,8 @@ def highest_first(key: str) -> bool:
 def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """A row for each group of complete runs with equal `keys`, the best first.
 
-    `runs` is how many; of each accuracy there are the mean, under its name, and the standard deviation. A search's
-    retrained best, which has no validation accuracy, is in no group.
+    `runs` is their number. Each accuracy has its mean, under its own name, and its standard deviation, NAME_std. A
+    search's retrained best is left out: it has no validation accuracy.
     """
     complete = frame[(frame.status == "complete") & frame.val_accuracy.notna()]
     measured = [key for key in ("val_accuracy", "test_accuracy") if complete[key].notna().any()]
@@ -134,7 +134,7 @@ def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def columns(frame: pd.DataFrame, wanted: Sequence[str] | None, differ: Sequence[str]) -> list[str]:
-    """What is shown of each run: what was asked for, or how it went and in what it differs from the others."""
+    """The columns to show: the wanted ones, or the main results and the keys that differ."""
     if wanted:
         return list(dict.fromkeys(["folder", *(known(frame, key) for key in wanted)]))
     results = ["status", "val_accuracy", *(["test_accuracy"] if frame.test_accuracy.notna().any() else [])]
@@ -145,10 +145,10 @@ def columns(frame: pd.DataFrame, wanted: Sequence[str] | None, differ: Sequence[
 
 
 def pair(a: Path, b: Path) -> dict[str, Any]:
-    """Two runs side by side: where their configs differ, their results, their classes, and whether chance explains it.
+    """Two runs side by side: configs, results, accuracies by class, and whether they differ by more than chance.
 
-    Keys: `a`, `b`, the folders; `config`, `results` and `classes`, tables with columns a and b; `split`, `images` and
-    `p_value` of McNemar's test on the images that both have predictions for, None where there are none.
+    Keys: `a` and `b`, the folders; `config`, `results` and `classes`, tables with columns a and b; `split`, `images`
+    and `p_value` of McNemar's test on the images that both have predictions for, None if there are none.
     """
     written = pd.concat([runs.load(folder, resolve=False).head(1) for folder in (a, b)], ignore_index=True)
     if len(written) < 2:
@@ -164,7 +164,7 @@ def pair(a: Path, b: Path) -> dict[str, Any]:
 
 
 def _differ(two: pd.Series) -> bool:
-    a, b = (str(None if pd.isna(value) else value) for value in two)  # null is as good as missing
+    a, b = (str(None if pd.isna(value) else value) for value in two)  # null counts as missing
     return a != b
 
 
@@ -180,11 +180,11 @@ def _difference(a: Any, b: Any) -> float | None:
 
 
 def main() -> None:
-    args = _arguments().parse_intermixed_args()  # options stand anywhere
+    args = _arguments().parse_intermixed_args()  # options may come anywhere
     if args.top is not None and args.top < 0:
         raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
     asked = (args.where, args.columns, args.group_by, args.over, args.sort, args.reverse, args.top is not None)
-    table_of_runs = any(asked)  # though they be two
+    table_of_runs = any(asked)  # even if there are only two
     two = len(args.folders) == 2 and all(list(runs.find(folder)) == [Path(folder)] for folder in args.folders)
     show = show_pair if two and not table_of_runs else show_runs
     show(args)
@@ -203,7 +203,8 @@ def show_runs(args: argparse.Namespace) -> None:
     written = written.loc[frame.index]
     if args.group_by or args.over:
         over = [known(frame, key) for key in args.over or []]
-        rest = [key for key in differing(written) if key not in over]  # a key that follows one of `over` is one value
+        # By the keys as written: one that refers to one of `over` does not differ.
+        rest = [key for key in differing(written) if key not in over]
         table = grouped(frame, args.group_by) if args.group_by else grouped(written, rest)
         chosen = [known(table, str(key)) for key in args.columns or table]
         if args.sort:
@@ -229,8 +230,8 @@ def show_runs(args: argparse.Namespace) -> None:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tuner.compare",
-        description="A table of runs, the best first, with the config keys in which they differ. Of two run folders: "
-        "where they differ, and whether their accuracies differ by more than chance.",
+        description="A table of runs, the best first, with the config keys in which they differ. For two run folders: "
+        "their differences, and whether their accuracies differ by more than chance.",
     )
 
     def split(text: str) -> list[str]:
@@ -240,20 +241,20 @@ def _arguments() -> argparse.ArgumentParser:
     add("folders", nargs="*", metavar="FOLDER", help="searched at any depth; default: outputs and multirun")
     add("--where", action="append", default=[], metavar="COND", help="such as 'optimizer.lr<1e-3'; may be repeated")
     add("--sort", metavar="KEY", help="default: val_accuracy; the best score or latest start first, else the lowest")
-    add("--reverse", action="store_true", help="the other way round")
-    add("--top", type=int, metavar="N", help=f"so many rows; 0: all; default: {ROWS} on the terminal, else all")
-    add("--columns", type=split, metavar="KEY,...", help="show these instead of what differs")
+    add("--reverse", action="store_true", help="reverse the order")
+    add("--top", type=int, metavar="N", help=f"number of rows; 0: all; default: {ROWS} on the terminal, else all")
+    add("--columns", type=split, metavar="KEY,...", help="show these columns instead")
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument("--group-by", type=split, metavar="KEY,...", help="mean, standard deviation and number of runs")
     groups.add_argument(
-        "--over", type=split, metavar="KEY,...", help="the same by all that differs but these, as in seed"
+        "--over", type=split, metavar="KEY,...", help="group by all keys that differ, except these, such as seed"
     )
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--csv", action="store_true", help="print CSV instead")
     either.add_argument("--json", action="store_true", help="print JSON instead")
     add("--plots", action="store_true", help="write curves.png and bars.png")
     add("--html", action="store_true", help="write compare.html: a sortable table with links, and curves")
-    add("--out", type=Path, default=Path("comparison"), metavar="FOLDER", help="where to; default: %(default)s/")
+    add("--out", type=Path, default=Path("comparison"), metavar="FOLDER", help="default: %(default)s/")
     return parser
 
 
@@ -286,9 +287,9 @@ def show_pair(args: argparse.Namespace) -> None:
 def write(
     args: argparse.Namespace, table: pd.DataFrame, chosen: list[str], summary: str, more: Sequence[tuple[str, str]] = ()
 ) -> None:
-    """The pictures and the page, of the rows of a table; `more` sections of the page, a heading and HTML each."""
+    """Write the plots and the page for the rows of a table.   more: sections of the page, (heading, HTML) each."""
     if table.empty:
-        raise InputError("--plots and --html need a run, and none is left")
+        raise InputError("--plots and --html need a run, and no run meets the conditions")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -316,7 +317,7 @@ def write(
 
 
 def _labels(table: pd.DataFrame) -> list[str]:
-    """What a row is called in a picture: what its group has in common, or the end of its folder's path."""
+    """The names of rows in plots: the values that a group has in common, or the end of the folder's path."""
     if "folder" in table:
         folders = [Path(folder).absolute() for folder in table.folder]
         common = Path(os.path.commonpath([folder.parent for folder in folders]))
@@ -334,7 +335,7 @@ def _curves(table: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame
             if (folder / "metrics.csv").exists():
                 curves[name] = runs.read_metrics(folder)[["epoch", "val_accuracy", "val_loss"]].astype(float)
         except (OSError, ValueError, KeyError) as error:
-            log.warning("no curve of %s: metrics.csv: %s", folder, error)
+            log.warning("no curve for %s: metrics.csv: %s", folder, error)
     return {name: curve for name, curve in curves.items() if curve.val_accuracy.notna().any()}
 
 

@@ -1,7 +1,8 @@
-"""A trained model as one file for other programs: `python -m tuner.export RUN --format onnx|torchscript|pt2`.
+"""Export a trained model as one file for other programs: `python -m tuner.export RUN --format onnx|torchscript|pt2`.
 
-uint8 images [N, C, H, W] in, float32 probabilities [N, classes] out; N is free. Preprocessing and temperature are
-inside, class names, input_shape and fit in the metadata. A file is written only after it gave what the model gives.
+The file takes uint8 images [N, C, H, W], for any N, and returns float32 probabilities [N, classes]. Preprocessing and
+temperature are included; class names, input_shape and fit are in the metadata. The file is written only if it returns
+the model's probabilities.
 """
 
 import argparse
@@ -29,15 +30,15 @@ from tuner.networks.blocks import Preprocess
 log = logging.getLogger("tuner.export")
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2"}
-TOLERANCE = 1e-4  # between probabilities
-IMAGES = 200  # to compare on, at most
-Exported = tuple[bytes, Callable[[torch.Tensor], torch.Tensor]]  # the file, and what a reader of it computes
+TOLERANCE = 1e-4  # largest difference of a probability
+IMAGES = 200  # number of images to compare on, at most
+Exported = tuple[bytes, Callable[[torch.Tensor], torch.Tensor]]  # the file's content, and a function that runs it
 
 
 class Fixed(nn.Module):
-    """Preprocess for images of one size: the resize is two matrices, which every format has, and it is exact.
+    """Preprocess for images of one size, exactly. The resize is two matrix products, which every format supports.
 
-    A resize is linear in rows and in columns, each by itself, so that what it makes of the identity is its matrix.
+    A resize is linear, for rows and columns separately: the resized identity is its matrix.
     """
 
     def __init__(self, original: Preprocess, height: int, width: int):
@@ -62,19 +63,19 @@ class Fixed(nn.Module):
 
 
 def exportable(original: Model) -> Model:
-    """The same model, without what not every format has."""
-    made = copy.deepcopy(original)
-    for tensor in (*made.parameters(), *made.buffers()):
-        tensor.data = tensor.data.contiguous()  # they are channels last, of which torch.export.save warns
-    for module in list(made.modules()):
+    """A copy of the model, without operations that some format lacks."""
+    copied = copy.deepcopy(original)
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.data = tensor.data.contiguous()  # torch.export.save warns about channels last
+    for module in list(copied.modules()):
         for name, child in module.named_children():
             if isinstance(child, Preprocess):
                 setattr(module, name, Fixed(child, *original.input_shape[1:]))
-    return made
+    return copied
 
 
 def metadata(original: Model) -> dict[str, str]:
-    """Each value as JSON."""
+    """The metadata of an exported file, each value as JSON."""
     about = {"class_names": original.classes, "input_shape": original.input_shape, "fit": original.fit}
     return {key: json.dumps(value) for key, value in about.items()}
 
@@ -84,7 +85,7 @@ def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Export
         raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'tuner[onnx]'")
     import onnxruntime
 
-    for name in ("onnx_ir", "onnxscript"):  # which tell of every node that they simplify
+    for name in ("onnx_ir", "onnxscript"):  # they log every node that they simplify
         logging.getLogger(name).setLevel(logging.WARNING)
     shapes = {"images": {0: torch.export.Dim("N")}}
     program = torch.onnx.export(
@@ -103,12 +104,12 @@ def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Export
     return content, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def to_torchscript(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
-    with warnings.catch_warnings():  # that torch.jit is deprecated: who asks for its format has reasons to
+def to_torchscript(network: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+    with warnings.catch_warnings():  # torch.jit is deprecated, but its format was asked for
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         file = io.BytesIO()
-        torch.jit.save(torch.jit.trace(made, example, check_trace=False), file, _extra_files=about)
+        torch.jit.save(torch.jit.trace(network, example, check_trace=False), file, _extra_files=about)
         return file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue()))
 
 
@@ -123,11 +124,10 @@ FORMATS = {"onnx": to_onnx, "torchscript": to_torchscript, "pt2": to_pt2}
 
 
 def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, float, int]:
-    """A file's content; the largest difference from the model's probabilities on `images`, and how many top classes
-    differ.
+    """The file's content, the largest difference from the model's probabilities, and how many top classes differ.
 
-    original: in float32, on the CPU.   images: uint8 [N, *input_shape].
-    Raises InputError where a probability differs by more than TOLERANCE, or the format can't have the network.
+    original: in float32, on the CPU.   form: one of FORMATS.   images: to compare on, uint8 [N, *input_shape].
+    Raises InputError if a probability differs by more than TOLERANCE, or if the format does not support the network.
     """
     about = metadata(original)
     example = torch.zeros(2, *original.input_shape, dtype=torch.uint8)
@@ -140,21 +140,21 @@ def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, flo
             if isinstance(error, InputError):
                 raise
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"--format {form} can't have this network ({reason}): try another format") from error
-        sizes = [1, len(images) - 1] if len(images) > 1 else [1]  # N is free
+            raise InputError(f"--format {form} does not support this network ({reason}): try another format") from error
+        sizes = [1, len(images) - 1] if len(images) > 1 else [1]  # two batch sizes, as N must be free
         got = torch.cat([run(batch) for batch in images.split(sizes)])
         wanted = original.predict(images)
     difference, others = float((got - wanted).abs().max()), int((got.argmax(1) != wanted.argmax(1)).sum())
-    if not difference <= TOLERANCE:  # also where it is nan
+    if not difference <= TOLERANCE:  # also if it is NaN
         raise InputError(
-            f"--format {form}: a probability differs by {difference:.2g} from the model's, and {TOLERANCE:g} is "
-            "allowed; no file was written: try another format"
+            f"--format {form}: a probability differs by {difference:.2g} from the model's; at most {TOLERANCE:g} is "
+            "allowed. No file was written: try another format"
         )
     return content, difference, others
 
 
 def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[torch.Tensor, str]:
-    """uint8 [N, *input_shape] to compare on, and what they are: files, the run's test images, or random ones."""
+    """Images to compare on, uint8 [N, *input_shape], and what they are: of files, the run's test split, or random."""
     if inputs:
         found = expand(inputs)[:IMAGES]
         return torch.stack([original.read(path) for path in found]), "of the files given"
@@ -165,7 +165,9 @@ def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[tor
         reason = f"they are {list(test.shape[1:])} now"
     except InputError as error:
         reason = str(error)
-    log.info("the run's test images can't be had (%s): random images instead; --check FILES takes yours", reason)
+    log.info(
+        "the run's test images are not available (%s): checking on random ones; --check FILES gives others", reason
+    )
     generator = torch.Generator().manual_seed(0)
     shape = (IMAGES, *original.input_shape)
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8), "random images"
@@ -186,7 +188,7 @@ def main() -> None:
         file.write(content)
     shape = ", ".join(map(str, original.input_shape))
     print(f"{out}: uint8 [N, {shape}] -> probabilities [N, {len(original.classes)}], {len(content) / 1e6:.1f} MB")
-    compared = f"probabilities differ by {difference:.2g} at most, the top class of {others:,}"
+    compared = f"probabilities differ by at most {difference:.2g}, the top class of {others:,} images"
     print(f"checked on {len(images):,} {what}: {compared}")
 
 
@@ -194,13 +196,13 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tuner.export",
         description="Write a trained model as one file: uint8 images [N, C, H, W] in, calibrated probabilities out. It "
-        "is compared with the model first, and written only if it gives the same.",
+        "is first compared with the model, and written only if the probabilities agree.",
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
     add("--format", choices=list(FORMATS), required=True, help="onnx needs the extra onnx")
     add("--out", type=Path, metavar="FILE", help="default: beside the model")
-    check = "images to compare on; default: the run's test images, or random ones where those can't be had"
+    check = "images to compare on; default: the run's test images, or random ones if those are not available"
     add("--check", type=Path, nargs="+", default=[], metavar="FILE|FOLDER", help=check)
     return parser
 

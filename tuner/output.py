@@ -1,4 +1,4 @@
-"""Tables for people and for programs: on the terminal, as CSV and JSON, and on a page that needs no other file."""
+"""Tables for people and for programs: on the terminal, as CSV and JSON, and on a self-contained web page."""
 
 import html
 import io
@@ -23,10 +23,10 @@ from tuner.files import replacing
 if TYPE_CHECKING:
     from plotly.basedatatypes import BaseFigure
 
-CLOSED = 128 + 13  # the exit code of a command whose reader has gone, as a shell gives it of SIGPIPE
-LEGIBLE = 10  # characters in which a longer text can be folded
-WHOLE = 100_000  # characters, in which any row is one line
-TO_FOUR_PLACES = ("accuracy", "loss", "probability", "precision", "f1")  # what a column's name says of its numbers
+CLOSED = 128 + 13  # exit code if the reader of a pipe has gone, as shells report SIGPIPE
+LEGIBLE = 10  # characters; longer text may be folded to this width
+WHOLE = 100_000  # characters; no row is longer
+TO_FOUR_PLACES = ("accuracy", "loss", "probability", "precision", "f1")  # columns whose names end so have four decimals
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 1200px; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem } pre { white-space: pre-wrap }
@@ -42,7 +42,7 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
   const th = button.closest("th"), body = th.closest("table").tBodies[0]
   const sign = th.ariaSort === "ascending" ? -1 : 1
   const value = row => row.cells[th.cellIndex].dataset.value
-  const kind = value => value === "" ? 2 : isNaN(value) ? 1 : 0  // numbers, text, and what is missing: always last
+  const kind = value => value === "" ? 2 : isNaN(value) ? 1 : 0  // numbers, text, missing: always last
   const text = new Intl.Collator(undefined, {numeric: true})  // s/9, s/10
   const order = (a, b) => kind(a) - kind(b) || sign * (isNaN(a) ? text.compare(a, b) : a - b)
   body.append(...[...body.rows].sort((a, b) => order(value(a), value(b))))
@@ -53,13 +53,13 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
 
 
 def command(main: Callable[[], None]) -> None:
-    """Run a command that reads: its log and its mistakes go to standard error, and `| head` ends it quietly."""
+    """Run a read-only command. Its log and its errors go to standard error; `| head` ends it quietly."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # not by SIGPIPE's default action, which would serve for every socket of the process, too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no reader
+    except BrokenPipeError:  # SIGPIPE's default action would also apply to sockets
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
         sys.exit(CLOSED)
     except InputError as error:
         sys.exit(str(error))
@@ -68,11 +68,11 @@ def command(main: Callable[[], None]) -> None:
 
 
 def shown(value: Any, column: str = "") -> str:
-    """As people read it, - for none: accuracies and losses to four places, seconds to one, else four digits or six."""
+    """A value as text, `-` if missing. Accuracies and losses have 4 decimals, seconds 1, others 4 or 6 digits."""
     if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
-        if column.removesuffix("_std").endswith(TO_FOUR_PLACES) and "," not in column:  # of fANOVA, accuracy: a share
+        if column.removesuffix("_std").endswith(TO_FOUR_PLACES) and "," not in column:  # "fANOVA, accuracy" is a share
             return f"{value:.4f}"
         if column == "seconds":
             return f"{value:.1f}"
@@ -84,7 +84,7 @@ def shown(value: Any, column: str = "") -> str:
 
 
 def near(path: str | Path) -> str:
-    """A path as it is from here, where it lies below."""
+    """The path relative to the working folder, if it is below it."""
     return os.path.relpath(path) if Path.cwd() in Path(path).absolute().parents else str(path)
 
 
@@ -93,9 +93,9 @@ def is_number(value: Any) -> bool:
 
 
 def terminal(frame: pd.DataFrame, title: str = "") -> None:
-    """Print a table; its index is left out.
+    """Print a table without its index.
 
-    Where the output is no terminal, or so narrow that words would stand on end, each row is one line, however long.
+    If the output is not a terminal, or too narrow for the columns, each row is one line of any length.
     """
     console = Console()
     if not console.is_terminal or _too_wide(frame, console.width):
@@ -106,7 +106,7 @@ def terminal(frame: pd.DataFrame, title: str = "") -> None:
 
 
 def within(frame: pd.DataFrame, width: int) -> Table | Text:
-    """A table for a place of so many characters: as `terminal` prints it there, with long lines broken."""
+    """A table as `terminal` prints it, for a place of `width` characters; long lines are wrapped there."""
     if not _too_wide(frame, width):
         return table(frame)
     console = Console(width=WHOLE, file=io.StringIO(), record=True)
@@ -115,12 +115,13 @@ def within(frame: pd.DataFrame, width: int) -> Table | Text:
 
 
 def _too_wide(frame: pd.DataFrame, width: int) -> bool:
-    """Whether words would stand on end."""
+    """Whether columns would be narrower than LEGIBLE."""
     longest = [max(len(str(name)), *(len(shown(x, str(name))) for x in column), 0) for name, column in frame.items()]
     return sum(min(length, LEGIBLE) + 2 for length in longest) > width
 
 
 def table(frame: pd.DataFrame) -> Table:
+    """A frame as rich prints it, without its index; numbers are aligned right."""
     printed = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, column in frame.items():
         numbers = all(is_number(value) or shown(value) == "-" for value in column)
@@ -131,7 +132,7 @@ def table(frame: pd.DataFrame) -> Table:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table for JSON: None where there is nothing or no finite number, times as ISO 8601."""
+    """Rows for JSON: None for missing and non-finite values, times as ISO 8601."""
     return [{str(key): _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 
@@ -150,8 +151,8 @@ def print_csv(frame: pd.DataFrame) -> None:
 
 
 def page(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> None:
-    """Write a page of (heading, HTML) sections, with all of its scripts inside: it opens without a network."""
-    from plotly.offline import get_plotlyjs  # predict and evaluate, which make no page, need not wait for it
+    """Write a web page of sections, (heading, HTML) each. It contains its scripts: it opens without a network."""
+    from plotly.offline import get_plotlyjs  # slow to import, and predict and evaluate write no page
 
     parts = [f"<h2>{html.escape(heading)}</h2>\n{body}" for heading, body in sections]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
@@ -174,14 +175,14 @@ def html_text(text: str) -> str:
 
 
 def html_figure(figure: "BaseFigure") -> str:
-    """A plotly figure as a piece of a page."""
+    """A plotly figure as a part of a web page."""
     figure.update_layout(title=None, template="plotly_white", margin={"t": 30})  # the section has a heading
     options = {"displaylogo": False, "responsive": True}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=options))
 
 
 def html_table(frame: pd.DataFrame, folder: Path) -> str:
-    """A table that sorts itself by the column that is clicked. Its column `folder` links from a page in `folder`."""
+    """A table that can be sorted by clicking. Values in its column `folder` are links, for a page in `folder`."""
     head = "".join(f'<th scope="col"><button>{html.escape(str(name))}</button></th>' for name in frame)
     body = "\n".join(
         "<tr>" + "".join(_cell(value, str(name), folder) for name, value in zip(frame, row, strict=True)) + "</tr>"
@@ -195,11 +196,11 @@ def _cell(value: Any, column: str, folder: Path) -> str:
     if column == "folder" and text != "-":
         text = f'<a href="{html.escape(link(value, folder))}">{text}</a>'
     if is_number(value):
-        number = "" if text == "-" else str(value).replace("inf", "Infinity")  # as scripts call it
+        number = "" if text == "-" else str(value).replace("inf", "Infinity")  # as JavaScript spells it
         return f'<td class="number" data-value="{number}">{text}</td>'
     return f'<td data-value="{"" if text == "-" else html.escape(str(value))}">{text}</td>'
 
 
 def link(path: str | Path, folder: Path) -> str:
-    """The address of a file or folder, for a page in `folder`."""
+    """The relative URL of a file or folder, for a page in `folder`."""
     return quote(Path(os.path.relpath(path, folder)).as_posix())

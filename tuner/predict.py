@@ -22,11 +22,11 @@ from tuner.inference.evidence import Explainer
 from tuner.inference.model import Model
 
 log = logging.getLogger("tuner.predict")
-READERS = min(8, os.cpu_count() or 1)  # threads that decode files; what each holds is one image in full
+READERS = min(8, os.cpu_count() or 1)  # threads that decode files; each holds one image in full size
 
 
 class Batch(NamedTuple):
-    """Files, the probabilities [N, classes] of what is in them, and what was wrong with those that can't be read."""
+    """N image files, their probabilities, float32 [N, classes], and the errors of further files that can't be read."""
 
     paths: list[Path]
     probabilities: torch.Tensor
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 def predicted(models: Sequence[Model], paths: Sequence[Path]) -> Iterator[Batch]:
-    """The mean of the models' probabilities for each file, by the batch: no more images are in memory than that."""
+    """The mean of the models' probabilities for each file, in batches. Only one batch of images is in memory."""
     size = min(model.batch_size for model in models)
     shapes = {(model.input_shape, model.fit) for model in models}
 
@@ -59,7 +59,7 @@ def predicted(models: Sequence[Model], paths: Sequence[Path]) -> Iterator[Batch]
 
 
 def load(runs: Sequence[Path], device: str, precision: str) -> list[Model]:
-    """Models that may be used together. Raises InputError where their classes differ."""
+    """Load models for use together. Raises InputError if their classes differ."""
     models = [model.load(run, device=device, precision=precision) for run in runs]
     for run, other in zip(runs[1:], models[1:], strict=True):
         if other.classes != models[0].classes:
@@ -71,7 +71,7 @@ def load(runs: Sequence[Path], device: str, precision: str) -> list[Model]:
 
 
 def table(batch: Batch, classes: Sequence[str], top: int) -> pd.DataFrame:
-    """Columns file, class and probability, with top > 1 also rank: `top` rows a file, the most probable class first."""
+    """`top` rows per file, the most probable class first. Columns: file, rank if top > 1, class, probability."""
     p, which = batch.probabilities.topk(top, dim=1)
     columns = {
         "file": [str(path) for path in batch.paths for _ in range(top)],
@@ -83,11 +83,11 @@ def table(batch: Batch, classes: Sequence[str], top: int) -> pd.DataFrame:
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - without .., and links as they are named
+    return Path(os.path.abspath(path))  # noqa: PTH100 - removes .., keeps links
 
 
 class Maps:
-    """Pictures of where the model looked, in `folder`, under the files' names from the folder they have in common."""
+    """Evidence maps as PNG files in `folder`, with the paths that the images have below their common folder."""
 
     def __init__(self, model: Model, folder: Path, paths: Sequence[Path]):
         try:
@@ -110,9 +110,9 @@ class Maps:
 
 
 def main() -> None:
-    args = _arguments().parse_intermixed_args()  # options stand anywhere
+    args = _arguments().parse_intermixed_args()  # options may come anywhere
     if args.maps and args.others:
-        raise InputError("--maps explains one run: leave --with out")
+        raise InputError("--maps works with one run only: leave --with out")
     paths = image_file.expand(args.inputs)
     models = load([args.run, *args.others], args.device, args.precision)
     classes = models[0].classes
@@ -126,7 +126,7 @@ def main() -> None:
                 log.error("%s", error)
             rows = table(batch, classes, args.top)
             if args.csv:
-                rows.to_csv(sys.stdout, index=False, header=header)  # as it goes: 100,000 files take a while
+                rows.to_csv(sys.stdout, index=False, header=header)  # at once: 100,000 files take a while
                 header = False
             else:
                 tables.append(rows)
@@ -147,21 +147,21 @@ def main() -> None:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tuner.predict",
-        description="What a trained model says of images: the class of each, and its calibrated probability. Files "
-        "that can't be read are named, the others are predicted, and the exit code is 1.",
+        description="Predict the classes of images, with calibrated probabilities. Files that can't be read are named, "
+        "the others are predicted, and the exit code is 1.",
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
     add("inputs", type=Path, nargs="+", metavar="FILE|FOLDER", help="images of any size and mode; folders at any depth")
-    also = "another run of the same classes, for the mean of their probabilities; may be repeated"
+    also = "another run with the same classes: probabilities are averaged; may be repeated"
     add("--with", dest="others", type=Path, action="append", default=[], metavar="RUN", help=also)
     add("--top", type=int, default=1, metavar="K", help="the K most probable classes; default: %(default)s")
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--csv", action="store_true", help="print CSV, as it goes")
+    either.add_argument("--csv", action="store_true", help="print CSV, batch by batch")
     either.add_argument("--json", action="store_true", help="print JSON")
-    add("--maps", type=Path, metavar="FOLDER", help="write a picture a file: where the evidence for its class lies")
+    add("--maps", type=Path, metavar="FOLDER", help="write a picture per file: where the evidence for its class lies")
     add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
-    add("--precision", default="auto", help="bf16, fp32 or auto, as the run's config has it")
+    add("--precision", default="auto", help="bf16, fp32 or auto; default: auto, as in the run's config")
     return parser
 
 

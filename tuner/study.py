@@ -1,4 +1,4 @@
-"""Look at a study: `python -m tuner.study [STUDY]`."""
+"""Inspect a study: `python -m tuner.study [STUDY]`."""
 
 import argparse
 import importlib.util
@@ -29,15 +29,15 @@ from tuner.sweep.progress import duration
 
 log = logging.getLogger("tuner.study")
 WATCHED_EVERY = 2.0  # seconds
-MAPPED = 200  # trials at most in contours on the page, which grow with their square: of 1,000 no browser opens them
-PAIRED = 4  # parameters that are drawn against each other on the page
+MAPPED = 200  # largest number of trials for contours on the page: they grow with its square; browsers can't open 1,000
+PAIRED = 4  # parameters drawn against each other on the page
 
 
 def main() -> None:
     parser = _arguments()
     args = parser.parse_args()
     if (args.plots or args.html) and (args.best or args.watch or args.dashboard):
-        parser.error("--plots and --html go with the table, --csv or --json alone")
+        parser.error("--plots and --html can't be combined with --best, --watch or --dashboard")
     if args.top < 0:
         raise InputError(f"--top {args.top} must be a number of trials, or 0 for all")
     if args.dashboard:
@@ -63,29 +63,29 @@ def main() -> None:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tuner.study",
-        description="What a study found: its best trials, what mattered, how sure that is, and what to try next.",
+        description="Show a study: its best trials, which parameters mattered, how sure that is, and what to try next.",
     )
     add = parser.add_argument
     add("study", nargs="?", help="a sweep's folder or a study's name; default: the newest in multirun")
-    add("--storage", metavar="URL", help="where studies are kept; default: as the folder says, or multirun/optuna.db")
-    add("--top", type=int, default=10, metavar="N", help="so many trials in the table; default: %(default)s; 0: all")
+    add("--storage", metavar="URL", help="storage of the study; default: that of its folder, or multirun/optuna.db")
+    add("--top", type=int, default=10, metavar="N", help="number of trials in the table; default: %(default)s; 0: all")
     add("--plots", action="store_true", help="write plots/*.png")
     add("--html", action="store_true", help="write study.html: interactive figures, and all trials in a sortable table")
-    add("--out", type=Path, metavar="FOLDER", help="where to; default: the sweep's folder")
+    add("--out", type=Path, metavar="FOLDER", help="for --plots and --html; default: the sweep's folder")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--csv", action="store_true", help="print all trials as CSV instead")
     either.add_argument("--json", action="store_true", help="print everything as JSON instead")
     either.add_argument("--best", action="store_true", help="print the overrides that run the best trial again")
     either.add_argument("--watch", action="store_true", help="follow a running sweep until it ends, or Ctrl-C")
-    either.add_argument("--dashboard", action="store_true", help="start optuna-dashboard on this machine, for reading")
+    either.add_argument("--dashboard", action="store_true", help="start optuna-dashboard on this machine, read-only")
     add("--port", type=int, default=8080, help="of the dashboard; default: %(default)s")
     return parser
 
 
 def _the_best(s: Inspection) -> optuna.trial.FrozenTrial:
     if s.best is None:
-        several = f"it has {len(s.goals)} objectives, and trials {s.front} are dominated by no other one"
-        raise InputError(f"there is no one best trial: {several if s.front else 'none is complete'}")
+        several = f"it has {len(s.goals)} objectives, and trials {s.front} are on its Pareto front"
+        raise InputError(f"the study has no single best trial: {several if s.front else 'none is complete'}")
     return s.best
 
 
@@ -102,7 +102,7 @@ def show(s: Inspection, top: int, console: Console) -> None:
         print(title)
         for line in lines:
             print(f"  - {line}")
-    if s.best is not None and "fixed" in s.study.user_attrs:  # a sweep's
+    if s.best is not None and "fixed" in s.study.user_attrs:  # it is of a sweep
         which = [str(s.folder)] if s.folder else [s.study.study_name, "--storage", str(storage.redacted(s.spec))]
         print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs -r python -m tuner.train")
 
@@ -117,16 +117,16 @@ def headline(s: Inspection) -> str:
 
 
 def tables(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
-    """The best trials; and the importance of each parameter."""
+    """The best trials, and the importance of each parameter, by title."""
     by_title = best_trials(s, top)
     if s.importances:
         shares = pd.DataFrame(s.importances).round(2).rename_axis("parameter").reset_index()
-        by_title[f"Importance, as a share of how the values of {len(s.complete)} complete trials vary"] = shares
+        by_title[f"Importance: share of the variation of the values of {len(s.complete)} complete trials"] = shares
     return by_title
 
 
 def best_trials(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
-    """The best complete trials, or of several objectives those on the front, under a title."""
+    """The best complete trials by title; with several objectives, those on the front."""
     if len(s.goals) > 1:
         title, best = "Trials that no other one is better than", s.complete[s.complete.number.isin(s.front)]
         best = best.sort_values("value_0", ascending=s.goals[0] == "minimize", kind="stable")
@@ -138,7 +138,7 @@ def best_trials(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
 
 
 def listed(s: Inspection, trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials with the columns that people look at, values under the objectives' names."""
+    """Trials with the main columns; values have the objectives' names."""
     searched = [p.name for p in s.parameters]
     number = trials.number.astype(str) + trials.baseline.map({True: " (default)", False: ""})
     table = trials.assign(trial=number, folder=[folder and output.near(folder) for folder in trials.folder])
@@ -175,8 +175,9 @@ def as_json(s: Inspection) -> dict[str, Any]:
 
 
 def write(s: Inspection, folder: Path | None, pictures: bool, page: bool) -> None:
+    """Write plots/*.png, study.html, or both, into a folder."""
     if folder is None:
-        raise InputError(f"study {s.study.study_name} has no folder on this machine; say where to, with --out FOLDER")
+        raise InputError(f"study {s.study.study_name} has no folder on this machine; give --out FOLDER")
     if pictures:
         for name, figure in figures(s):
             plots.save(figure, folder / "plots" / f"{name}.png")
@@ -187,7 +188,7 @@ def write(s: Inspection, folder: Path | None, pictures: bool, page: bool) -> Non
 
 
 def figures(s: Inspection) -> Iterator[tuple[str, Figure]]:
-    """Each picture of the study, with its name."""
+    """The figures of the study with their names."""
     yield "timeline", plots.timeline(s.trials)
     if s.importances:
         yield "importances", plots.importances(s.importances)
@@ -215,14 +216,14 @@ def write_page(s: Inspection, path: Path) -> None:
 
 
 def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
-    """Optuna's own figures, by plotly, of what there is."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns, figure by figure, of what a study has not
+    """Optuna's plotly figures with their titles, as far as the study has the data."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of missing data for each figure
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if s.trials.start.notna().any():
             yield "Timeline", visualization.plot_timeline(s.study)
         values = s.complete[s.values].abs().replace(np.inf, np.nan).dropna()
-        if values.empty or values.to_numpy().max() >= plots.HUGE:  # which Optuna can't draw
+        if values.empty or values.to_numpy().max() >= plots.HUGE:  # Optuna can't draw them
             return
         if len(s.goals) > 1:
             if len(s.goals) < 4:
@@ -230,7 +231,7 @@ def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
             return
         options: dict[str, Any] = {"target_name": s.objectives[0]}
         there = {name for k in values.index for name in s.frozen[k].params}
-        searched = [name for name in s.searched if name in there]  # Optuna refuses what no complete trial has
+        searched = [name for name in s.searched if name in there]  # Optuna refuses others
         yield "History", visualization.plot_optimization_history(s.study, **options)
         if s.curves:
             yield "Intermediate values", visualization.plot_intermediate_values(s.study)
@@ -247,12 +248,12 @@ def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
 
 
 def watch(args: argparse.Namespace) -> None:
-    """Show the study again and again, on a terminal in its place, elsewhere as a line whenever it has changed."""
+    """Show the study until its sweep ends: in place on a terminal, elsewhere as a line per change."""
     console, last, which = Console(), "", args.study
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             s = inspection.load(which, args.storage)
-            which = s.folder or s.study.study_name  # also where a newer one begins
+            which = s.folder or s.study.study_name  # the same study, even if a newer one starts
             if console.is_terminal:
                 live.update(glance(s, args.top, console.width), refresh=True)
             elif (line := headline(s)) != last:
@@ -264,12 +265,13 @@ def watch(args: argparse.Namespace) -> None:
 
 
 def glance(s: Inspection, top: int, width: int) -> Group:
+    """The headline and the best trials, for a terminal of `width` characters."""
     tables = best_trials(s, top).values()
     return Group(Text(headline(s), "bold"), *(output.within(table, width) for table in tables))
 
 
 def dashboard(args: argparse.Namespace) -> None:
-    """optuna-dashboard on this machine's own address, on the study's storage opened for reading."""
+    """Run optuna-dashboard, reachable from this machine only, with the study's storage opened read-only."""
     if importlib.util.find_spec("optuna_dashboard") is None:
         raise InputError("--dashboard needs the package optuna-dashboard: pip install 'tuner[dashboard]'")
     import optuna_dashboard
@@ -277,14 +279,15 @@ def dashboard(args: argparse.Namespace) -> None:
     s = inspection.load(args.study, args.storage)
     if not storage.enforces_read_only(s.spec):
         raise InputError(
-            f"--dashboard opens no storage that it could change; optuna-dashboard {storage.redacted(s.spec)} does"
+            "--dashboard needs a storage that can be opened read-only; for one that may be changed: "
+            f"optuna-dashboard {storage.redacted(s.spec)}"
         )
     address = f"http://127.0.0.1:{args.port}/dashboard/studies/{study_id(s.study)}"
-    log.info("%s, for reading alone, until Ctrl-C", address)
+    log.info("%s, read-only, until Ctrl-C", address)
     try:
         optuna_dashboard.run_server(storage.open_read_only(s.spec, live=True), host="127.0.0.1", port=args.port)
     except (OSError, OverflowError) as error:
-        raise InputError(f"the dashboard cannot have port {args.port}: {error}; give another --port") from error
+        raise InputError(f"the dashboard can't use port {args.port}: {error}; give another --port") from error
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_curves(metrics, best, accuracy, loss, tmp_path):
 
 
 def test_a_saved_epoch_outside_the_run_is_refused():
-    with pytest.raises(ValueError, match="saved_epoch must be an epoch of metrics, which end at 3; it is 4"):
+    with pytest.raises(ValueError, match="saved_epoch=4 must be an epoch of metrics, which end at 3"):
         plots.accuracy(history(3), 4)
 
 

@@ -120,7 +120,7 @@ def test_six_sweeps_at_once_run_60_trials(toy, storage, request):
 @pytest.mark.slow
 def test_a_reader_of_postgresql_cannot_write(toy, postgresql):
     toy.command(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=2")
-    with pytest.raises(InputError, match="give that with its password, as --storage URL"):
+    with pytest.raises(InputError, match="give it with the password, --storage URL"):
         inspection.load("multirun/toy")
     s = inspection.load("multirun/toy", postgresql)
     assert list(s.trials.state) == ["COMPLETE", "COMPLETE"]

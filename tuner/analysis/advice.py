@@ -1,4 +1,4 @@
-"""What a study's trials say: how sure its best is, and what to try next."""
+"""Conclusions from a study's trials: how sure it is that its best is better, and what to try next."""
 
 import math
 import shlex
@@ -14,13 +14,13 @@ from tuner.plots import Parameter
 from tuner.sweep import budget, report
 from tuner.sweep.optuna_private import GRID_ID
 
-ENOUGH, EACH = 10, 4  # complete trials, in all and for each parameter, before something is said of one
-P = 0.05  # from which on chance is said to explain a difference
-MOST = 100  # trials that are compared with the best
+ENOUGH, EACH = 10, 4  # complete trials that advice on parameters needs, in all and per parameter
+P = 0.05  # significance level
+MOST = 100  # largest number of trials that are compared with the best
 
 
 def certainty(s: Inspection) -> list[str]:
-    """How the best compares with the default config and with the other trials, and how it was tested."""
+    """Lines that compare the best with the default config and the other trials, and say how it was tested."""
     if s.best is None:
         return []
     lines = [*_against_default(s, s.best), *_against_others(s)]
@@ -41,12 +41,12 @@ def _against_default(s: Inspection, best: FrozenTrial) -> list[str]:
     both = _on_the_same_images(s, default.number, best.number)
     if both is None:
         return [text]
-    flattered = "; p flatters the best, which was chosen on these images" if both["split"] == "validation" else ""
+    flattered = "; p is too small, as the best was chosen on these images" if both["split"] == "validation" else ""
     return [text, paired.verdict(both, "the default", "the best") + flattered]
 
 
 def _on_the_same_images(s: Inspection, a: int, b: int) -> dict[str, Any] | None:
-    """Two trials, by number, on the images that both were scored on, where both have written their predictions."""
+    """Two trials, by number, on the images that both predicted; None if they have no predictions in common."""
     folders = [Path(folder) for number in (a, b) if (folder := s.folder_of(s.frozen[number]))]
     if len(folders) < 2 or not all((folder / "predictions.csv").exists() for folder in folders):
         return None
@@ -74,7 +74,7 @@ def _against_others(s: Inspection) -> list[str]:
 
 
 def _standard_error(s: Inspection) -> tuple[float, int]:
-    """Of the best trial's accuracy, and the number of validation images it is from; 0, 0 where that can't be told."""
+    """The standard error of the best accuracy, and its number of validation images; 0, 0 if unknown."""
     folder = s.folder_of(s.best) if s.best and s.objectives == ["validation accuracy"] else None
     n_val = report.read_result(Path(folder)).get("n_val") if folder else None
     if not n_val or s.best is None:
@@ -84,7 +84,7 @@ def _standard_error(s: Inspection) -> tuple[float, int]:
 
 
 def _equals(s: Inspection) -> pd.DataFrame | None:
-    """Of the trials that come next to the best those whose difference to it chance explains; None: it can't be told."""
+    """The trials next to the best that do not differ from it by more than chance; None if that is unknown."""
     if s.best is None or s.objectives != ["validation accuracy"]:
         return None
     others = s.complete[s.complete.number != s.best.number].sort_values("value", ascending=False, kind="stable")
@@ -95,9 +95,9 @@ def _equals(s: Inspection) -> pd.DataFrame | None:
 
 
 def advice(s: Inspection) -> list[str]:
-    """What should be tried next, the most pressing first."""
+    """Lines on what to try next, the most urgent first."""
     if not s.frozen:
-        return ["no trial has begun"]
+        return ["no trial has started"]
     return [
         *_on_a_sweep_that_ended(s),
         *_on_failures(s),
@@ -111,7 +111,7 @@ def advice(s: Inspection) -> list[str]:
 
 
 def _on_a_sweep_that_ended(s: Inspection) -> list[str]:
-    """What a sweep that was killed or interrupted left."""
+    """The trials left by a sweep that was killed or interrupted."""
     if s.folder is None or budget.sweep_is_running(s.folder):
         return []
     left = {state.lower(): s.states[state] for state in ("RUNNING", "WAITING") if s.states[state]}
@@ -119,7 +119,7 @@ def _on_a_sweep_that_ended(s: Inspection) -> list[str]:
         return []
     which = " and ".join(f"{count} {state}" for state, count in left.items())
     trials = f"trial{'s' * (sum(left.values()) != 1)}"
-    return [f"{which} {trials}, and no sweep is at work: go on by the same command with {_named(s)}"]
+    return [f"{which} {trials}, and no sweep is running: resume with the same command and {_named(s)}"]
 
 
 def _named(s: Inspection) -> str:
@@ -127,7 +127,7 @@ def _named(s: Inspection) -> str:
 
 
 def _counted(s: Inspection) -> pd.DataFrame:
-    """Of `trials` those that say something of the search: no interrupted ones, and none that was tried again."""
+    """The trials that count, without those that were interrupted or tried again."""
     counting = [t.number for t in budget.counted(s.frozen) if budget.INTERRUPTED not in t.system_attrs]
     return s.trials[s.trials.number.isin(counting)]
 
@@ -148,7 +148,7 @@ def _on_pruning(s: Inspection) -> list[str]:
     if s.states["COMPLETE"] or s.states["RUNNING"] or not pruned:
         return []
     which = f"{pruned} of {len(_counted(s))} trials were pruned and none is complete"
-    return [f"{which}: the pruner is too strict; give it other hydra.sweeper.pruner.KEYs, or hydra/sweeper/pruner=none"]
+    return [f"{which}: the pruner is too strict; set hydra.sweeper.pruner.KEY, or hydra/sweeper/pruner=none"]
 
 
 def _on_equal_values(s: Inspection) -> list[str]:
@@ -156,23 +156,23 @@ def _on_equal_values(s: Inspection) -> list[str]:
     if len(s.complete) < 3 or len(values) > 1:
         return []
     same = " and ".join(f"{value:.6g}" for value in values.iloc[0])
-    why = "nothing that is searched changes it; widen the ranges, or see in a trial's train.log whether it learns"
+    why = "no parameter changes it; widen the ranges, or check in a trial's train.log whether it learns"
     return [f"all {len(s.complete)} complete trials have the same value, {same}: {why}"]
 
 
 def _on_edges(s: Inspection) -> list[str]:
-    """Where the best trials lie at the end of what was searched."""
+    """The parameters of which the best trials are at the end of their range."""
     top, least = _top(s), _fair(s, 0.1)
     ends = {p.name: _end(p, top[p.name]) for p in s.parameters if p.name in top and _share(s, p.name) >= least}
     return [
-        f"{name}: the best {len(top)} trials lie at the {end}; search beyond, where that is possible"
+        f"{name}: the best {len(top)} trials are at the {end}; extend it if possible"
         for name, end in ends.items()
         if end
     ]
 
 
 def _top(s: Inspection) -> pd.DataFrame:
-    """The best tenth of complete trials, at least three; none where there are too few to speak of."""
+    """The best tenth of the complete trials, at least three; empty if there are too few trials."""
     if len(s.goals) > 1 or len(s.complete) < max(ENOUGH, EACH * len(s.parameters)):
         return pd.DataFrame()
     order = s.complete.sort_values("value", ascending=s.goals == ["minimize"], kind="stable")
@@ -180,7 +180,7 @@ def _top(s: Inspection) -> pd.DataFrame:
 
 
 def _end(parameter: Parameter, values: pd.Series) -> str | None:
-    """Which end of what was searched all of the values lie at, if they do."""
+    """The end of a parameter's range, or of its choices, that all values are at; None if they are not."""
     if parameter.choices is not None:
         numbers = all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in parameter.choices)
         if not numbers or len(parameter.choices) < 3 or values.nunique(dropna=False) > 1:
@@ -199,27 +199,27 @@ def _end(parameter: Parameter, values: pd.Series) -> str | None:
 
 
 def _share(s: Inspection, name: str) -> float:
-    """The most that an evaluator gives to a parameter; 1 where none has judged it."""
+    """The largest importance that an evaluator gives to a parameter; 1 if none does."""
     return max((shares[name] for shares in s.importances.values() if name in shares), default=1.0)
 
 
 def _fair(s: Inspection, share: float) -> float:
-    """Of the importance `share`; where more than five parameters share that, as much less as each has."""
+    """The importance `share`; proportionally less if there are more than five parameters."""
     return min(share, 5 * share / max(1, len(s.parameters)))
 
 
 def _on_more_trials(s: Inspection) -> list[str]:
-    """Whether the search was still finding better trials when it ended."""
+    """Whether more trials would help: whether the search was still finding better ones when it ended."""
     finished = s.trials[s.trials.state.isin(("COMPLETE", "PRUNED"))]
-    grid = any(GRID_ID in trial.system_attrs for trial in s.frozen)  # which has no more points
+    grid = any(GRID_ID in trial.system_attrs for trial in s.frozen)  # it has no further points
     if s.best is None or len(finished) < ENOUGH or grid:
         return []
     since = int((finished.number > s.best.number).sum())
     if since < len(finished) / 4:
         more = f"{_named(s)} hydra.sweeper.n_trials={2 * len(budget.counted(s.frozen))}"
-        return [f"the best came {since} trials before the end: more may help, by the same command with {more}"]
+        return [f"the best came {since} trials before the end: more may help; use the same command with {more}"]
     if since >= max(15, len(finished) / 2):
-        return [f"none of the last {since} trials was better: more of this search are unlikely to help"]
+        return [f"none of the last {since} trials was better: more trials are unlikely to help"]
     return []
 
 
@@ -229,7 +229,7 @@ def _on_what_matters(s: Inspection) -> list[str]:
     if not little:
         return []
     verb, its, it = ("matters", "its range", "it") if len(little) == 1 else ("matter", "their ranges", "them")
-    return [f"{', '.join(little)}: hardly {verb} within {its}; fix {it}, and the search has less to try"]
+    return [f"{', '.join(little)}: hardly {verb} within {its}; fix {it} to make the search smaller"]
 
 
 def _on_noise(s: Inspection) -> list[str]:
@@ -239,13 +239,13 @@ def _on_noise(s: Inspection) -> list[str]:
     cheaper = _cheapest(s, equals)
     take = f"take {cheaper}, or judge" if cheaper else "judge"
     return [
-        f"{len(equals)} trials can't be told from the best: {take} them with more validation images (data.val_share) "
-        "or several seeds"
+        f"{len(equals)} trials do not differ significantly from the best: {take} them with more validation images "
+        "(data.val_share) or several seeds"
     ]
 
 
 def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
-    """Of the best and its equals the smallest, or where no result tells that the fastest; None: that is the best."""
+    """The smallest of the best and its equals, or the fastest if sizes are unknown; None if that is the best."""
     best = s.complete[s.complete.number == s.best.number] if s.best else equals[:0]
     among = pd.concat([best, equals], ignore_index=True)
     results = pd.DataFrame([report.read_result(Path(folder)) if folder else {} for folder in among.folder])
@@ -255,7 +255,7 @@ def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
         what = f"{least.gmacs:.3g} billion multiply-adds an image, {least.trained_parameters / 1e6:.3g} million trained"
         smallest = f"the smallest (trial {least.number:.0f}: {what} parameters)"
         return smallest if least.number != among.number[0] else None
-    if _at_once(s):  # their seconds are those of all that ran beside them
+    if _at_once(s):  # their times include other trials
         return None
     fastest = among.sort_values("seconds", kind="stable").iloc[0]
     chosen = f"the fastest (trial {fastest.number}, {fastest.seconds:.3g} s)"
@@ -263,6 +263,6 @@ def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
 
 
 def _at_once(s: Inspection) -> bool:
-    """Whether any trials ran at once, such as in a stack."""
+    """Whether trials ran at the same time, as in a stack."""
     times = s.trials[["start", "end"]].dropna().sort_values("start")
     return bool((times.start.iloc[1:].to_numpy() < times.end.cummax().iloc[:-1].to_numpy()).any())

@@ -1,4 +1,4 @@
-"""A study, read: its trials as a table, which parameters mattered, how sure its best is, and what to try next."""
+"""A study, read back: its trials as a table, the importance of parameters, the overrides of a trial."""
 
 import logging
 import math
@@ -36,9 +36,10 @@ DEFAULT_STORAGE = "sqlite:///multirun/optuna.db"
 
 @dataclass(frozen=True)
 class Inspection:
-    """A study that is looked at. spec: its storage, as `tuner.sweep.storage` has it. folder: of its sweep, if known.
+    """A study and what can be read from it.
 
-    What is read is kept: to see what a running sweep has done since, load it again.
+    spec: its storage, in the form of `tuner.sweep.storage`.   folder: of its sweep, if known.
+    What is read is kept: to see the progress of a running sweep, load the study again.
     """
 
     study: optuna.Study
@@ -51,21 +52,21 @@ class Inspection:
 
     @property
     def goals(self) -> list[str]:
-        """Of each objective, maximize or minimize."""
+        """maximize or minimize, for each objective."""
         return direction_names(self.study.directions)
 
     @property
     def values(self) -> list[str]:
-        """The columns of `trials` with the values of the objectives."""
+        """The columns of `trials` that have the values of the objectives."""
         return ["value"] if len(self.goals) == 1 else [f"value_{k}" for k in range(len(self.goals))]
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row a trial.
+        """One row per trial.
 
-        Columns: number, state, value (value_0, value_1 ... of several objectives), start, end, seconds, epochs, folder,
-        host, error, baseline (whether it is the default config), and the parameters under their names; a parameter that
-        has the name of another column is `params.NAME`.
+        Columns: number, state, value (value_0, value_1 ... with several objectives), start, end, seconds, epochs,
+        folder, host, error, baseline (whether it is the default config), and the parameters by their names. A
+        parameter with the name of another column is `params.NAME`.
         """
         values, rows = self.values, []
         for trial in self.frozen:
@@ -79,14 +80,14 @@ class Inspection:
             row["baseline"] = bool(attributes.get("baseline"))
             rows.append(row | {_column(name): value for name, value in trial.params.items()})
         frame = pd.DataFrame(rows, columns=None if rows else ["number", "state", *values, *COLUMNS])
-        for name in ("seconds", "epochs"):  # which another program may have made anything
+        for name in ("seconds", "epochs"):  # another program may have set anything
             frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
         types: dict[str, Any] = dict.fromkeys(values, float)
         return frame.astype(types | dict.fromkeys(("start", "end"), "datetime64[ns]"))
 
     @property
     def complete(self) -> pd.DataFrame:
-        """The complete ones of `trials`."""
+        """The complete trials in `trials`."""
         return self.trials[self.trials.state == "COMPLETE"]
 
     @property
@@ -94,7 +95,7 @@ class Inspection:
         return Counter(trial.state.name for trial in self.frozen)
 
     def folder_of(self, trial: FrozenTrial) -> str | None:
-        """Where the trial's run is, also where the sweep's folder was moved or copied to another machine."""
+        """The trial's run folder, also if the sweep's folder was moved, or copied to another machine."""
         written: str | None = trial.user_attrs.get("output_dir")
         if self.folder and not (written and Path(written).exists()):
             here = self.folder / str(trial.number)
@@ -140,25 +141,25 @@ class Inspection:
 
     @property
     def tested(self) -> dict[str, Any] | None:
-        """result.json of best/: the best configuration retrained, and tested."""
+        """result.json of best/, the best configuration retrained and tested; None without it."""
         return report.final_result(self.folder, self.best.number) if self.folder and self.best else None
 
     @property
     def curves(self) -> dict[int, dict[int, float]]:
-        """What each trial reported on the way: number -> step -> value."""
+        """The values that each trial reported: number -> step -> value."""
         return {trial.number: trial.intermediate_values for trial in self.frozen if trial.intermediate_values}
 
     @cached_property
     def importances(self) -> dict[str, dict[str, float]]:
-        """The share of each parameter in how the complete trials' values vary: evaluator -> parameter -> 0..1.
+        """The share of each parameter in the variation of the complete trials' values: evaluator -> parameter -> 0..1.
 
-        fANOVA (Hutter et al., ICML 2014) looks at the whole range of values, PED-ANOVA (Watanabe et al., IJCAI 2023) at
-        what sets the best tenth apart. fANOVA knows only the parameters that all complete trials have, with one range:
-        it is left out where PED-ANOVA knows more. With several objectives: fANOVA of each. Nothing where there are
-        fewer trials than two more than parameters, or their values are equal, or too large to be squared.
+        fANOVA (Hutter et al., ICML 2014) considers the whole range of values, PED-ANOVA (Watanabe et al., IJCAI 2023)
+        what distinguishes the best tenth. fANOVA only handles parameters that all complete trials have, with one range;
+        it is left out if PED-ANOVA handles more. With several objectives: fANOVA for each. Empty if there are fewer
+        complete trials than parameters + 2, or if their values are equal, or beyond 1e100.
         """
         complete = ranking.complete(self.frozen)
-        # of 1,000 trials: 5 s, and 25 s with Optuna's depth of 64, for shares that differ by 0.004
+        # 1,000 trials take 5 s; with Optuna's depth of 64 they take 25 s, and the shares differ by 0.004
         fanova = FanovaImportanceEvaluator(max_depth=8, seed=0)
         wanted: list[tuple[str, Any, int]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(), 0), ("fANOVA", fanova, 0)]
         if len(self.goals) > 1:
@@ -172,33 +173,33 @@ class Inspection:
                 target = partial(_value, k) if len(self.goals) > 1 else None
                 try:
                     with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # of conditions that few trials meet
+                        warnings.simplefilter("ignore")  # about conditions that few trials meet
                         shares = get_param_importances(self.study, evaluator=evaluator, target=target)
-                except RuntimeError as error:  # fANOVA's, where no parameter explains anything
+                except RuntimeError as error:  # from fANOVA, if no parameter explains anything
                     log.info("%s: %s", name, error)
                     continue
                 if len(shares) < len(importances.get("PED-ANOVA", ())):
-                    log.info("%s is left out: it knows only parameters with one range in all trials", name)
+                    log.info("%s is left out: it needs parameters that all trials have, with the same range", name)
                     continue
                 importances[name] = {_column(parameter): float(share) for parameter, share in shares.items()}
         return {name: shares for name, shares in reversed(importances.items()) if any(shares.values())}
 
     @cached_property
     def parameters(self) -> list[Parameter]:
-        """What was searched, the most important first."""
+        """The parameters that were searched, the most important first."""
         parameters = []
         for parameter, searched in self._distributions.items():
             name, last = _column(parameter), searched[-1]
             if isinstance(last, CategoricalDistribution):
                 parameters.append(Parameter(name, None, None, False, tuple(last.choices)))
-            else:  # a range that was widened, or that another parameter moves
+            else:  # the range may have been widened, or depend on another parameter
                 low, high = min(d.low for d in searched), max(d.high for d in searched)
                 parameters.append(Parameter(name, low, high, last.log, None))
         return parameters
 
     @property
     def searched(self) -> list[str]:
-        """The names of the parameters, as Optuna has them, the most important first."""
+        """Optuna's names of the parameters, the most important first."""
         return list(self._distributions)
 
     @cached_property
@@ -211,7 +212,7 @@ class Inspection:
         return dict(sorted(distributions.items(), key=lambda item: -first.get(_column(item[0]), 0)))
 
     def overrides(self, trial: FrozenTrial) -> list[str]:
-        """What a trial was started with, as arguments of the command that ran it, to run it again on its own."""
+        """A trial's overrides and config options, as command-line arguments that run it again on its own."""
         folder = self.folder_of(trial)
         written = folder and Path(folder) / ".hydra" / "overrides.yaml"
         if written and written.exists():
@@ -237,15 +238,15 @@ def _value(k: int, trial: FrozenTrial) -> float:
 
 
 def load(where: str | Path | None = None, storage_url: str | None = None) -> Inspection:
-    """A study to look at; nothing is written, and a sweep may be at work on it.
+    """Open a study for inspection. Nothing is written, and a sweep may be running on it.
 
-    where: the folder of a sweep or of one of its trials, or a study's name; without it, the newest study.
-    storage_url: as hydra.sweeper.storage; without it, what the folder says, else sqlite:///multirun/optuna.db.
-    Raises InputError where there is no such study.
+    where: the folder of a sweep or of one of its trials, or a study's name; default: the newest study.
+    storage_url: as hydra.sweeper.storage; default: that of the folder, or sqlite:///multirun/optuna.db.
+    Raises InputError if there is no such study.
     """
     folder = _newest_folder() if where is None and storage_url is None else _folder(where)
     if folder is None and storage_url is None and where is not None and Path(where).is_dir():
-        raise InputError(f"{where} is of no study; python -m tuner.compare {where} compares its runs")
+        raise InputError(f"{where} belongs to no study; to compare its runs: python -m tuner.compare {where}")
     written = (yaml.safe_load((folder / report.RESULTS).read_text()) if folder else None) or {}
     if folder and not storage_url and "storage" not in written:
         raise InputError(f"{folder / report.RESULTS} does not say where the study is; give its name and --storage URL")
@@ -258,13 +259,13 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Ins
         study = optuna.load_study(study_name=name, storage=store)
     except KeyError:
         there = ", ".join(optuna.get_all_study_names(store)[-10:]) or "none"
-        raise InputError(f"no study {name} in {storage.redacted(spec)}; there is {there}") from None
+        raise InputError(f"no study {name} in {storage.redacted(spec)}; it has {there}") from None
     known = study.user_attrs.get("folder")
     return Inspection(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
 
 
 def _folder(where: str | Path | None) -> Path | None:
-    """The folder of the sweep that `where` names: it, or the one it lies in, or the one of that name in multirun/."""
+    """The folder of the sweep that `where` names: that folder, the one above it, or multirun/WHERE."""
     if where is None:
         return None
     inside = Path(where).absolute().parents[:1] if Path(where).exists() else ()
@@ -273,13 +274,13 @@ def _folder(where: str | Path | None) -> Path | None:
 
 
 def _newest_folder() -> Path | None:
-    """The folder in multirun/ whose sweep wrote its results last."""
+    """The folder in multirun/ with the newest results."""
     results = list(Path("multirun").glob(f"*/{report.RESULTS}"))
     return max(results, key=lambda path: path.stat().st_mtime).parent if results else None
 
 
 def _given(url: str) -> str | None:
-    for scheme in (storage.SQLITE, storage.JOURNAL):  # whose folder `resolve` would make
+    for scheme in (storage.SQLITE, storage.JOURNAL):  # resolve() would create its folder
         path = Path(url.removeprefix(scheme)).expanduser()
         if url.startswith(scheme) and not path.parent.is_dir():
             raise InputError(f"there is no file {path}, where --storage {url} would have the study")
@@ -289,15 +290,15 @@ def _given(url: str) -> str | None:
 def _spec(folder: Path | None, written: dict[str, Any]) -> str | None:
     if folder is None:
         if not Path(DEFAULT_STORAGE.removeprefix(storage.SQLITE)).exists():
-            raise InputError("no study was found here; python -m tuner.train -m hparams_search=optuna makes one")
+            raise InputError("no study in multirun/; start one: python -m tuner.train -m hparams_search=optuna")
         return storage.resolve(DEFAULT_STORAGE)
     spec: str | None = written.get("storage")
     if spec and "***" in spec:
-        raise InputError(f"the study is in {spec}: give that with its password, as --storage URL")
+        raise InputError(f"the study is in {spec}: give it with the password, --storage URL")
     for scheme in (storage.SQLITE, storage.JOURNAL):
         if spec and spec.startswith(scheme) and not Path(spec.removeprefix(scheme)).exists():
             beside = folder.absolute().parent / Path(spec.removeprefix(scheme)).name
-            log.info("%s is not there; taking %s, beside the folder", spec, beside)
+            log.info("%s does not exist: using %s, beside the sweep's folder", spec, beside)
             return f"{scheme}{beside}"
     return spec
 

@@ -1,4 +1,4 @@
-"""Two runs on the same images: which of them got right what, and whether chance explains the difference."""
+"""Two runs on the same images: which images each got right, and whether chance explains the difference."""
 
 import logging
 from pathlib import Path
@@ -10,11 +10,11 @@ log = logging.getLogger("tuner.analysis.paired")
 
 
 def on_the_same_images(a: str | Path, b: str | Path) -> dict[str, Any]:
-    """Two runs on the images that both were scored on.
+    """Two runs on the images that both predicted.
 
-    Keys: `split`; `images`, their number, and of these both_right, only_a, only_b, both_wrong; `p_value` of McNemar's
-    test; `classes`, a table with each class's images, accuracies and difference. Without common images split, p_value
-    and classes are None.
+    Keys: `split`; `images`, their number; both_right, only_a, only_b and both_wrong, which add up to it; `p_value` of
+    McNemar's test; `classes`, a table with the images, accuracies and difference of each class. Without common images
+    split, p_value and classes are None.
     """
     both = _common(Path(a), Path(b))
     if both is None:
@@ -37,10 +37,10 @@ def on_the_same_images(a: str | Path, b: str | Path) -> dict[str, Any]:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """How likely chance alone makes two classifiers differ as much as they do on the same images, 0..1.
+    """The p-value of the exact test of McNemar, Psychometrika 12 (1947), 0..1.
 
-    only_a, only_b: how many images the one got right and the other did not. Of the images that one of two equal
-    classifiers gets right, either is as likely to be it; this is the exact test of McNemar, Psychometrika 12 (1947).
+    That is the probability that two equally good classifiers differ at least as much on the same images.
+    only_a, only_b: the number of images that one classifier got right and the other did not.
     """
     from scipy.stats import binomtest  # slow to import, and a list of runs does not need it
 
@@ -49,7 +49,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _common(a: Path, b: Path) -> pd.DataFrame | None:
-    """Both runs' predictions on the images that both were scored on: test images, or validation images of both."""
+    """Both runs' predictions on the images they have in common: test images, else validation images; None if none."""
     tables = []
     for folder in (a, b):
         if not (folder / "predictions.csv").exists():
@@ -60,7 +60,7 @@ def _common(a: Path, b: Path) -> pd.DataFrame | None:
             table = pd.read_csv(folder / "predictions.csv", usecols=list(types), dtype=types, keep_default_na=False)
             table = table.drop_duplicates(["split", "image", "label"])  # a file that the data set lists twice
             if table.duplicated(["split", "image"]).any():
-                raise ValueError("an image is in it with two labels")
+                raise ValueError("an image has two labels")
             tables.append(table)
         except (OSError, ValueError) as error:
             log.warning("left out %s: %s", folder / "predictions.csv", " ".join(str(error).split()))
@@ -72,14 +72,14 @@ def _common(a: Path, b: Path) -> pd.DataFrame | None:
             return both
         if len(both):
             log.info("the %s images of the two runs have different labels: they are not the same data", split)
-    log.info("the two runs were scored on no common images")
+    log.info("the two runs have predictions for no common images")
     return None
 
 
 def verdict(both: dict[str, Any], a: str = "a", b: str = "b") -> str:
-    """What McNemar's test says, in a sentence that calls the runs `a` and `b`."""
+    """The result of McNemar's test in a sentence.   a, b: what it calls the runs."""
     if both["p_value"] is None:
-        return "whether they differ by more than chance can't be told: they have no predictions for the same images"
+        return "McNemar's test is not possible: the runs have no predictions for the same images"
     gain = (both["only_b"] - both["only_a"]) / both["images"]
     says = "more than chance explains" if both["p_value"] < 0.05 else "no more than chance explains"
     return (

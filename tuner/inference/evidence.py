@@ -1,4 +1,4 @@
-"""Where in an image the evidence for a class lies."""
+"""Evidence maps: where in an image the evidence for a class lies."""
 
 import logging
 
@@ -10,14 +10,14 @@ from tuner.networks.blocks import Pool
 
 log = logging.getLogger("tuner.inference.evidence")
 
-WINDOWS = 8  # occlusion: so many places a side
+WINDOWS = 8  # occlusion: positions of the square along each side
 GRAY = 128
 
 
 class Explainer:
-    """Maps for a model: Grad-CAM on its last used block where that gives a map, else occlusion, which is logged.
+    """Evidence maps of a model: Grad-CAM on its last used block or, if that block outputs no map, occlusion.
 
-    method: says which, in words.
+    method: which of them, for a caption.
     """
 
     def __init__(self, model: Model):
@@ -34,10 +34,10 @@ class Explainer:
         self.method = "Occlusion map" if self.occludes else f"Grad-CAM on a map of {sides[0]} x {sides[1]}"
         if self.occludes:
             what = "a vector" if len(sides) < 2 else "a map of 1 x 1"
-            log.info("maps: occlusion, as the last used block gives %s, of which Grad-CAM can make none", what)
+            log.info("maps: occlusion, as the last used block outputs %s and Grad-CAM needs a larger map", what)
 
     def __call__(self, image: torch.Tensor, label: int) -> torch.Tensor:
-        """uint8 [C, H, W] -> what speaks for class `label`, float32 [H, W], 0 to 1, on the CPU."""
+        """uint8 [C, H, W] -> the evidence for class `label`, float32 [H, W] from 0 to 1, on the CPU."""
         heat = (self._occlusion if self.occludes else self._grad_cam)(image[None].to(self.model.device), label)
         return (heat / heat.max().clamp(min=1e-12)).clamp(min=0).cpu()
 
@@ -62,9 +62,9 @@ class Explainer:
 
     @torch.inference_mode()
     def _occlusion(self, image: torch.Tensor, label: int) -> torch.Tensor:
-        """Zeiler and Fergus, arXiv:1311.2901: how much the class loses where a gray square covers the image.
+        """Zeiler and Fergus, arXiv:1311.2901: how much the class loses if a gray square covers a part of the image.
 
-        Of its log-odds, where they have its probability: that hardly moves where a model is sure.
+        The loss is that of the log-odds. Theirs is of the probability, which hardly changes if a model is confident.
         """
         height, width = image.shape[2:]
         side = max(1, max(height, width) // 4)

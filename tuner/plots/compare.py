@@ -12,16 +12,16 @@ from matplotlib.ticker import MaxNLocator
 from tuner.plots import style
 from tuner.plots.style import COLOURS, GREY, MUTED, NAME, ORANGE, TEXT
 
-NAMED, ROWS = 10, 40  # more runs than this are grey; more rows than that are left out
-# Okabe and Ito's colours, which colour-blind readers tell apart, without yellow, and three darker ones.
+NAMED, ROWS = 10, 40  # runs that have a colour and a name, rows that are drawn
+# Okabe and Ito's colours for colour-blind readers, without yellow, and three darker ones.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#222222", "#E69F00", "#56B4E9", "#7A4B94", "#8C8C8C", "#8C510A"]
 
 
 def curves(runs: Mapping[str, pd.DataFrame], best: str | None = None) -> Figure:
-    """Validation accuracy and loss of runs by epoch. Up to ten are coloured and named; of more, only the best is.
+    """Validation accuracy and loss of runs by epoch. Up to ten are coloured and named; if more, only the best.
 
-    runs: label -> metrics.csv as a table, whose values may be NaN. best: the label to highlight; by default the
-    run with the highest validation accuracy of all epochs.
+    runs: label -> metrics.csv as a table; values may be NaN.   best: the label to highlight; default: the run with the
+    highest validation accuracy of all epochs.
     """
     every = {label: _points(table, "val_accuracy") for label, table in runs.items()}
     drawn = {label: line for label, line in every.items() if len(line)}
@@ -49,10 +49,10 @@ def curves(runs: Mapping[str, pd.DataFrame], best: str | None = None) -> Figure:
 
 
 def bars(table: pd.DataFrame) -> Figure:
-    """The accuracies of runs or of groups of runs, a row each, in the order given.
+    """The accuracies of runs or of groups of runs, one row each, in the given order.
 
-    table: by label; val_accuracy, and, where they are known, test_accuracy, val_accuracy_std, test_accuracy_std, count.
-    A dot on a guide line, for the axis need not start at 0: accuracies that differ by a point can be told apart.
+    table: by label; val_accuracy and, if known, test_accuracy, val_accuracy_std, test_accuracy_std, count.
+    They are dots on guide lines and not bars: the axis need not start at 0, so a difference of a point is visible.
     """
     kinds = [kind for kind in ("val", "test") if _column(table, f"{kind}_accuracy").notna().any()]
     if not kinds:
@@ -83,7 +83,7 @@ def bars(table: pd.DataFrame) -> Figure:
 
 
 def _points(table: pd.DataFrame, column: str) -> np.ndarray:
-    """[n, 2]: epoch, value; what is not finite is left out."""
+    """[n, 2]: epoch, value. Values that are not finite are left out."""
     points = table.reindex(columns=["epoch", column]).to_numpy(dtype=float)
     return points[np.isfinite(points).all(axis=1)]
 
@@ -109,7 +109,7 @@ def _overlay(axes: Axes, lines: Mapping[str, np.ndarray], best: str, goal: str) 
 
 
 def _fit(axes: Axes, lines: Sequence[np.ndarray], goal: str) -> None:
-    """Limits that show how every line ends; the first epochs and wild ones need not be seen whole."""
+    """Limits that show the end of every line. The first epochs and outliers may be cut off."""
     every = np.concatenate(lines)
     ends = [*style.focus(every[:, 1], goal), *(line[-1, 1] for line in lines)]
     low, high = min(ends), max(ends)
@@ -124,7 +124,7 @@ def _fit(axes: Axes, lines: Sequence[np.ndarray], goal: str) -> None:
 
 
 def _name_lines(axes: Axes, lines: Mapping[str, np.ndarray], colours: Mapping[str, str], best: str) -> None:
-    """Writes names to the right, each as near the end of its line as the others let it."""
+    """Write names to the right, each as near the end of its line as the others allow."""
     to_share = axes.transData + axes.transAxes.inverted()
     ends = [float(to_share.transform(line[-1])[1]) for line in lines.values()]
     heights = style.spread(ends, 17 / style.size(axes)[1])
@@ -152,7 +152,7 @@ def _bars_title(table: pd.DataFrame, kind: str) -> str:
 
 
 def _figures(axes: Axes, table: pd.DataFrame, kinds: list[str]) -> None:
-    """Columns of figures to the right of the dots."""
+    """Write columns of numbers to the right of the dots."""
     words = {"val": ("validation", COLOURS["validation"]), "test": ("test", COLOURS["test"])}
     columns = [(*words[kind], _column(table, f"{kind}_accuracy"), ".3f") for kind in kinds]
     if "count" in table:

@@ -15,10 +15,10 @@ from tuner.plots.trials import baseline, complete, nothing
 
 
 def pareto_front(trials: pd.DataFrame, goals: Sequence[str], objectives: Sequence[str]) -> Figure:
-    """The complete trials by two objectives; those that no trial beats in all of them are orange, with their numbers.
+    """The complete trials by two objectives. Those on the Pareto front are orange, with their numbers.
 
     trials: with the columns number, state, baseline and value_0, value_1 ... in the order of goals and objectives.
-    Three or more objectives: a panel each pair, and still one front of them all.
+    Three or more objectives: a panel for each pair; the front is that of all objectives.
     """
     columns = [f"value_{place}" for place in range(len(goals))]
     done = complete(trials, columns)
@@ -59,7 +59,7 @@ def _points(axes: Axes, points: np.ndarray, on_front: np.ndarray, goals: Sequenc
 
 
 def _number_front(axes: Axes, front: np.ndarray, numbers: pd.Series, signs: Sequence[int]) -> None:
-    """Writes the numbers on the better side of their points, where no trial is, as far as there is room."""
+    """Write the numbers on the better side of their points, where there are no trials, as far as there is room."""
     box = np.array([axes.get_xlim(), axes.get_ylim()])
     placed: list[np.ndarray] = []  # in points
     for point, number in zip(front, numbers, strict=True):
@@ -75,6 +75,6 @@ def _number_front(axes: Axes, front: np.ndarray, numbers: pd.Series, signs: Sequ
 
 
 def _undominated(values: np.ndarray) -> np.ndarray:
-    """Which rows of [n, m] no other row beats, where more is better: as good in all and better in one."""
+    """Which rows of [n, m] are not dominated: none is as good in all columns and better in one. Larger is better."""
     as_good = np.all(values >= values[:, None], axis=2)
     return ~np.any(as_good & np.any(values > values[:, None], axis=2), axis=1)

@@ -17,9 +17,9 @@ LOWEST, HIGHEST, EXAMPLES = 35, 5, 25
 
 
 def accuracy(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
-    """Train and validation accuracy by epoch; `saved_epoch` (they count from 1) is the one whose weights are saved.
+    """Train and validation accuracy by epoch; saved_epoch: the one, from 1, whose weights are saved.
 
-    metrics: one row an epoch, with the columns of metrics.csv. Values may be NaN, a whole column too.
+    metrics: one row per epoch, with the columns of metrics.csv. Values may be NaN, even in a whole column.
     """
     note = "Train accuracy is the running mean over the epoch, with dropout on; validation is measured after it."
     figure = style.figure(_curve_title(metrics, saved_epoch, "accuracy"), note=note)
@@ -39,7 +39,7 @@ def loss(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
     grid = figure.add_gridspec(2, 1, height_ratios=[4, 1])
     axes = style.axes(figure, grid[0])
     low, high = _curves(axes, metrics, saved_epoch, "loss")
-    if high > 20 * low > 0:  # one wild epoch must not flatten all the others
+    if high > 20 * low > 0:  # a single high value must not flatten the curve
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     else:
@@ -58,7 +58,7 @@ def loss(metrics: pd.DataFrame, saved_epoch: int) -> Figure:
 
 
 def train_vs_test(accuracies: Mapping[str, float | None]) -> Figure:
-    """Bars of accuracy, 0..1, by split, in the order given; a split whose accuracy is None or NaN is left out."""
+    """Bars of accuracy, 0..1, by split, in the given order. A split whose accuracy is None or NaN is left out."""
     known = {split: value for split, value in accuracies.items() if value is not None and np.isfinite(value)}
     figure = style.figure(_gap_title(known), width=7.5, height=5)
     axes = style.axes(figure)
@@ -71,9 +71,9 @@ def train_vs_test(accuracies: Mapping[str, float | None]) -> Figure:
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], split: str) -> Figure:
-    """Counts of images, int [C, C], rows true and columns predicted; coloured by the share of the true class.
+    """Counts of images, int [C, C]: rows true and columns predicted classes. Colours are shares of the true class.
 
-    Up to 20 classes the cells carry their counts, up to 10 the percentage too; beyond 20 colour alone speaks.
+    Up to 20 classes the cells show their counts, up to 10 also percentages; beyond 20 only colours.
     """
     counts, size = np.asarray(counts), len(classes)
     totals = counts.sum(axis=1, keepdims=True).repeat(size, axis=1)
@@ -81,7 +81,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], split: str) -> 
     side = float(np.clip(0.65 * size, 4, 9 if size <= 20 else 12))  # of the matrix itself, in inches
     figure = style.figure(_confusion_title(counts, split), side + 3.5, side + 2.2, _confusion_note(counts, classes))
     axes = style.axes(figure)
-    norm = PowerNorm(0.5, 0, 1)  # lifts the rare confusions: they are what one looks for
+    norm = PowerNorm(0.5, 0, 1)  # makes rare confusions visible
     image = axes.imshow(share, cmap=BLUES, norm=norm)
     bar = figure.colorbar(image, shrink=0.7, aspect=30, ticks=[0, 0.05, 0.25, 0.5, 1], format=PercentFormatter(1))
     bar.set_label("share of the true class's images", fontsize=TEXT, color=INK)
@@ -97,7 +97,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], split: str) -> 
 def per_class(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, split: str) -> Figure:
     """Accuracy of each class as bars, the highest on top, with its support, and a line at the overall accuracy.
 
-    rows: as `tuner.runs.metrics.per_class` gives them. Past 40 classes only the 35 lowest and the 5 highest are drawn.
+    rows: of `tuner.runs.metrics.per_class`. Of more than 40 classes only the 35 lowest and the 5 highest are drawn.
     """
     table = pd.DataFrame(rows).sort_values(["accuracy", "support"], ascending=[True, False], kind="stable")
     tested = table[table["support"] > 0]
@@ -128,7 +128,7 @@ def examples(
 ) -> Figure:
     """The first 25 of the given mistakes, which come most confident first, as a grid of up to 5 x 5.
 
-    images: uint8 [n, C, H, W], C = 1 gray or 3 RGB, torch (any device) or numpy; the rest has n entries. n may be 0.
+    images: uint8 [n, C, H, W], C = 1 gray or 3 RGB, torch (any device) or numpy; n may be 0. The others have n entries.
     confidence: the probability given to the predicted class, 0..1.
     """
     images = np.asarray(images.cpu() if hasattr(images, "cpu") else images)[:EXAMPLES]
@@ -155,7 +155,7 @@ def examples(
 def _curve_title(metrics: pd.DataFrame, saved_epoch: int, quantity: str) -> str:
     best, last = metrics[metrics["epoch"] == saved_epoch], metrics["epoch"].max()
     if best.empty:
-        raise ValueError(f"saved_epoch must be an epoch of metrics, which end at {last}; it is {saved_epoch}")
+        raise ValueError(f"saved_epoch={saved_epoch} must be an epoch of metrics, which end at {last}")
     for split, column in (("Validation", f"val_{quantity}"), ("Train", f"train_{quantity}")):
         if np.isfinite(value := float(best[column].iloc[0])):
             return f"{split} {quantity} {value:.3f} (epoch {saved_epoch} of {last})"
@@ -163,7 +163,7 @@ def _curve_title(metrics: pd.DataFrame, saved_epoch: int, quantity: str) -> str:
 
 
 def _curves(axes: Axes, metrics: pd.DataFrame, saved_epoch: int, quantity: str) -> tuple[float, float]:
-    """Draws both curves with their names at their right ends; returns the lowest and the highest value."""
+    """Draw both curves with their names at their right ends. Returns the lowest and the highest value."""
     curves = {}
     for split, column in (("train", f"train_{quantity}"), ("validation", f"val_{quantity}")):
         values = metrics.set_index("epoch")[column].astype(float)
@@ -202,7 +202,7 @@ def _gap_title(known: Mapping[str, float]) -> str:
     title = f"Test accuracy {known['test']:.3f}"
     if "train" not in known:
         return title
-    gap = round(known["train"], 3) - round(known["test"], 3)  # of what is printed, so that readers can check it
+    gap = round(known["train"], 3) - round(known["test"], 3)  # of the rounded values, which readers see
     return f"{title}, {abs(100 * gap):.1f} points {'below' if gap >= 0 else 'above'} train"
 
 
@@ -242,7 +242,7 @@ def _name_cells(axes: Axes, classes: Sequence[str], points: float) -> None:
 
 
 def _count_cells(axes: Axes, counts: np.ndarray, share: np.ndarray, points: float) -> None:
-    """Writes the counts into cells that are `points` wide; zeros stay empty."""
+    """Write the counts into cells that are `points` wide; zeros stay empty."""
     with_parts = len(counts) <= 10
     longest = max(len(f"{counts.max():,}"), len("100.0%") if with_parts else 3)
     written: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": min(18, points / (0.72 * longest))}
@@ -261,7 +261,7 @@ def _class_bars(axes: Axes, table: pd.DataFrame, between: int) -> None:
     axes.set_yticks(rows, [style.short(name) for name in table["class"]], **NAME)
     axes.set(xlim=(0, 1), ylim=(-0.6, rows[-1] + 0.6), xlabel="accuracy: the share of the class's images got right")
     axes.grid(False, axis="y")
-    # Two columns of figures beside the bars: there the line cannot strike them out.
+    # Two columns of numbers beside the bars, where the line can't cross them.
     for points, colour, column, layout in ((70, INK, "accuracy", ".3f"), (128, MUTED, "support", ",")):
         written = {"ha": "right", "color": colour}
         style.annotate(axes, column, (1, 1), (points, 4), "axes fraction", **written)

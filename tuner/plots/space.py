@@ -1,4 +1,4 @@
-"""A search space along the axes of a figure: where values lie, which ticks to write, and what is near."""
+"""A search space along the axes of a figure: places of values, ticks, and nearness."""
 
 import re
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Parameter:
 class Scale:
     """Trials along an axis. Places are values, their log10 on a log axis, or 0, 1, 2 ... for choices."""
 
-    places: np.ndarray  # of each trial; NaN where it does not have the parameter
+    places: np.ndarray  # of each trial; NaN if it does not have the parameter
     low: float
     high: float
     ticks: dict[float, str]
@@ -39,7 +39,7 @@ class Scale:
         return (self.places - self.low) / (self.high - self.low)
 
     def scattered(self, seed: int) -> np.ndarray:
-        """The places, those of choices moved a little at random so that trials do not hide each other."""
+        """The places. Those of choices are moved a little at random, so trials do not hide each other."""
         shift = np.random.default_rng(seed).uniform(-0.25, 0.25, len(self.places))
         return self.places + shift if self.categorical else self.places
 
@@ -81,7 +81,7 @@ def value_scale(values: np.ndarray, low: float, high: float, falling: bool) -> S
 
 
 def write_ticks(axis: XAxis | YAxis, scale: Scale, points: float) -> None:
-    """Ticks with their names along an axis that is `points` long, turned or thinned out where they would overlap."""
+    """Write ticks and their names along an axis that is `points` long, rotated or thinned out if they would overlap."""
     step = -(-len(scale.ticks) * 16 // int(points))
     ticks = dict(list(scale.ticks.items())[::step])
     room = int(points / max(1, len(ticks)) / 8.5)  # letters
@@ -93,7 +93,7 @@ def write_ticks(axis: XAxis | YAxis, scale: Scale, points: float) -> None:
 
 
 def value_text(value: Any) -> str:
-    """A parameter's value in three digits, or all the digits of a whole number; NaN is the choice None, in a column."""
+    """A parameter's value with three digits, or as a whole number. NaN stands for the choice None."""
     if value != value:
         return "None"
     if isinstance(value, float | np.floating) and not isinstance(value, bool):
@@ -112,7 +112,7 @@ def wrapped(name: str, limit: int) -> str:
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> float:
-    """The place of a value among the choices; a missing value is the choice None, where there is one."""
+    """The index of a value among the choices, NaN if it is none of them. A missing value is the choice None."""
     missing = value is None or value != value
     places = (k for k, choice in enumerate(choices) if (choice is None if missing else choice == value))
     return float(next(places, np.nan))
@@ -126,7 +126,7 @@ def _drawable(numbers: np.ndarray, log: bool) -> np.ndarray:
 
 
 def _named(values: list[float]) -> dict[float, str]:
-    """The values and their names, all with as many decimals as one of them needs."""
+    """The values with their names, which all have the same number of decimals."""
     names = [f"{value:g}" for value in values]
     decimals = max((len(name.partition(".")[2]) for name in names), default=0)
     plain = not any("e" in name for name in names)

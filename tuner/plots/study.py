@@ -54,7 +54,7 @@ def importances(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def parallel_coordinates(trials: pd.DataFrame, parameters: Sequence[Parameter], goal: str, objective: str) -> Figure:
-    """A line a complete trial through its parameters to its value: the darker and the higher there, the better."""
+    """One line per complete trial, through its parameters to its value. Darker and higher is better."""
     done = complete(trials)
     if done.empty or not parameters:
         return nothing(trials)
@@ -96,7 +96,7 @@ def parallel_coordinates(trials: pd.DataFrame, parameters: Sequence[Parameter], 
 
 
 def slices(trials: pd.DataFrame, parameters: Sequence[Parameter], goal: str, objective: str) -> Figure:
-    """The values of complete trials against each parameter, with the local mean where there are trials enough."""
+    """The values of complete trials against each parameter, with the local mean if there are enough trials."""
     done = complete(trials)
     if done.empty or not parameters:
         return nothing(trials)
@@ -155,7 +155,7 @@ def contours(trials: pd.DataFrame, parameters: Sequence[Parameter], goal: str, o
 
 
 def _both(x: Scale, y: Scale) -> int:
-    """How many trials have both parameters."""
+    """The number of trials that have both parameters."""
     return int((np.isfinite(x.places) & np.isfinite(y.places)).sum())
 
 
@@ -164,7 +164,7 @@ def _best_row(done: pd.DataFrame, goal: str) -> int:
 
 
 def _best_title(done: pd.DataFrame, parameters: Sequence[Parameter], goal: str, objective: str) -> str:
-    """What the best trial is, with its parameters, by the last part of their names, where they are few."""
+    """The best trial, with its parameters if they are few. They are called by the last part of their names."""
     top = done.iloc[_best_row(done, goal)]
     has = [p for p in parameters if p.name in done and (pd.notna(top[p.name]) or None in (p.choices or ()))]
     names = [parameter.name for parameter in has]
@@ -177,7 +177,7 @@ def _best_title(done: pd.DataFrame, parameters: Sequence[Parameter], goal: str, 
 
 
 def _special(done: pd.DataFrame, goal: str) -> list[tuple[int, dict[str, Any]]]:
-    """(row, marker) of the best trial and of the default config's."""
+    """(row, marker) of the best trial and of the default config."""
     marks = [(_best_row(done, goal), {"marker": "o", "color": ORANGE, "markersize": 12})]
     return marks + [(int(row), {"marker": "D", **DEFAULT}) for row in np.flatnonzero(done["baseline"].astype(bool))[:1]]
 
@@ -195,7 +195,7 @@ def _norm(low: float, high: float) -> Normalize:
 
 
 def _lines(axes: Axes, lines: np.ndarray, value: np.ndarray, goal: str) -> None:
-    """A line a row of [trials, axes], the best on top."""
+    """One line for each row of [trials, axes], the best on top."""
     order = np.argsort(SIGN[goal] * value, kind="stable")
     paths = np.stack(np.broadcast_arrays(np.arange(lines.shape[1]), lines), axis=2)[order]  # [trials, axes, (x, y)]
     drawn = LineCollection(list(paths), cmap=_shades(goal), norm=_norm(value.min(), value.max()), alpha=0.75)
@@ -241,7 +241,7 @@ def _pair(
 
 
 def _surface(axes: Axes, x: Scale, y: Scale, value: np.ndarray, shades: Mapping[str, Any]) -> None:
-    """The mean of the trials near each place, weighted by how near; white where there are not two."""
+    """The mean of the trials near each place, weighted by nearness; white if fewer than two are near."""
     (columns, near_x), (rows, near_y) = x.kernel(len(value)), y.kernel(len(value))
     amount = near_y @ near_x.T  # [rows, columns]
     mean = (near_y * value) @ near_x.T / np.maximum(amount, 1e-9)
@@ -251,7 +251,7 @@ def _surface(axes: Axes, x: Scale, y: Scale, value: np.ndarray, shades: Mapping[
 
 
 def _importance_title(table: pd.DataFrame) -> str:
-    """The most important parameter, if the methods agree, with its shares; or that of each objective."""
+    """The most important parameter with its shares, if the methods agree; otherwise that of each."""
     objectives = _objectives(table)
     first = {str(name): str(shares.idxmax()) for name, shares in (objectives or table).items()}
     parameters = list(dict.fromkeys(first.values()))
@@ -266,7 +266,7 @@ def _importance_title(table: pd.DataFrame) -> str:
 
 
 def _objectives(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """The shares by objective, where all are one method's for several objectives: "fANOVA, accuracy"."""
+    """The shares by objective, if all are by one method: "fANOVA, accuracy". Otherwise empty."""
     parts = [str(name).partition(", ") for name in table]
     if len(parts) < 2 or len({method for method, *_ in parts}) > 1:
         return {}

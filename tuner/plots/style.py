@@ -38,7 +38,7 @@ DEFAULT: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": INK, "
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG of 150 dots an inch. Whoever reads `path` sees the old file or the new one, never half of one."""
+    """Write a PNG of 150 dots per inch. A reader of `path` sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file, warnings.catch_warnings():
@@ -71,13 +71,13 @@ def axes(figure: Figure, place: Any = 111, **options: Any) -> Axes:
 
 
 def short(name: str, limit: int = 26) -> str:
-    """`name` on one line; a long one loses its middle, since long names often share their beginnings."""
+    """`name` on one line, without its middle if it is long: long names often share their beginnings."""
     name, half = " ".join(str(name).split()), (limit - 1) // 2
     return name if len(name) <= limit else f"{name[:half]}…{name[-half:]}"
 
 
 def panels(title: str, count: int, note: str = "") -> tuple[Figure, list[Axes]]:
-    """A figure of `count` axes, up to three a row."""
+    """A figure of `count` axes, up to three per row."""
     across = min(count, 3)
     down = -(-count // across)
     width, height = [(9, 5.5), (10, 4.9), (12, 4.5)][across - 1]
@@ -87,24 +87,24 @@ def panels(title: str, count: int, note: str = "") -> tuple[Figure, list[Axes]]:
 
 
 def name(axes: Axes, x: str = "", y: str = "") -> None:
-    """Names the axes, as they are written."""
+    """Label the axes. Names are not parsed as math."""
     axes.set_xlabel(x, **NAME)
     axes.set_ylabel(y, **NAME)
 
 
 def size(axes: Axes) -> np.ndarray:
-    """About how wide and high the axes will be, in points: the layout is not known before the figure is drawn."""
+    """The approximate width and height of the axes in points: the layout is known only when the figure is drawn."""
     box = axes.get_window_extent()
     return 72 / axes.figure.dpi * np.array([box.width, box.height])
 
 
 def annotate(axes: Axes, text: str, place: Any, offset: Any, coordinates: Any = "data", **style: Any) -> None:
-    """Writes `text` at `place` and an `offset` in points."""
+    """Write `text` at `place`, with an `offset` in points."""
     axes.annotate(text, place, offset, coordinates, "offset points", fontsize=TEXT, annotation_clip=False, **style)
 
 
 def number(value: float) -> str:
-    """Three decimals where they tell enough, six digits of what is larger, three of what is smaller."""
+    """A number with three decimals; from 1000 on with six digits, below 0.1 with three."""
     if value == 0 or 0.1 <= abs(value) < 1000:
         return f"{value:.3f}"
     return f"{value:.6g}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -126,7 +126,7 @@ def limits(low: float, high: float, room: float = 0.08) -> tuple[float, float]:
 
 
 def spread(heights: Sequence[float], gap: float) -> np.ndarray:
-    """The heights moved as little as is needed for each two to be `gap` apart, in the same order."""
+    """The heights, moved as little as possible so that each two are `gap` apart. Their order stays."""
     from scipy.optimize import isotonic_regression  # slow to import, and few figures need it
 
     order = np.argsort(heights, kind="stable")

@@ -15,9 +15,9 @@ UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
 def timeline(trials: pd.DataFrame) -> Figure:
-    """A bar a trial from its start to its end, in the first lane that is free; running ones end open, at the latest.
+    """One bar per trial from its start to its end, in the first free lane. Running trials extend to the latest time.
 
-    trials: one row a trial, with the columns number, state, start and end, which may be NaT.
+    trials: one row per trial, with the columns number, state, start and end, which may be NaT.
     """
     started = trials[trials["start"].notna()]
     if started.empty:
@@ -46,7 +46,7 @@ def timeline(trials: pd.DataFrame) -> Figure:
 
 
 def _seconds(started: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of each trial in seconds since the first start; one that was lost without an end has no length."""
+    """Start and end of each trial in seconds since the first start; a trial lost without an end has length 0."""
     start, end = pd.to_datetime(started["start"]), pd.to_datetime(started["end"])
     origin, latest = start.min(), max(start.max(), end.max() if end.notna().any() else start.max())
     end = end.fillna(start).mask(started["state"] == "RUNNING", latest)
@@ -55,9 +55,9 @@ def _seconds(started: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _without_idle(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Long stretches in which nothing ran, such as the night before a resume, cut to a sliver.
+    """Cut out most of the long periods in which nothing ran, such as the night before a resume.
 
-    Returns begin and end, moved, where the cuts are, and how many seconds were idle there.
+    Returns the moved begin and end, the places of the cuts, and the idle seconds there.
     """
     order = np.argsort(begin, kind="stable")
     reach = np.maximum.accumulate(end[order])
@@ -71,7 +71,7 @@ def _without_idle(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _lanes(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """For each trial the first lane in which nothing runs at its start."""
+    """The lane of each trial: the first in which nothing runs at its start."""
     free: list[float] = []
     lanes = np.zeros(len(begin), dtype=int)
     for trial in np.argsort(begin, kind="stable"):
@@ -82,7 +82,7 @@ def _lanes(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def _bars(axes: Axes, started: pd.DataFrame, begin: np.ndarray, end: np.ndarray, lanes: np.ndarray) -> None:
-    """Bars as long as their trials, with the trial's number where there is room for it."""
+    """Draw bars as long as their trials, with the trial's number if there is room."""
     width, height = style.size(axes) / [end.max() or 1, lanes.max() + 1]  # points a unit, and a lane
     colours = np.array([STATES[state][1] for state in started["state"]], dtype=object)
     wide = (end - begin) * width > 4

@@ -1,7 +1,7 @@
 """The figures of a study's trials: what they reached, how they got there and when they ran.
 
-trials: one row a trial, by number, with the columns number, state (COMPLETE, PRUNED, FAIL, RUNNING, WAITING), value
-(several objectives: value_0, value_1 ...), start, end, baseline (it is the default config), and one a parameter.
+trials: one row per trial, by number, with the columns number, state (COMPLETE, PRUNED, FAIL, RUNNING, WAITING), value
+(several objectives: value_0, value_1 ...), start, end, baseline (whether it is the default config), and parameters.
 Only complete trials with finite values count as results; a pruned trial's value is where it was stopped.
 goal: "maximize" or "minimize". objective: what the value is called, such as "validation accuracy".
 """
@@ -52,9 +52,9 @@ def history(trials: pd.DataFrame, goal: str, objective: str) -> Figure:
 def intermediate_values(
     trials: pd.DataFrame, curves: Mapping[int, Mapping[int, float]], goal: str, objective: str
 ) -> Figure:
-    """What each trial reported by epoch; curves: trial number -> epoch -> value.
+    """The values that trials reported, by epoch.   curves: trial number -> epoch -> value.
 
-    Complete trials are blue, the best one orange; pruned ones are grey and end in a cross, as thin as all the others.
+    Complete trials are blue, the best is orange; pruned ones are grey and end in a cross.
     """
     known = {number: _finite(curve) for number, curve in curves.items()}
     known = {number: curve for number, curve in known.items() if len(curve)}
@@ -82,7 +82,7 @@ def intermediate_values(
 
 
 def edf(trials: pd.DataFrame, goal: str, objective: str) -> Figure:
-    """The share of the complete trials that are at least as good as a value; better is to the right."""
+    """The share of complete trials that are at least as good as a value. Better is to the right."""
     done = complete(trials)
     if done.empty:
         return nothing(trials)
@@ -119,11 +119,12 @@ def complete(trials: pd.DataFrame, columns: Sequence[str] = ("value",)) -> pd.Da
 
 
 def best(done: pd.DataFrame, goal: str) -> pd.Series:
+    """The best of complete trials, the first if there is a tie."""
     return done.iloc[int((done["value"] * SIGN[goal]).argmax())]
 
 
 def baseline(done: pd.DataFrame) -> pd.Series | None:
-    """The trial of the default config, where it is complete."""
+    """The trial of the default config, or None if it is not complete."""
     defaults = done[done["baseline"].astype(bool)]
     return None if defaults.empty else defaults.iloc[0]
 
@@ -140,7 +141,7 @@ def off_scale(done: pd.DataFrame, bounds: tuple[float, float], how: str = "drawn
 
 
 def dots(axes: Axes, x: Any, values: pd.Series, bounds: tuple[float, float], goal: str) -> None:
-    """A blue dot for each value within the bounds, a triangle at the edge for each beyond."""
+    """Draw a blue dot for each value within the bounds, a triangle at the edge for each beyond."""
     x, inside = np.asarray(x), values.between(*bounds).to_numpy()
     size = float(np.clip(2000 / max(1, len(values)), 12, 40))
     blue: dict[str, Any] = {"color": BLUE, "alpha": 0.6 if len(values) < 200 else 0.4, "linewidths": 0}
@@ -176,7 +177,7 @@ def _edf_title(ranked: np.ndarray, default: pd.Series | None, goal: str, objecti
 
 
 def _name_levels(axes: Axes, top: pd.Series, default: pd.Series | None, goal: str) -> None:
-    """Names the best value and the default config's at the right; the better one above cannot overlap the other."""
+    """Name the best value and that of the default config at the right. The better is above, so they can't overlap."""
     upper, lower = ("bottom", "top") if goal == "maximize" else ("top", "bottom")
     levels = [(top["value"], "best", ORANGE, upper)]
     if default is not None and default["value"] != top["value"]:
@@ -191,7 +192,7 @@ def _name_levels(axes: Axes, top: pd.Series, default: pd.Series | None, goal: st
 
 
 def _strip(axes: Axes, trials: pd.DataFrame, lost: list[str]) -> None:
-    """A row a state, with a tick for each of its trials."""
+    """Draw a row per state, with a tick for each of its trials."""
     names = []
     for row, state in enumerate(lost):
         word, colour = STATES[state]
@@ -203,13 +204,13 @@ def _strip(axes: Axes, trials: pd.DataFrame, lost: list[str]) -> None:
 
 
 def _finite(curve: Mapping[int, float]) -> np.ndarray:
-    """[n, 2]: step, value; what is not finite is left out."""
+    """[n, 2]: step, value. Values that are not finite are left out."""
     points = np.array(sorted(curve.items()), dtype=float).reshape(-1, 2)
     return points[np.abs(np.nan_to_num(points[:, 1], nan=np.inf)) < HUGE]
 
 
 def _draw_curves(axes: Axes, curves: Mapping[int, np.ndarray], states: pd.Series) -> None:
-    """Complete ones first, then the pruned ones with their crosses, then what failed or runs."""
+    """Draw complete trials first, then pruned ones with their crosses, then failed and running ones."""
     groups: dict[str, list[np.ndarray]] = {"COMPLETE": [], "PRUNED": [], "": []}
     for number, curve in curves.items():
         groups.get(states.get(number, ""), groups[""]).append(curve)

@@ -1,4 +1,4 @@
-"""How sure a model is, against how often it is right; and where in an image it looked."""
+"""Figures on trust: confidence against accuracy, and evidence maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def reliability(
     """
     title = f"{split.capitalize()} calibration error {errors[0]:.3f}"
     title += f", at temperature {temperature:.2f} it is {errors[1]:.3f}" if temperature != 1 else ""
-    note = "Below the diagonal a model is surer than it is right. Bars below: the share of images in each bin."
+    note = "Below the diagonal a model is overconfident. Bars: the share of images in each bin."
     figure = style.figure(title, 10, 5.6, note)
     grid = figure.add_gridspec(2, 2, height_ratios=[4, 1])
     for column, (bins, name) in enumerate(((before, "before"), (after, f"after, temperature {temperature:.2f}"))):
@@ -55,16 +55,16 @@ def _draw_bins(axes: Axes, bins: Sequence[Any]) -> None:
 def attention(
     image: np.ndarray, heat: np.ndarray, name: str, predicted: str, probability: float, method: str
 ) -> Figure:
-    """An image as the model gets it, and over it where the evidence for the predicted class lies.
+    """An image as the model gets it, without and with a map of the evidence for the predicted class.
 
-    image: uint8 [H, W, C], C = 1 gray or 3 RGB.   heat: float [H, W], 0 none to 1 most.   method: what computed it.
+    image: uint8 [H, W, C], C = 1 gray or 3 RGB.   heat: float [H, W], 0..1.   method: how the heat was computed.
     """
     figure = style.figure(f"{style.short(predicted)} {probability:.3f}", 7.5, 4.4, f"{style.short(name, 60)}. {method}")
     for place, overlaid in ((121, False), (122, True)):
         axes = figure.add_subplot(place, xticks=[], yticks=[])
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         axes.spines[:].set_color(GRID)
-        axes.set_title("as the model gets it" if not overlaid else "what speaks for it", fontsize=TEXT, **NAME)
+        axes.set_title("as the model gets it" if not overlaid else "evidence for the class", fontsize=TEXT, **NAME)
         if overlaid:
             axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.25 + 0.45 * heat)
     return figure

@@ -1,7 +1,7 @@
-"""How far a model's probabilities can be trusted, and a temperature that makes them truer.
+"""Calibration: how far a model's probabilities can be trusted, and a temperature that corrects them.
 
-Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599: one number, fitted on validation images, by
-which all logits are divided. No prediction changes, only how sure it is.
+Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599: all logits are divided by one number, which is
+fitted on validation images. Predictions stay the same; confidences change.
 """
 
 import functools
@@ -21,7 +21,7 @@ BINS = 15
 
 
 class Bin(NamedTuple):
-    """Images whose confidence lies in one of BINS equal parts of 0..1: how many, its mean, and their accuracy."""
+    """Images with a confidence in one of BINS equal intervals of 0..1: number, mean confidence, accuracy."""
 
     images: int
     confidence: float
@@ -29,12 +29,12 @@ class Bin(NamedTuple):
 
 
 def temperature(log_p: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature in LOWEST..HIGHEST with the lowest cross-entropy; 1, with a line in the log, where there is none.
+    """The temperature with the lowest cross-entropy. If that is not in LOWEST..HIGHEST: 1, and a line in the log.
 
     log_p: log-probabilities (or logits), float [N, classes].   labels: int64 [N].
-    The cross-entropy is convex in 1 / T, so that its slope by that has one zero at most.
+    The cross-entropy is convex in 1 / T, so its slope has at most one zero.
     """
-    z = log_p.float().t().contiguous()  # [classes, N]: with few classes a softmax is 20 times as fast this way round
+    z = log_p.float().t().contiguous()  # [classes, N]: 20 times as fast for a softmax over few classes
     right = z.gather(0, labels[None]).mean(dtype=torch.float64)
 
     @functools.cache
@@ -45,24 +45,27 @@ def temperature(log_p: torch.Tensor, labels: torch.Tensor) -> float:
     lowest, highest = math.log(LOWEST), math.log(HIGHEST)
     reason = None
     if not z.numel() or not bool(torch.isfinite(z).all()):
-        reason = "there is no finite log-probability for each class of each image"
+        reason = "log-probabilities are missing or not finite"
     elif slope(lowest) <= 0:
-        reason = "however sure, the model gets sure answers right"
+        reason = f"the optimum is below {LOWEST:g}"
     elif slope(highest) >= 0:
-        reason = "the model knows less than nothing"
+        reason = f"the optimum is above {HIGHEST:g}"
     if reason:
-        log.info("temperature: 1 (no best one in %g to %g: %s)", LOWEST, HIGHEST, reason)
+        log.info("temperature: 1 (calibration skipped: %s)", reason)
         return 1.0
     return math.exp(brentq(slope, lowest, highest, xtol=1e-4))
 
 
 def calibrated(log_p: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probabilities [N, classes] at a temperature."""
+    """Log-probabilities, float [N, classes], at a temperature."""
     return log_p if temperature == 1 else F.log_softmax(log_p / temperature, dim=1)
 
 
 def bins(log_p: torch.Tensor, labels: torch.Tensor) -> list[Bin]:
-    """The images by the probability of their predicted class, in BINS bins, the lowest first."""
+    """The images by their confidence, the probability of the predicted class: BINS bins, the lowest first.
+
+    log_p: log-probabilities, float [N, classes].   labels: int64 [N].
+    """
     confidence, predicted = log_p.double().exp().max(1)
     place = (confidence * BINS).ceil().clamp(1, BINS).long() - 1  # the bins are (0, 1/15], (1/15, 2/15], ...
     count = torch.bincount(place, minlength=BINS)

@@ -1,4 +1,4 @@
-"""Metrics of classifiers: METRICS, the one table of scores by name, and the tables behind the plots.
+"""Metrics of classifiers: METRICS has every score by its name. Below are the tables behind the plots.
 
 To add a metric, write its function and add a line to METRICS. It is then in result.json, in `tuner.evaluate`, in the
 columns of `tuner.compare`, and may be the objective.
@@ -97,8 +97,8 @@ METRICS = {
         Metric("log_loss", log_loss, larger_is_better=False),
     )
 }
-# What `objective=` may be, and the metric that it takes. Every objective is maximised: one whose metric is better when
-# smaller is that metric times -1, and has scikit-learn's prefix, as in neg_log_loss.
+# The values of `objective=`, and the metric of each. Objectives are maximised. If smaller is better, the objective is
+# the metric times -1, with the prefix that scikit-learn uses: neg_log_loss.
 OBJECTIVES = {m.name if m.larger_is_better else f"neg_{m.name}": m for m in METRICS.values()} | {
     "accuracy_and_cost": METRICS["accuracy"]  # the second objective is the multiply-adds of an image
 }
@@ -129,7 +129,7 @@ def scores(log_p: torch.Tensor, labels: torch.Tensor, names: Iterable[str] | Non
 
 
 def objective_value(objective: str, scores: Mapping[str, float]) -> float:
-    """The value that a search maximises: one of OBJECTIVES, from the scores by the names of METRICS."""
+    """The value of one of OBJECTIVES, to be maximised.   scores: by the names of METRICS."""
     metric = OBJECTIVES[objective]
     return scores[metric.name] if metric.larger_is_better else -scores[metric.name]
 
@@ -140,7 +140,7 @@ def _mean(values: torch.Tensor) -> torch.Tensor:
 
 
 def _counts(log_p: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each head and class [K, C]: images that were got right, images, and images predicted to be of it."""
+    """Numbers of images for each head and class, [K, C]: correct ones, all of the class, and predicted as the class."""
     heads, _, classes = log_p.shape
     predicted = log_p.argmax(2)
     first = classes * torch.arange(heads, device=labels.device)[:, None]  # of the head's cells
@@ -163,21 +163,23 @@ def confusion_matrix(labels: Array, predicted: Array, num_classes: int) -> np.nd
     labels, predicted: class numbers 0..C-1, integers [N], N at least 1.
     """
     labels, predicted = _numpy(labels), _numpy(predicted)
-    for name, values in (("labels", labels), ("predicted", predicted)):  # scikit-learn drops strangers silently
+    for name, values in (("labels", labels), ("predicted", predicted)):  # scikit-learn drops unknown classes silently
         if len(values) and not 0 <= values.min() <= values.max() < num_classes:
             raise ValueError(
                 f"{name} must be class numbers 0 to {num_classes - 1}; they run from {values.min()} to {values.max()}"
             )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "A single label was found")  # all the classes are passed: there is but one
+        warnings.filterwarnings("ignore", "A single label was found")  # also if there is only one class
         return sk.confusion_matrix(labels, predicted, labels=np.arange(num_classes)).astype(np.int64)
 
 
 def per_class(labels: Array, predicted: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a class, in the order of `classes`: class, accuracy, precision, f1, support.
+    """One row per class, in the order of `classes`: class, accuracy, precision, f1, support.
 
-    accuracy: the share of the class's own images that were got right (its recall).
-    support: how many images the class has; a class with none scores 0.
+    labels, predicted: class numbers 0..C-1, integers [N].
+
+    accuracy: the class's recall, the share of its images that are predicted correctly.
+    support: the number of its images. A class without images scores 0.
     """
     precision, recall, f1, support = sk.precision_recall_fscore_support(
         _numpy(labels), _numpy(predicted), labels=np.arange(len(classes)), zero_division=0
@@ -187,7 +189,7 @@ def per_class(labels: Array, predicted: Array, classes: Sequence[str]) -> list[d
 
 
 def over_classes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Of per_class(): balanced_accuracy and macro_f1, means over the classes that have images, however few."""
+    """balanced_accuracy and macro_f1 from the rows of per_class(): means over the classes that have images."""
     present = [row for row in rows if row["support"]]
     return {
         "balanced_accuracy": sum(row["accuracy"] for row in present) / len(present),
@@ -196,9 +198,9 @@ def over_classes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def most_confident_mistakes(labels: Array, predicted: Array, confidence: Array, n: int) -> np.ndarray:
-    """Indices, int64 [at most n], of wrongly classified images, the most confident first.
+    """Indices of at most n wrongly classified images, int64, the most confident first.
 
-    confidence: the probability given to the predicted class, float [N]. Equals keep their order.
+    confidence: the probability given to the predicted class, float [N]. Ties keep their order.
     """
     wrong = np.flatnonzero(_numpy(labels) != _numpy(predicted))
     order = np.argsort(-_numpy(confidence)[wrong], kind="stable")

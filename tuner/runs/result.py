@@ -15,7 +15,7 @@ def read_result(folder: Path, *, any_program: bool = False) -> dict[str, Any]:
     try:
         result = json.loads(text.decode())
         if not isinstance(result, dict) or not (any_program or isinstance(result.get("status"), str)):
-            raise ValueError("it is not that of a run: it has no status")
+            raise ValueError("not the result of a run: it has no status")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"result.json: {error}") from error
     return result

@@ -1,4 +1,4 @@
-"""Run folders, read: the result and the metrics of one, and a table of many."""
+"""Run folders, read: the metrics and the config of a run, and a table of many runs."""
 
 import io
 import json
@@ -18,7 +18,7 @@ import yaml
 from tuner import InputError, earlier
 from tuner.runs.result import read_result
 
-RESULTS = (  # of a run in a table; the keys of its config stand beside them
+RESULTS = (  # columns of a table of runs that are in result.json; the keys of the config have columns, too
     *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
     *("saved_epoch", "seconds", "device", "trial", "n_train", "n_val", "n_test", "trained_parameters", "gmacs"),
     *("val_balanced_accuracy", "val_macro_f1", "test_balanced_accuracy", "test_macro_f1", "test_ece_calibrated"),
@@ -32,20 +32,20 @@ Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_metrics(folder: str | Path) -> pd.DataFrame:
-    """A run's metrics.csv: a row an epoch, without a line that is just being written."""
+    """A run's metrics.csv, one row per epoch. A line that is still being written is left out."""
     return pd.read_csv(io.StringIO((Path(folder) / "metrics.csv").read_text().rpartition("\n")[0]))
 
 
 def find(*folders: str | Path) -> Iterator[Path]:
-    """The run folders in or below the given ones, at any depth, in the order of their names; through links, once each.
+    """The run folders in or below the given ones, at any depth, by name. Links are followed; each run comes once.
 
-    Raises InputError where a folder is missing.
+    Raises InputError if a folder is missing.
     """
     seen: set[tuple[int, int]] = set()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(
-                f"there is no folder {folder}; runs are in outputs/ and multirun/, where they were started"
+                f"there is no folder {folder}; runs are in outputs/ and multirun/ of the folder where they were started"
             )
         yield from _find(folder, seen)
 
@@ -58,7 +58,7 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             folders = {entry.name: _is_dir(entry) for entry in entries}
         is_run = not folders.keys().isdisjoint(("result.json", "metrics.csv"))
         is_run = is_run or (folder / ".hydra" / "config.yaml").is_file()
-    except (OSError, UnicodeEncodeError) as error:  # not ours to read, gone meanwhile, or of a name that is no text
+    except (OSError, UnicodeEncodeError) as error:  # unreadable, deleted meanwhile, or its name is not UTF-8
         log.warning("skipped %s: %s", folder, error)
         return
     if (stat.st_dev, stat.st_ino) in seen:
@@ -74,19 +74,19 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, or to what is not ours to read
+    except OSError:  # a circular link, or one to an unreadable folder
         return False
 
 
 def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
-    """A row for each run in or below the given folders, or outputs/ and multirun/ where none is given.
+    """A table with one row per run in or below the given folders; by default, in outputs/ and multirun/.
 
-    Columns: `folder`; RESULTS, of which `status` is complete, pruned, failed or unfinished (it is going on, or was
-    killed); `started`; the other scores that some run has, such as val_auroc; and the config's keys, such as
-    optimizer.lr; one that is named as a result is `config.KEY`. Of what failed or is unfinished epochs, val_accuracy
-    and val_loss are the last of metrics.csv. A damaged folder is logged and left out.
-    resolve: whether a key that refers to another one, as data.seed: ${seed} does, has that one's value.
-    Raises InputError where a given folder is missing.
+    Columns: `folder`; RESULTS; `started`; all other scores of these runs, such as val_auroc; and the keys of the
+    config, such as optimizer.lr. A key with the name of a result is `config.KEY`. `status` is complete, pruned, failed,
+    or unfinished (still running, or killed). For failed and unfinished runs epochs, val_accuracy and val_loss are the
+    last of metrics.csv. A damaged folder is logged and left out.
+    resolve: a key that refers to another, such as data.seed: ${seed}, shows the resolved value.
+    Raises InputError if a given folder is missing.
     """
     rows = []
     for folder in find(*(folders or filter(os.path.isdir, ("outputs", "multirun")))):
@@ -103,14 +103,14 @@ def _row(folder: Path) -> dict[str, Any]:
     config, started = read_config(folder)
     finished = (folder / "result.json").exists()
     result = read_result(folder) if finished else {"status": "unfinished"}
-    if result["status"] in ("unfinished", "failed"):  # neither says how far it came
+    if result["status"] in ("unfinished", "failed"):  # these have no epochs in result.json
         result = _last_epoch(folder / "metrics.csv") | result
     with _named("result.json"):
         for name in RESULTS:
             if not isinstance(result.get(name), (int | float if name in NUMBERS else str) | None):
-                raise ValueError(f"{name} is {result[name]!r}, which is no {'number' if name in NUMBERS else 'text'}")
+                raise ValueError(f"{name} must be {'a number' if name in NUMBERS else 'text'}, not {result[name]!r}")
             if name in NUMBERS:
-                float(result.get(name) or 0)  # or it is too large
+                float(result.get(name) or 0)  # OverflowError if it is too large
         others = {name: value for name, value in result.items() if SCORE.fullmatch(name) and name not in RESULTS}
         scores = {name: float(value) for name, value in others.items() if type(value) in (int, float)}
     row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started} | scores
@@ -123,28 +123,28 @@ def is_result(key: str) -> bool:
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
-    """A run's config as it was composed, by keys with dots, and when it was written. Without one: nothing, None."""
+    """A run's composed config by dotted keys, and when it was written. Without a config: {} and None."""
     path = folder / ".hydra" / "config.yaml"
     if not path.exists():
         return {}, None
     with _named(".hydra/config.yaml"):
         config = yaml.load(path.read_text(), Loader=Yaml)
         if not isinstance(config, dict):
-            raise ValueError("it is not that of a run: it has no keys")
+            raise ValueError("not the config of a run: it has no keys")
         earlier.rename_keys(config)
         return dict(flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
 
 
 def resolved(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of runs with what references stand for: ${a.b}, and ${.b} and ${..b}, which begin beside and above.
+    """A table of runs with references replaced by their values: ${a.b}, and the relative ${.b} and ${..b}.
 
-    Resolvers, such as ${oc.env:HOME}, stay as they are: what they gave then is not known.
+    Resolvers such as ${oc.env:HOME} stay as they are: the values they had are unknown.
     """
     return frame.assign(**{str(key): _followed(frame, str(key)) for key in frame if _references(frame[key])})
 
 
 def _references(column: pd.Series) -> dict[str, tuple[str, str]]:
-    """The references in a column, and of each its dots and the rest."""
+    """The references in a column: text -> its leading dots and the key after them."""
     texts = [text for text in column.unique() if isinstance(text, str)] if column.dtype.kind == "O" else []
     return {text: (match[1], match[2]) for text in texts if (match := REFERENCE.fullmatch(text))}
 
@@ -155,7 +155,7 @@ def _followed(frame: pd.DataFrame, key: str, before: tuple[str, ...] = ()) -> pd
         above = key.removeprefix("config.").split(".")[: -len(dots)] if dots else []
         target = ".".join([*above, name])
         target = f"config.{target}" if f"config.{target}" in frame else target
-        if target in frame and target not in (*before, key):  # which only references in a circle are
+        if target in frame and target not in (*before, key):  # no circular reference
             value = _followed(frame, target, (*before, key)).astype(object)
             column = column.astype(object).mask(column == text, value).infer_objects()
     return column
@@ -175,14 +175,14 @@ def flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 
 def _last_epoch(path: Path) -> dict[str, float | None]:
-    """What metrics.csv, if there is one, has in its last whole line."""
+    """epochs, val_accuracy and val_loss from the last whole line of metrics.csv; 0 epochs without one."""
     with _named("metrics.csv"):
         lines = path.read_text().rpartition("\n")[0].split("\n") if path.exists() else []
         if len(lines) < 2:
             return {"epochs": 0}
         names, fields = lines[0].split(","), lines[-1].split(",")
         if len(names) != len(fields) or "epoch" not in names:
-            raise ValueError(f"its last line {lines[-1][:80]!r} is not that of an epoch")
+            raise ValueError(f"its last line {lines[-1][:80]!r} does not have the columns of its first")
         last = dict(zip(names, fields, strict=True))
         values = {name: float(last[name]) if last.get(name) else None for name in ("val_accuracy", "val_loss")}
         return {"epochs": int(last["epoch"])} | values
@@ -190,7 +190,7 @@ def _last_epoch(path: Path) -> dict[str, float | None]:
 
 @contextmanager
 def _named(file: str) -> Iterator[None]:
-    """What is wrong in a file is a ValueError that names it."""
+    """Turn errors in a file into ValueErrors that name it."""
     try:
         yield
     except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:

@@ -1,4 +1,4 @@
-"""Experiment trackers, which are told what the run folder gets. Their packages are imported where they are chosen."""
+"""Experiment trackers: they receive what the run folder gets. A package is imported only when it is chosen."""
 
 import logging
 import os
@@ -15,16 +15,16 @@ from tuner.config import RunConfig, argument_errors
 from tuner.runs.table import flat
 
 log = logging.getLogger("tuner.runs.trackers")
-# In a result.json, and no result:
+# Numbers in a result.json that are not results:
 GIVEN = ("seed", "trial", "n_train", "n_val", "n_test", "test_duplicates", "split_hashes")
 
 
 class UnreachableError(InputError):
-    """A tracker's store or server can't be had."""
+    """A tracker's store or server is unreachable."""
 
 
 class Tracker:
-    """A run's tracker, on which the run does not depend: once it fails, a warning says what it has not got."""
+    """A run's tracker. The run does not depend on it: if the tracker fails, a warning says what it did not receive."""
 
     def __init__(self, to: "TensorBoard | MLflow | WandB", folder: Path):
         self.to, self.folder = to, folder
@@ -32,20 +32,20 @@ class Tracker:
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if not self.failed:
-            self._tell(f"epoch {epoch} and those after it", lambda: self.to.log_epoch(epoch, metrics))
+            self._send(f"epoch {epoch} and later ones", lambda: self.to.log_epoch(epoch, metrics))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """With what result.json says. Also after a failure: a server may be back, and have the run as going on."""
-        self._tell("how the run ended", lambda: self.to.finish(result))
+        """Send the result, even after a failure: the server may be back, and still show the run as running."""
+        self._send("the result", lambda: self.to.finish(result))
 
-    def _tell(self, what: str, call: Callable[[], None]) -> None:
+    def _send(self, what: str, call: Callable[[], None]) -> None:
         try:
             call()
         except self.to.errors as error:
             self.failed = True
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             name = type(self.to).__name__
-            log.warning("%s has not got %s; metrics.csv in %s is whole: %s", name, what, self.folder, reason)
+            log.warning("%s did not receive %s; metrics.csv in %s is complete: %s", name, what, self.folder, reason)
 
 
 def open_tracker(config: RunConfig, folder: Path, study: str | None, number: int | None) -> Tracker | None:
@@ -100,7 +100,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in an experiment, which is the study's or, of single runs, `experiment`. `uri`: a server, or a store."""
+    """A run in the study's experiment, or in `experiment` for single runs.   uri: a server or a store."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class MLflow:
         uri: str | None = None,
         experiment: str = "tuner",
     ):
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute, where MLflow's 7 take four
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's default of 7 takes four
         if study:
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for each trial
         with starting("mlflow"):
@@ -128,11 +128,11 @@ class MLflow:
                 number = self._experiment(study or experiment)
             self.run = self.client.create_run(number, tags={"folder": str(folder)}, run_name=name).info.run_id
             params = [self.of.Param(key, str(value)) for key, value in flat(config)]
-            for i in range(0, len(params), 100):  # as many as it takes at once
+            for i in range(0, len(params), 100):  # MLflow's limit for one call
                 self.client.log_batch(self.run, params=params[i : i + 100])
 
     def _experiment(self, name: str) -> str:
-        """Its number. Other trials may be making it at this moment, so it is made first, and then looked up."""
+        """The experiment's number. Another trial may be creating it now: create it, or look it up if it exists."""
         try:
             return self.client.create_experiment(name)
         except self.errors[0] as error:
@@ -152,7 +152,7 @@ class MLflow:
 
 
 class WandB:
-    """A run of a project, in its study's group. Its account and server are those of the environment."""
+    """A run in a project, grouped by study. Account and server are taken from the environment."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class WandB:
     ):
         with starting("wandb"):
             import wandb
-        self.errors = (Exception,)  # those of its service are no wandb.Error
+        self.errors = (Exception,)  # errors of its service are not wandb.Errors
         with starting("wandb", wandb.Error, OSError, ValueError):
             self.run = wandb.init(
                 project=project,
@@ -174,8 +174,8 @@ class WandB:
                 name=name,
                 config={"folder": str(folder), **config},
                 mode=mode,
-                reinit="create_new",  # one run in a process must not be taken for another
-                settings=wandb.Settings(console="off", silent=study is not None),  # train.log has the console
+                reinit="create_new",  # several runs may share a process
+                settings=wandb.Settings(console="off", silent=study is not None),  # the console is in train.log
             )
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -188,7 +188,7 @@ class WandB:
 
 @contextmanager
 def starting(option: str, *errors: type[Exception]) -> Iterator[None]:
-    """A package that is missing, and the errors of one that can't start, as InputErrors."""
+    """Turn a missing package, and the errors of one that can't start, into InputErrors."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -202,15 +202,15 @@ def starting(option: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def alone(uri: str) -> AbstractContextManager[Any]:
-    """Processes that open a new SQLite file at once would each make MLflow's tables in it."""
+    """A lock: processes that open a new SQLite file at once would each create MLflow's tables in it."""
     return FileLock(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:///") else nullcontext()
 
 
 def final(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a result.json that its run came to, each as final/KEY beside the epochs' values."""
+    """The results in a result.json, each as final/KEY to tell it from the values of epochs."""
     return {f"final/{key}": v for key, v in result.items() if isinstance(v, int | float) and key not in GIVEN}
 
 
 def status(result: Mapping[str, Any]) -> str:
-    """complete, pruned, or failed: and its error"""
+    """complete, pruned, or failed with its error."""
     return ": ".join([result["status"], *filter(None, [result.get("error")])])
