@@ -54,7 +54,7 @@ def found(*folders):
 def test_one_process_at_a_time_writes_a_run(tmp_path):
     first = run_module.Run(tmp_path)
     first.log_epoch(1, {})
-    with pytest.raises(InputError, match=r"another process is at work on the run in .*: wait for it, or end it"):
+    with pytest.raises(InputError, match=r"another process is writing the run in .*: wait for it, or end it"):
         run_module.Run(tmp_path)
     assert len(first.metrics()) == 1
     first.close()

@@ -363,4 +363,4 @@ def test_the_wheel_holds_all_that_is_needed(tmp_path):
 def test_a_search_without_m_says_that_it_is_one_run(command):
     code, output = command(*TINY, "hparams_search=optuna", "epochs=1")
     assert code == 0, output
-    assert "hparams_search=optuna searches with -m alone: this is one run" in output
+    assert "hparams_search=optuna needs -m to search: this is a single run" in output

@@ -21,8 +21,9 @@ from tuner.data import Data, Samples
 from tuner.device import CHOICES, Batches, send
 from tuner.inference import model
 from tuner.inference.model import Model
-from tuner.runs import calibration, metrics
-from tuner.runs.predictions import Predictions
+from tuner.runs import metrics
+from tuner.runs.predictions import Predictions, concatenated
+from tuner.runs.predictions import summary as scores_of
 from tuner.runs.report import figures, tables
 from tuner.runs.result import read_result
 from tuner.runs.run import write_table
@@ -44,7 +45,7 @@ def config_with_data(
 
     overrides: data=NAME, for another option of the group, and data.KEY=VALUE.
     folder: of the user's own configs, as of --config-dir.
-    files: keys and values for data from files, where the overrides leave them open.
+    files: keys and values for data from files, used where the overrides do not set them.
     Raises InputError for another override, an unknown option or key, or a value that is missing.
     """
     if foreign := [line for line in overrides if not line.lstrip("+~").startswith(("data=", "data."))]:
@@ -79,45 +80,44 @@ def config_with_data(
 def _check_known(name: str, folder: Path | None) -> None:
     known = {path.stem for above in (CONF, folder) if above for path in (above / "data").glob("*.yaml")}
     if name not in known:
-        raise InputError(f"data={name} is no data set; there are {', '.join(sorted(known))}")
+        raise InputError(f"data={name} is not a data set; choose one of {', '.join(sorted(known))}")
 
 
 def check_unchanged(data: Data, split: str, folder: Path) -> None:
-    """Raises InputError where a split of the run's own data has other images now: some may have been trained on."""
-    noted = read_result(folder) if (folder / "result.json").exists() else {}
-    before = noted.get("split_hashes", {}).get(split)
+    """Raises InputError if a split of the run's data has changed: the model may have been trained on some."""
+    result = read_result(folder) if (folder / "result.json").exists() else {}
+    before = result.get("split_hashes", {}).get(split)
     if before != data.hashes[split]:
         raise InputError(
-            f"the run's data has changed since, or was not noted: its {split} images are others now, and it may have "
-            "learnt from some; name data that it has not seen, as in data=image_folder data.root=FOLDER, or say "
-            "--split all"
+            f"the {split} images of the run's data have changed since the run, or it did not record them: the model may "
+            "have been trained on some; name new data, as in data=image_folder data.root=FOLDER, or use --split all"
         )
 
 
 def chosen(data: Data, split: str) -> list[tuple[str, Samples, torch.Tensor]]:
-    """The samples of a split, and which rows of them: of "all" the pool and the test images, where there are any."""
+    """A name, samples and their rows for a split; for "all", the pool and the test images. Empty parts are left out."""
     everything = {
         "train": ("training", data.pool, data.train),
         "val": ("validation", data.pool, data.val),
         "test": ("test", data.test, torch.arange(len(data.test))),
         "pool": ("training and validation", data.pool, torch.arange(len(data.pool))),
     }
-    found = [everything[name] for name in (("pool", "test") if split == "all" else (split,))]
-    return [part for part in found if len(part[2])]
+    parts = [everything[name] for name in (("pool", "test") if split == "all" else (split,))]
+    return [part for part in parts if len(part[2])]
 
 
 def renumbered(data: Data, classes: Sequence[str]) -> torch.Tensor:
-    """For each class of a data set its number among the model's, int64. Raises InputError where it has one more."""
+    """The model's number of each class of a data set, int64. Raises InputError for a class that the model lacks."""
     if strangers := [name for name in data.classes if name not in classes]:
         raise InputError(
-            f"the data's class {strangers[0]!r} is none of the run's: the data has {', '.join(data.classes)}; the run "
-            f"{', '.join(classes)}; rename or leave out what differs (data.classes renames those of a CSV file)"
+            f"the model does not know the class {strangers[0]!r}: the data has {', '.join(data.classes)}; the model "
+            f"has {', '.join(classes)}; rename or remove what differs (data.classes renames those of a CSV file)"
         )
     return torch.tensor([list(classes).index(name) for name in data.classes])
 
 
 def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor:
-    """uint8 [B, C, H, W] -> uint8 [B, *shape], as image_file.read does it with a file: gray or RGB, then `fit`."""
+    """uint8 [B, C, H, W] -> uint8 [B, *shape], as image_file.read does for a file: to gray or RGB, then `fit`."""
     if list(images.shape[1:]) == list(shape):
         return images
     channels, *size = shape
@@ -136,48 +136,41 @@ def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor
 
 
 @torch.inference_mode()
-def scored(one: Model, data: Data, split: str) -> list[Predictions]:
-    """What the model makes of a split, by the batch; labels are numbered as the model's classes are."""
-    numbers = renumbered(data, one.classes)
+def scored(trained: Model, data: Data, split: str) -> list[Predictions]:
+    """The model's predictions for a split. Labels are renumbered in the order of the model's classes."""
+    numbers = renumbered(data, trained.classes)
     parts = chosen(data, split)
-    found = []
+    predictions = []
     with tqdm(total=sum(len(rows) for *_, rows in parts), desc="evaluating", unit="image", disable=None) as bar:
         for name, samples, rows in parts:
 
             def log_p(batch: torch.Tensor, samples: Samples = samples) -> torch.Tensor:
-                images = shaped(samples.images[batch], one.input_shape, one.fit)
-                return one.log_p(send(images, one.device)).cpu()
+                images = shaped(samples.images[batch], trained.input_shape, trained.fit)
+                return trained.log_p(send(images, trained.device)).cpu()
 
             log_ps = []
-            for batch in Batches(one.batch_size, one.device)(log_p, rows):
+            for batch in Batches(trained.batch_size, trained.device)(log_p, rows):
                 log_ps.append(batch)
                 bar.update(len(batch))
             ours = Samples(samples.images, numbers[samples.labels], names=samples.names)
-            found.append(Predictions(name, ours, rows, torch.cat(log_ps), one.temperature))
-    return found
+            predictions.append(Predictions(name, ours, rows, torch.cat(log_ps), trained.temperature))
+    return predictions
 
 
 def summary(parts: Sequence[Predictions], classes: Sequence[str]) -> dict[str, Any]:
-    """The scores of all images together, and a row a class. Means over classes are over those that have images."""
-    labels, log_p = torch.cat([p.labels for p in parts]), torch.cat([p.calibrated for p in parts])
-    rows = [row for row in metrics.per_class(labels, log_p.argmax(1), classes) if row["support"]]
-    return {
-        "images": len(labels),
-        "accuracy": float((log_p.argmax(1) == labels).double().mean()),
-        **metrics.over_classes(rows),
-        "log_loss": float(F.nll_loss(log_p.double(), labels)),
-        "ece_calibrated": calibration.ece(log_p, labels),
-        "per_class": rows,
-    }
+    """The number of images, the scores of all images together, and a row for each class that has images."""
+    labels, predicted, _ = concatenated(parts)
+    rows = [row for row in metrics.per_class(labels, predicted, classes) if row["support"]]
+    return {"images": len(labels), **scores_of(parts), "per_class": rows}
 
 
-def _learnt(config: RunConfig, overrides: Sequence[str], split: str) -> str | None:
-    """Why images that don't look like it are not new to the model, or None."""
+def _possibly_seen(config: RunConfig, overrides: Sequence[str], split: str) -> str | None:
+    """Why the model may have been trained on images of another split; None if there is no reason to think so."""
     others = ("data=", "data.root=", "data.path=", "data.test_path=")
     if overrides and not any(line.lstrip("+").startswith(others) for line in overrides):
-        return "the run's own data set, divided or made in another way"
+        return "this is the run's own data set, split or processed differently"
     retrained = config.final.epochs is not None
-    return "a search's last run trains on validation, too" if retrained and split == "val" else None
+    return "the last run of a search also trains on validation images" if retrained and split == "val" else None
 
 
 def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) -> None:
@@ -195,32 +188,36 @@ def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) ->
 
 def main() -> None:
     args = _arguments().parse_intermixed_args()  # options stand anywhere
-    one = model.load(args.run, device=args.device, precision=args.precision)
+    trained = model.load(args.run, device=args.device, precision=args.precision)
     folder = model.file_of(args.run).parent
     split = args.split or ("all" if args.overrides else "test")
     if args.split is None:
         log.info("split: %s (%s)", split, "of other data than the run's" if args.overrides else "of the run's own data")
-    files = {"size": list(one.input_shape), "fit": one.fit, "divide": split != "all"} if args.overrides else None
+    files = (
+        {"size": list(trained.input_shape), "fit": trained.fit, "divide": split != "all"} if args.overrides else None
+    )
     config = config_with_data(written(folder), args.overrides, args.config_dir, files)
     data: Data = config.data.target.build()
     if not args.overrides and split != "all":
         check_unchanged(data, split, folder)
-    if learnt := _learnt(config, args.overrides, split):
-        log.warning("%s: the model may have learnt from some of these images", learnt)
-    theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], one.input_shape))
+    if reason := _possibly_seen(config, args.overrides, split):
+        log.warning("%s: the model may have been trained on some of these images", reason)
+    theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], trained.input_shape))
     if theirs != ours:
-        log.info("images are brought from %s to %s, as files would be: fit=%s", theirs, ours, one.fit)
-    parts = scored(one, data, split)
-    found = {"run": str(args.run), "split": split} | summary(parts, one.classes)
+        log.info("images are brought from %s to %s, as files would be: fit=%s", theirs, ours, trained.fit)
+    parts = scored(trained, data, split)
+    results = {"run": str(args.run), "split": split} | summary(parts, trained.classes)
     if args.out:
-        write(parts, one.classes, args.out)
+        write(parts, trained.classes, args.out)
     if args.json:
-        output.print_json(found)
+        output.print_json(results)
         return
-    rows = pd.DataFrame(found.pop("per_class"))
+    rows = pd.DataFrame(results.pop("per_class"))
     output.terminal(rows, "By class")
     print()
-    for key, value in found.items():
+    for key, value in results.items():
+        if value is None:  # a metric that needs more classes
+            continue
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
         print(f"{key.replace('_', ' '):<18} {text}")
 

@@ -138,8 +138,8 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
     if data.is_uneven and not (in_sweep or config.class_weights):
         counts = torch.bincount(data.pool.labels).tolist()
         log.info(
-            "classes are uneven, from %d images (%s) to %d: class_weights=balanced gives them the same part, and "
-            "objective=balanced_accuracy judges by it",
+            "classes are uneven, from %d images (%s) to %d: class_weights=balanced gives each class the same weight in "
+            "training, and objective=balanced_accuracy in the objective",
             min(counts),
             data.classes[counts.index(min(counts))],
             max(counts),
@@ -252,7 +252,7 @@ def task(cfg: DictConfig) -> float | tuple[float, float]:
     hydra_cfg = HydraConfig.get()
     in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if not in_sweep and (search := hydra_cfg.runtime.choices.get("hparams_search")):
-        log.warning("hparams_search=%s searches with -m alone: this is one run", search)
+        log.warning("hparams_search=%s needs -m to search: this is a single run", search)
     folder = Path(hydra_cfg.runtime.output_dir)
     with one_line_errors(folder, raises=in_sweep):
         return STAGES.run(cfg, None)
@@ -276,7 +276,7 @@ def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
         reason = no_space(error)
         if raises or reason is None:
             raise
-        again = f"go on with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
+        again = f"resume with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
         log.error("a disk is full (%s): make room, then %s", reason, again)
         sys.exit(1)
 

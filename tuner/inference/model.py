@@ -1,4 +1,4 @@
-"""A trained model, from its run folder: images in, calibrated probabilities out. The data set is not needed."""
+"""A trained model from its run folder: images in, calibrated probabilities out. The data set is not needed."""
 
 import math
 from collections.abc import Sequence
@@ -147,7 +147,7 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
         dtype = choose_precision(config.precision if precision == "auto" else precision, chosen)
         if backbone.weights.key != about["weights"]:
             raise InputError(
-                f"model.weights={config.model.weights} are not those that it was trained on: put those back"
+                f"model.weights={config.model.weights} are not the weights that it was trained on: restore those"
             )
         head = {name: tensor for name, tensor in state.items() if name.startswith("head.")}
         trunk = backbone.trained_part()
@@ -155,7 +155,7 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
             below = {name.removeprefix("trunk."): tensor for name, tensor in state.items() if name not in head}
             places = trunk.tensors()
             if below.keys() != places.keys():
-                raise KeyError("its blocks are not those behind model.frozen")
+                raise KeyError("its blocks are not those above model.frozen")
             for name, tensor in places.items():
                 tensor.copy_(below[name])
         layers = Layers(head, dtype)
@@ -164,10 +164,10 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
             raise InputError(f"{path.name} has no head from {sizes[0]} features to {sizes[1]} classes")
         frozen = None if backbone.frozen is None else backbone.frozen_part(dtype)
     except InputError as error:
-        raise InputError(f"the model of {path} can't be had: {error}") from error
+        raise InputError(f"the model of {path} cannot be loaded: {error}") from error
     except (KeyError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} and the config beside it don't belong together ({reason}): train it again") from error
+        raise InputError(f"{path} does not match the config beside it ({reason}): train it again") from error
     size = backbone.batch_size(chosen)
     return Model(frozen, trunk, layers, about, mirrors=config.data.test_views > 1, device=chosen, batch_size=size)
 
@@ -178,13 +178,13 @@ def file_of(run: str | Path) -> Path:
     if path.is_file():
         if path.suffix == ".safetensors":
             return path
-        raise InputError(f"{path} is no run: name a run's folder, or a .safetensors file in it")
+        raise InputError(f"{path} is not a run: name a run's folder, or a .safetensors file in it")
     if not path.is_dir():
-        raise InputError(f"there is no run {path}; runs are in outputs/ and multirun/, where they were started")
+        raise InputError(f"{path} does not exist; runs are in outputs/ and multirun/, where they were started")
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
     if (path / "best" / "model.safetensors").is_file():
         raise InputError(f"{path} is a sweep, not a run; its retrained best is {path / 'best'}")
     if not (path / ".hydra").is_dir() and not (path / "metrics.csv").exists():
-        raise InputError(f"{path} is no run folder: it has no model.safetensors; python -m tuner.compare lists runs")
-    raise InputError(f"{path} has no model.safetensors: the run goes on, or was killed, pruned or failed")
+        raise InputError(f"{path} is not a run folder: it has no model.safetensors; python -m tuner.compare lists runs")
+    raise InputError(f"{path} has no model.safetensors: the run is still going, or was killed, pruned or failed")

@@ -188,15 +188,6 @@ def per_class(labels: Array, predicted: Array, classes: Sequence[str]) -> list[d
     return [{"class": name, "accuracy": a, "precision": p, "f1": f, "support": int(n)} for name, a, p, f, n in columns]
 
 
-def over_classes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """balanced_accuracy and macro_f1 from the rows of per_class(): means over the classes that have images."""
-    present = [row for row in rows if row["support"]]
-    return {
-        "balanced_accuracy": sum(row["accuracy"] for row in present) / len(present),
-        "macro_f1": sum(row["f1"] for row in present) / len(present),
-    }
-
-
 def most_confident_mistakes(labels: Array, predicted: Array, confidence: Array, n: int) -> np.ndarray:
     """Indices of at most n wrongly classified images, int64, the most confident first.
 

@@ -49,12 +49,12 @@ class Run:
         try:
             self.lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(f"another process is at work on the run in {folder}: wait for it, or end it") from error
-        except (OSError, NotImplementedError) as error:  # some clusters' file systems have no locks
-            log.warning("no lock on %s (%s): take care that one process alone works on it", folder, error)
+            raise InputError(f"another process is writing the run in {folder}: wait for it, or end it") from error
+        except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): make sure that only one process writes there", folder, error)
         if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
             self._unlock()
-            raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
+            raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that run")
         self.folder = folder
         self.log = _job_log()
         self.result: dict[str, Any] = {}

@@ -44,34 +44,32 @@ def _warm_start(folder: Path, config: RunConfig, setup: Setup, spec: Spec) -> St
     Raises InputError if they do not fit, or if the run may have trained on images that now validate or test.
     """
     if not (folder / "model.safetensors").is_file():
-        raise InputError(f"warm_start={folder} is no folder of a finished run: it has no model.safetensors")
+        raise InputError(f"warm_start={folder} is not the folder of a finished run: it has no model.safetensors")
     try:
         about, state = model_file.read(folder / "model.safetensors")
         result = read_result(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"warm_start={folder} is no folder of a finished run ({error})") from error
+        raise InputError(f"warm_start={folder} is not the folder of a finished run ({error})") from error
     theirs, ours = result.get("split_hashes", {}), setup.data.hashes
     changed = [name for name in ("val", "test") if theirs.get(name) != ours[name]]
     if changed or not result.get("n_val"):
-        why = (
-            f"its {' and '.join(changed)} images were others" if changed else "it was trained on validation images, too"
-        )
+        why = f"its {' and '.join(changed)} images differ" if changed else "it was trained on validation images, too"
         raise InputError(
-            f"warm_start={folder} may have learnt from images that now validate or test ({why}); begin with a run of "
-            f"the same data and seed={config.seed}"
+            f"warm_start={folder} may have been trained on images that are now in validation or test ({why}); use a "
+            f"run with the same data and seed={config.seed}"
         )
     if about["class_names"] != list(setup.data.classes):
         names = (", ".join(names) for names in (about["class_names"], setup.data.classes))
-        raise InputError("warm_start={} was trained for the classes {}; here they are {}".format(folder, *names))
+        raise InputError("warm_start={} has the classes {}; the data has {}".format(folder, *names))
     if about["weights"] != setup.backbone.weights.key:
-        raise InputError(f"warm_start={folder} was trained above other weights: give that run's model.weights")
+        raise InputError(f"warm_start={folder} was trained on other pretrained weights: use that run's model.weights")
     expected = shapes(setup, spec.head)
     wrong = [name for name, tensor in state.items() if expected.get(name) != tensor.shape]
     wrong += [name for name in expected if name.startswith("head.") and name not in state]
     if wrong:
         raise InputError(
-            f"warm_start={folder} does not fit: {len(wrong)} tensors differ, the first is {wrong[0]}; give model.* and "
-            "the classes of that run, but a lower model.frozen"
+            f"warm_start={folder} does not fit: {len(wrong)} tensors differ, the first is {wrong[0]}; use that run's "
+            "model.* and classes; only model.frozen may be lower"
         )
     log.info("starting from the weights of %s", folder)
     return state

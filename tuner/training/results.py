@@ -67,8 +67,8 @@ def write_results(
     if yaml:
         run.save_config(yaml)
     outcome: dict[str, Any] = result_scores(scores.predictions)
-    validated = ("val_accuracy", "val_loss", "val_balanced_accuracy")
-    outcome |= {name: first.metrics.get(name) for name in validated}
+    outcome |= {"val_accuracy": None, "val_loss": None}
+    outcome |= {name: value for name, value in first.metrics.items() if name.startswith("val_")}  # as searches see them
     outcome |= {"train_accuracy": scores.accuracies["train"]}
     outcome |= {"test_accuracy": statistics.mean(scores.tests) if scores.tests else None}
     if retrains:
@@ -135,4 +135,4 @@ def _log_summary(run: Run, data: Data, outcome: Mapping[str, Any]) -> None:
     if data.is_uneven:
         keys = {"validation": "val_balanced_accuracy", "test": "test_balanced_accuracy"}
         balanced = [f"{split} {outcome[key]:.4f}" for split, key in keys.items() if outcome[key] is not None]
-        log.info("balanced accuracy, each class counting alike: %s", ", ".join(balanced))
+        log.info("balanced accuracy (mean of the per-class accuracies): %s", ", ".join(balanced))

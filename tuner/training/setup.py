@@ -137,16 +137,16 @@ def _check_views(augment: Augment, views: int, test_views: int, backbone: Backbo
         ),
         (
             views > 1 and not changes,
-            f"data.views={views} would be equal: choose how they differ, as augment=light",
+            f"data.views={views} would be identical: choose an augmentation, such as augment=light",
         ),
         (
             views > 1 and not cached,
-            f"data.views={views} is of a cache; with model.frozen=null leave it at 1",
+            f"data.views={views} is for cached features; leave it at 1 with model.frozen=null",
         ),
         (test_views > 1 and not augment.flip, f"data.test_views={test_views} adds mirror images: set augment.flip"),
         (
             test_views > 1 and cached and views == 1,
-            f"data.test_views={test_views} needs data.views as large",
+            f"data.test_views={test_views} needs data.views of at least {test_views}",
         ),
     ]
     for broken, message in rules:
