@@ -89,7 +89,6 @@ def check_unchanged(data: Data, split: str, folder: Path) -> None:
     before = result.get("split_hashes", {}).get(split)
     if before != data.hashes[split]:
         raise InputError(
-            """Raises InputError if a split of the run's data has changed: the model may have been trained on it."""
             "have been trained on some; name new data, as in data=image_folder data.root=FOLDER, or use --split all"
         )
 
