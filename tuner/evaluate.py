@@ -89,6 +89,7 @@ def check_unchanged(data: Data, split: str, folder: Path) -> None:
     before = result.get("split_hashes", {}).get(split)
     if before != data.hashes[split]:
         raise InputError(
+            f"the {split} images of the run's data have changed since, or it did not record them: the model may "
             "have been trained on some; name new data, as in data=image_folder data.root=FOLDER, or use --split all"
         )
 
