@@ -140,7 +140,7 @@ def test_a_folder_that_was_moved_with_its_storage_is_whole(own, monkeypatch):
         ]
     monkeypatch.chdir("/")
     (new / "multirun/optuna.db").unlink()
-    with pytest.raises(InputError, match=f"there is no file {new}/multirun/optuna.db"):
+    with pytest.raises(InputError, match=f"no file {new}/multirun/optuna.db"):
         inspection.load(new / "multirun/toy")
     new.rename(old)
 
