@@ -72,7 +72,7 @@ def table(header: str) -> None:
 
 
 def curves(options: argparse.Namespace) -> list[FrozenTrial]:
-    store = storage.connect(storage.absolute(options.storage))
+    store = storage.connect(storage.resolve(options.storage))
     return optuna.load_study(study_name=options.study, storage=store).get_trials(states=(TrialState.COMPLETE,))
 
 

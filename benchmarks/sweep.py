@@ -196,11 +196,11 @@ def profile(trials: int) -> None:
         "load_sweep_config: Hydra composes the job's config": of("config_loader_impl.py", "load_sweep_config"),
         "run_job: Hydra's copies, logging and .hydra folder": of("core/utils.py", "run_job") - job,
         "the job: what it writes into the study": job - of("app.py", "sweep"),
-        "ask: the budget, and the new trial": of("sweep/account.py", "ask"),
-        "suggest: the sampler": of("sweep/sweeper.py", "_overrides"),
-        "tell: with the line that says so": of("sweep/account.py", "tell"),
+        "ask: the budget, and the new trial": of("sweep/budget.py", "ask"),
+        "suggest: the sampler": of("sweep/trial_loop.py", "_overrides"),
+        "tell: with the line that says so": of("sweep/budget.py", "tell"),
     }
-    whole = of("sweep/sweeper.py", "_run_trials")
+    whole = of("sweep/trial_loop.py", "_run_trials")
     parts["rest"] = whole - sum(parts.values())
     print(f"tuner's sweeper, SQLite: {1000 * without:.1f} ms a trial without the profiler, {whole:.1f} with it\n")
     rows = [[name, f"{ms:.1f}", f"{ms / whole:.0%}"] for name, ms in parts.items()]

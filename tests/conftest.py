@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import optuna
 import pytest
 
-from tuner.sweep.storage import absolute, connect
+from tuner.sweep.storage import connect, resolve
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -231,7 +231,7 @@ class Toy:
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def study(self, name: str = "toy", storage: str = "sqlite:///multirun/optuna.db") -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=connect(absolute(storage)))
+        return optuna.load_study(study_name=name, storage=connect(resolve(storage)))
 
     def states(self) -> list[str]:
         return [trial.state.name for trial in self.study().trials]

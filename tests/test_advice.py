@@ -9,7 +9,7 @@ from optuna.trial import TrialState, create_trial
 
 from tuner.analysis.advice import advice, certainty
 from tuner.analysis.study import Inspection
-from tuner.sweep import account
+from tuner.sweep import budget
 
 UNIT, LR = FloatDistribution(0, 1), FloatDistribution(1e-5, 1e-1, log=True)
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
@@ -61,15 +61,15 @@ def said(lines, words):
             "2 of 2 trials failed, such as: E: nan",
         ),
         (  # killed, and tried again: once with success, twice not
-            [trial(None, FAIL, user={"error": "killed"}), *[trial(1.0, system={account.HISTORY: [0]})] * 9],
+            [trial(None, FAIL, user={"error": "killed"}), *[trial(1.0, system={budget.RETRY_HISTORY: [0]})] * 9],
             None,
         ),
         (
-            [trial(None, FAIL, system={account.HISTORY: list(range(k))} if k else {}) for k in range(3)],
+            [trial(None, FAIL, system={budget.RETRY_HISTORY: list(range(k))} if k else {}) for k in range(3)],
             "1 of 1 trials failed",
         ),
-        ([trial(1.0)] + [trial(None, FAIL, system={account.EXCUSED: True})] * 3, None),  # Ctrl-C
-        ([trial(1.0)] + [trial(None, FAIL, system={account.SURPLUS: True})] * 3, None),
+        ([trial(1.0)] + [trial(None, FAIL, system={budget.INTERRUPTED: True})] * 3, None),  # Ctrl-C
+        ([trial(1.0)] + [trial(None, FAIL, system={budget.SURPLUS: True})] * 3, None),
         ([trial(None, RUNNING)] * 3, None),
     ],
 )
@@ -96,9 +96,9 @@ def test_failures(trials, expected):
     ],
 )
 def test_what_a_killed_sweep_left(tmp_path, trials, owner, expected):
-    (tmp_path / account.LOCKS).mkdir()
+    (tmp_path / budget.LOCKS).mkdir()
     if owner:
-        (tmp_path / account.LOCKS / f"{owner}.alive").touch()
+        (tmp_path / budget.LOCKS / f"{owner}.alive").touch()
     lines = advice(study(trials, folder=tmp_path))
     assert said(lines, expected) if expected else not said(lines, "at work")
     assert not said(advice(study(trials)), "at work")  # of a study without a folder no sweep is known
@@ -214,7 +214,9 @@ def rising(count, best, name="mine", **more):
         (rising(40, 19), "none of the last 20 trials was better"),
         (rising(40, 21), None),
         (
-            study([trial(None, FAIL)] * 2 + [trial(0.1 * k, system={account.HISTORY: [k % 2]}) for k in range(20)]),
+            study(
+                [trial(None, FAIL)] * 2 + [trial(0.1 * k, system={budget.RETRY_HISTORY: [k % 2]}) for k in range(20)]
+            ),
             "with study=mine hydra.sweeper.n_trials=40",  # not of those that were tried again
         ),
         (study([trial(0.5)] + [trial(0.1, PRUNED)] * 15), "none of the last 15 trials was better"),

@@ -64,7 +64,7 @@ def two(tmp_path_factory):
 def own(toy):
     """Two studies to change, with their storage at rest."""
     sweep_two(toy.run)
-    storage.connect(storage.absolute(URL))._backend.engine.dispose()
+    storage.connect(storage.resolve(URL))._backend.engine.dispose()
     return toy
 
 
@@ -114,7 +114,7 @@ def test_it_is_found_by_what_people_call_it(two, monkeypatch, here, where, url, 
         ("conf", None, None, "no study was found here; python -m tuner.train -m hparams_search=optuna makes one"),
         ("conf", "toy", None, "no study was found here"),
         (".", None, "sqlite:///gone/optuna.db", "there is no file gone/optuna.db, where .* would have the study"),
-        (".", None, "sqlite:///gone.db", "there is no file .*/gone.db, where sqlite:/// would have the study"),
+        (".", None, "sqlite:///gone.db", "no file .*/gone.db: give the storage that holds the study"),
         (".", None, "optuna.db", r"storage=optuna.db must be a URL \(sqlite:///FILE"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_folder_that_was_moved_with_its_storage_is_whole(own, monkeypatch):
         ]
     monkeypatch.chdir("/")
     (new / "multirun/optuna.db").unlink()
-    with pytest.raises(InputError, match=f"there is no file {new}/multirun/optuna.db"):
+    with pytest.raises(InputError, match=f"no file {new}/multirun/optuna.db"):
         inspection.load(new / "multirun/toy")
     new.rename(old)
 
@@ -158,7 +158,7 @@ def test_a_study_that_is_out_of_reach_says_why(toy, kept):
     toy.run("hydra.sweeper.n_trials=2", "hydra.sweeper.storage=null")
     if kept != "null":  # as a sweep there writes it
         results = Path("multirun/toy/optimization_results.yaml")
-        results.write_text(yaml.safe_dump(yaml.safe_load(results.read_text()) | {"storage": storage.shown(kept)}))
+        results.write_text(yaml.safe_dump(yaml.safe_load(results.read_text()) | {"storage": storage.redacted(kept)}))
     message = {
         "null": "study toy was kept in memory, and ended with its process",
         "postgresql": r"the study is in postgresql://ann:\*\*\*@127.0.0.1:1/db: give that with its password",
@@ -240,7 +240,7 @@ def test_a_trial_that_was_lost_and_tried_again(toy):
     toy.run("hydra.sweeper.n_trials=3", "does=")
     s = inspection.load()
     assert list(s.trials.state) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert "it is tried again" in s.trials.error[1]
+    assert "it is retried" in s.trials.error[1]
     assert (s.trials.x[1], s.trials.x[2]) == pytest.approx([s.trials.x[1]] * 2)
 
 

@@ -53,7 +53,7 @@ def test_every_search_goes_with_every_pruner(search, pruner):
     with initialize_config_dir(str(CONF)):
         overrides = [f"hparams_search={search}", f"hydra/sweeper/pruner={pruner}", *bound]
         config = compose("train", overrides, return_hydra_config=True).hydra.sweeper.pruner
-    made = sampling.made(config, sampling.PRUNERS)
+    made = sampling.build(config, sampling.PRUNERS)
     assert f"optuna.pruners.{type(made).__name__}" == PRUNERS[pruner]._target_
     if pruner in ("median", "percentile"):
         assert (made._n_startup_trials, made._n_warmup_steps) == (5, 8)

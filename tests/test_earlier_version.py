@@ -53,7 +53,7 @@ def test_a_study_is_read_and_continued(earlier, call, command):
     search = ("-m", *tiny, "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=5", "final.seeds=1")
     code, output = command(*search)
     assert code == 0, output
-    assert "going on after 4 of 5 trials" in output
+    assert "continuing after 4 of 5 trials" in output
 
 
 @pytest.mark.parametrize("line", ["model.features=block1", "+model.features=block1", "~model.features"])

@@ -9,6 +9,7 @@ TARGETS = {  # the first part of a `_target_`
     "tuner.fit.": "tuner.training.schedules.",
     "tuner.augment.": "tuner.data.augmentation.",
     "tuner.trackers.": "tuner.runs.trackers.",
+    "tuner.sweep.spaces.": "tuner.sweep.conditional_spaces.",  # as hydra.sweeper.custom_search_space
 }
 KEYS = {"model.features": "model.last_block"}
 

@@ -23,7 +23,7 @@ from tuner import InputError, output, plots
 from tuner.analysis import study as inspection
 from tuner.analysis.advice import advice, certainty
 from tuner.analysis.study import Inspection
-from tuner.sweep import account, storage
+from tuner.sweep import budget, storage
 from tuner.sweep.optuna_private import study_id
 from tuner.sweep.progress import duration
 
@@ -103,7 +103,7 @@ def show(s: Inspection, top: int, console: Console) -> None:
         for line in lines:
             print(f"  - {line}")
     if s.best is not None and "fixed" in s.study.user_attrs:  # a sweep's
-        which = [str(s.folder)] if s.folder else [s.study.study_name, "--storage", str(storage.shown(s.spec))]
+        which = [str(s.folder)] if s.folder else [s.study.study_name, "--storage", str(storage.redacted(s.spec))]
         print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs -r python -m tuner.train")
 
 
@@ -157,7 +157,7 @@ def as_json(s: Inspection) -> dict[str, Any]:
     params = output.records(pd.DataFrame([best.params]))[0] if best else {}
     return {
         "study": s.study.study_name,
-        "storage": storage.shown(s.spec),
+        "storage": storage.redacted(s.spec),
         "folder": s.folder and str(s.folder),
         "objectives": dict(zip(s.objectives, s.goals, strict=True)),
         "states": {state.lower(): count for state, count in s.states.items()},
@@ -258,7 +258,7 @@ def watch(args: argparse.Namespace) -> None:
             elif (line := headline(s)) != last:
                 print(line, flush=True)
                 last = line
-            if not (account.is_swept(s.folder) if s.folder else s.states["RUNNING"]):
+            if not (budget.sweep_is_running(s.folder) if s.folder else s.states["RUNNING"]):
                 break
             time.sleep(WATCHED_EVERY)
 
@@ -275,14 +275,14 @@ def dashboard(args: argparse.Namespace) -> None:
     import optuna_dashboard
 
     s = inspection.load(args.study, args.storage)
-    if not storage.guarded(s.spec):
+    if not storage.enforces_read_only(s.spec):
         raise InputError(
-            f"--dashboard opens no storage that it could change; optuna-dashboard {storage.shown(s.spec)} does"
+            f"--dashboard opens no storage that it could change; optuna-dashboard {storage.redacted(s.spec)} does"
         )
     address = f"http://127.0.0.1:{args.port}/dashboard/studies/{study_id(s.study)}"
     log.info("%s, for reading alone, until Ctrl-C", address)
     try:
-        optuna_dashboard.run_server(storage.readable(s.spec, live=True), host="127.0.0.1", port=args.port)
+        optuna_dashboard.run_server(storage.open_read_only(s.spec, live=True), host="127.0.0.1", port=args.port)
     except (OSError, OverflowError) as error:
         raise InputError(f"the dashboard cannot have port {args.port}: {error}; give another --port") from error
 

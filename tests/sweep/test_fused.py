@@ -255,7 +255,7 @@ def test_an_interrupt_ends_every_job_and_the_study_goes_on(command, monkeypatch)
         patch.setattr(train, "on_epoch", interrupted)
         code, output = command(*GRID, lrs)
     assert code == 130, output
-    assert "go on with: " in output
+    assert "continue with: " in output
     assert states()[:3] == ["FAIL"] * 3
     assert "RUNNING" not in states()
     assert statuses(MINE) == ["failed"] * 3

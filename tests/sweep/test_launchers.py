@@ -97,13 +97,13 @@ def test_joblibs_multiprocessing_runs_in_batches(toy):
 def test_a_study_in_memory_works_with_worker_processes_but_does_not_prune(toy):
     done = toy.command(*options("joblib"), "hydra.sweeper.storage=null", "does=2-raise", "hydra/sweeper/pruner=median")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "none is pruned" in done.stdout
+    assert "no trial is pruned" in done.stdout
     assert "trial 2 failed: RuntimeError: trial 2 raises" in done.stdout
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_worker_that_is_killed_fails_its_trial_and_the_sweep_goes_on(toy, launcher):
-    """Trial 2 kills its process each time. It is tried again twice, under other numbers, where it does not."""
+    """Trial 2 kills its process each time. It is retried twice, under other numbers, and completes."""
     done = toy.command(*options(launcher), "does=2-kill", "hydra.sweeper.n_trials=6")
     assert done.returncode == 0, done.stdout + done.stderr
     trials = toy.study().trials
@@ -145,7 +145,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(toy, launcher, signal_):
             sweep.send_signal(signal_)
         out, err = sweep.communicate(timeout=60)
     assert sweep.returncode == 130, out + err
-    assert "go on with: python -m toy -m" in out
+    assert "continue with: python -m toy -m" in out
     assert_nothing_is_left(toy)
     trials = toy.study().trials
     assert not any(trial.state == TrialState.RUNNING for trial in trials)

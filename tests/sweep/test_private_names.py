@@ -46,18 +46,18 @@ def defined(tree: ast.AST) -> set[str]:
 def uses(source: str) -> list[str]:
     """The private names of other packages that a file imports or has as attributes."""
     tree = ast.parse(source)
-    found = [name for name in imported(tree) if private(name) or name.startswith(UNDOCUMENTED)]
+    names = [name for name in imported(tree) if private(name) or name.startswith(UNDOCUMENTED)]
     own = defined(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and private(node.attr):
             of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls") and node.attr in own
             if not of_self:
-                found.append(ast.unparse(node))
-    return [name for name in found if not name.startswith(ALLOWED)]
+                names.append(ast.unparse(node))
+    return [name for name in names if not name.startswith(ALLOWED)]
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("source", "names"),
     [
         ("study._storage", ["study._storage"]),
         ("class A(Trial):\n    def f(self):\n        self._suggest()", ["self._suggest"]),
@@ -69,8 +69,8 @@ def uses(source: str) -> list[str]:
         ("f()._key.x", ["f()._key"]),
     ],
 )
-def test_private_names_are_found(source, found):
-    assert uses(source) == found
+def test_private_names_are_found(source, names):
+    assert uses(source) == names
 
 
 @pytest.mark.parametrize("path", sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")))

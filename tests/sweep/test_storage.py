@@ -55,9 +55,9 @@ def test_a_storage_is_the_same_in_any_folder(tmp_path, monkeypatch, choice, expe
     cwd.mkdir()
     monkeypatch.chdir(cwd)
     monkeypatch.setenv("HOME", str(home))
-    spec = storage.absolute(choice and choice.format(cwd=cwd))
+    spec = storage.resolve(choice and choice.format(cwd=cwd))
     assert spec == (expected and expected.format(cwd=cwd, home=home))
-    assert storage.absolute(spec) == spec
+    assert storage.resolve(spec) == spec
     if spec and spec.startswith((storage.SQLITE, storage.JOURNAL)):
         file = Path(spec.split(":///")[1])
         assert file.is_absolute()
@@ -66,13 +66,13 @@ def test_a_storage_is_the_same_in_any_folder(tmp_path, monkeypatch, choice, expe
 
 def test_a_config_is_resolved(tmp_path):
     config = OmegaConf.create({"root": str(tmp_path), "it": {"_target_": "optuna.X", "file_path": "${root}/log"}})
-    assert storage.absolute(config.it) == f'{{"_target_": "optuna.X", "file_path": "{tmp_path}/log"}}'
+    assert storage.resolve(config.it) == f'{{"_target_": "optuna.X", "file_path": "{tmp_path}/log"}}'
 
 
 @pytest.mark.parametrize("choice", ["mysql", "optuna.db", "", "/tmp/optuna.db", 5])
 def test_what_is_no_url_is_refused(choice):
     with pytest.raises(InputError, match=rf"hydra.sweeper.storage={choice} must be a URL \(sqlite:///FILE"):
-        storage.absolute(choice)
+        storage.resolve(choice)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_what_is_no_url_is_refused(choice):
     ],
 )
 def test_a_storage_is_shown_without_its_password(spec, expected):
-    assert storage.shown(spec) == expected
+    assert storage.redacted(spec) == expected
 
 
 def test_a_config_is_shown_without_its_password():
     config = {"_target_": "optuna.storages.RDBStorage", "url": "postgresql://ann:secret@host/db"}
-    shown = storage.shown(storage.absolute(OmegaConf.create(config)))
+    shown = storage.redacted(storage.resolve(OmegaConf.create(config)))
     assert "optuna.storages.RDBStorage" in shown
     assert "secret" not in shown
 
@@ -107,7 +107,7 @@ def test_optuna_reads_what_was_written(tmp_path, kind):
     file = tmp_path / "studies"
     backend = {"_target_": "optuna.storages.journal.JournalFileBackend", "file_path": str(file)}
     config = OmegaConf.create({"_target_": "optuna.storages.JournalStorage", "log_storage": backend})
-    spec = storage.absolute(config if kind == "config" else f"{kind}:///{file}")
+    spec = storage.resolve(config if kind == "config" else f"{kind}:///{file}")
     add_trial(optuna.create_study(study_name="s", storage=storage.connect(spec)))
     assert storage.connect(spec) is storage.connect(spec)  # one a process
     plain = optuna.storages.RDBStorage(spec) if kind == "sqlite" else JournalStorage(JournalFileBackend(str(file)))
@@ -259,16 +259,16 @@ def values(store):
 @pytest.mark.parametrize("name", ["optuna.db", "my studies.db", "ünï.db", "a%20b#?&'.db", "{x}.db"])
 @pytest.mark.parametrize("kind", ["sqlite", "plain", "journal"])
 def test_a_reader_changes_nothing(tmp_path, kind, name):
-    made, folder = tmp_path / "made", tmp_path / "it"
+    original, folder = tmp_path / "original", tmp_path / "it"
     folder.mkdir()
-    spec = f"{'journal' if kind == 'journal' else 'sqlite'}:///{made}"
+    spec = f"{'journal' if kind == 'journal' else 'sqlite'}:///{original}"
     store = optuna.storages.RDBStorage(spec) if kind == "plain" else storage.connect(spec)
     add_trial(optuna.create_study(study_name="s", storage=store))
     if kind != "journal":
         getattr(store, "_backend", store).engine.dispose()
-    made.rename(folder / name)  # Optuna itself can't make some of these
+    original.rename(folder / name)  # Optuna itself can't make some of these
     before = contents(folder)
-    reader = storage.readable(f"{spec.split(':')[0]}:///{folder / name}")
+    reader = storage.open_read_only(f"{spec.split(':')[0]}:///{folder / name}")
     assert values(reader) == [0.5]
     study = reader.get_all_studies()[0]._study_id
     for change in (lambda: reader.delete_study(study), lambda: reader.set_study_user_attr(study, "a", 1)):
@@ -282,7 +282,7 @@ def test_a_reader_changes_nothing(tmp_path, kind, name):
 def test_a_reader_sees_what_a_sweep_writes(tmp_path, kind, live):
     spec = f"{kind}:///{tmp_path}/it"
     study = optuna.create_study(study_name="s", storage=storage.connect(spec))
-    reader = storage.readable(spec, live=live)
+    reader = storage.open_read_only(spec, live=live)
     for x in (0.1, 0.2):
         add_trial(study, x)
         assert values(reader)[-1] == x
@@ -292,7 +292,7 @@ def test_a_live_reader_sees_a_sweep_that_begins_later(tmp_path):
     spec = f"sqlite:///{tmp_path}/it"
     study = optuna.create_study(study_name="s", storage=storage.connect(spec))
     at_rest(spec)
-    reader = storage.readable(spec, live=True)
+    reader = storage.open_read_only(spec, live=True)
     assert values(reader) == []
     add_trial(study)
     assert values(reader) == [0.5]
@@ -301,11 +301,11 @@ def test_a_live_reader_sees_a_sweep_that_begins_later(tmp_path):
 def test_a_sweep_that_ends_after_a_reader_leaves_one_file(tmp_path):
     spec = f"sqlite:///{tmp_path}/it"
     add_trial(optuna.create_study(study_name="s", storage=storage.connect(spec)))
-    reader = storage.readable(spec)  # it is still there
+    reader = storage.open_read_only(spec)  # it is still there
     assert values(reader) == [0.5]
     at_rest(spec)
     assert list(contents(tmp_path)) == ["it"]
-    assert values(storage.readable(spec)) == [0.5]
+    assert values(storage.open_read_only(spec)) == [0.5]
 
 
 KILLED = """
@@ -322,22 +322,22 @@ def test_what_a_killed_sweep_wrote_is_read(tmp_path):
     with start(KILLED, spec) as process:
         process.wait(60)
     assert "it-wal" in contents(tmp_path)
-    assert values(storage.readable(spec)) == [0.5]
+    assert values(storage.open_read_only(spec)) == [0.5]
 
 
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("sqlite:///{tmp}/gone", "there is no file {tmp}/gone, where sqlite:/// would have the study"),
-        ("journal:///{tmp}/gone", "there is no file {tmp}/gone, where journal:/// would have the study"),
-        ("sqlite:///{tmp}", "there is no file {tmp}, where sqlite:/// would have the study"),
+        ("sqlite:///{tmp}/gone", "no file {tmp}/gone: give the storage that holds the study"),
+        ("journal:///{tmp}/gone", "no file {tmp}/gone: give the storage that holds the study"),
+        ("sqlite:///{tmp}", "no file {tmp}: give the storage that holds the study"),
         ("sqlite:///{tmp}/text", "the storage sqlite:///{tmp}/text cannot be used: file is not a database"),
         ("sqlite:///{tmp}/empty", "the storage sqlite:///{tmp}/empty cannot be used: no such table: version_info"),
         ("sqlite:///{tmp}/old", "the storage sqlite:///{tmp}/old cannot be used: .*optuna storage upgrade"),
-        ("journal:///{tmp}/text", "{tmp}/text is no journal of Optuna: JSONDecodeError"),
-        ("journal:///{tmp}/json", "{tmp}/json is no journal of Optuna: KeyError: 'op_code'"),
-        ("journal:///{tmp}/old", "{tmp}/old is no journal of Optuna: UnicodeDecodeError"),
+        ("journal:///{tmp}/text", "{tmp}/text is not a journal of Optuna: JSONDecodeError"),
+        ("journal:///{tmp}/json", "{tmp}/json is not a journal of Optuna: KeyError: 'op_code'"),
+        ("journal:///{tmp}/old", "{tmp}/old is not a journal of Optuna: UnicodeDecodeError"),
         ("postgresql://ann:secret@127.0.0.1:1/db", r"postgresql://ann:\*\*\*@127.0.0.1:1/db cannot be used: .*refused"),
     ],
 )
@@ -352,6 +352,6 @@ def test_what_cannot_be_read_is_named(tmp_path, spec, message, live):
         old.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
     before = contents(tmp_path)
     with pytest.raises(InputError, match=message.replace("{tmp}", str(tmp_path))) as error:
-        storage.readable(spec.replace("{tmp}", str(tmp_path)), live=live)
+        storage.open_read_only(spec.replace("{tmp}", str(tmp_path)), live=live)
     assert "secret" not in str(error.value)
     assert contents(tmp_path) == before

@@ -14,6 +14,9 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 
+from tuner import earlier
+from tuner.sweep.conditional_spaces import wide
+
 TWO = ("objectives=2", "hydra.sweeper.direction=[minimize,minimize]")
 
 
@@ -27,13 +30,13 @@ def test_a_sweep_runs_its_trials_and_says_what_it_found(toy):
     assert toy.states() == ["COMPLETE"] * 6
     assert toy.starts() == list(range(6))
     best = toy.study().best_trial
-    found = results(toy)
-    assert found["best_params"] == best.params
-    assert found["best_value"] == best.value
-    assert found["best_trial"] == best.number
-    assert found["best_dir"] == best.user_attrs["output_dir"] == str(toy.folder / "multirun/toy" / str(best.number))
-    assert found["trials"] == {"complete": 6}
-    assert found["default_value"] == 1.0
+    written = results(toy)
+    assert written["best_params"] == best.params
+    assert written["best_value"] == best.value
+    assert written["best_trial"] == best.number
+    assert written["best_dir"] == best.user_attrs["output_dir"] == str(toy.folder / "multirun/toy" / str(best.number))
+    assert written["trials"] == {"complete": 6}
+    assert written["default_value"] == 1.0
     assert (toy.folder / "multirun/toy/trials.csv").read_text().count("\n") == 7
     assert f"best value {best.value:.6g} (trial {best.number}), the default config's 1" in done.stdout
     assert "6/6 trials" in done.stdout
@@ -191,7 +194,7 @@ def test_a_wider_range_and_another_parameter_go_on(toy):
 def test_another_fixed_value_is_warned_of(toy):
     toy.run("y=b")
     done = toy.run("y=c", "hydra.sweeper.n_trials=7")
-    assert "study toy was started with y=b, and goes on with y=c: its trials may not compare" in done.stdout
+    assert "study toy was started with y=b, now continues with y=c: its trials may not be comparable" in done.stdout
 
 
 NASTY = ["it's", 'say "hi"', "a,b", "c d", "1", "true", "null", "[1]", "a=b", "x:y", "back\\slash", "ünïcode", "  pad "]
@@ -234,6 +237,14 @@ def test_a_custom_search_space_depends_on_what_was_drawn(toy):
     assert done.returncode == 0, done.stdout + done.stderr
     for trial in toy.study().trials[1:]:
         assert abs(trial.params["z"] - trial.params["x"]) <= 0.1
+
+
+def test_a_custom_search_space_may_have_the_name_of_an_earlier_version(toy, monkeypatch):
+    assert earlier.target("tuner.sweep.spaces.wide") == f"{wide.__module__}.{wide.__name__}"
+    monkeypatch.setitem(earlier.TARGETS, "old_toy.", "toy.")
+    done = toy.run("hydra.sweeper.custom_search_space=old_toy.configure")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "z" in toy.study().trials[0].params
 
 
 def test_a_choice_that_does_not_compose_fails_its_trial(toy):
@@ -321,9 +332,9 @@ def test_several_objectives(toy):
         "hydra/sweeper/pruner=median",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = results(toy)
-    assert {tuple(s["values"]) for s in found["solutions"]} == {tuple(t.values) for t in toy.study().best_trials}
-    assert all(s["dir"].endswith(f"/{s['trial']}") for s in found["solutions"])
+    written = results(toy)
+    assert {tuple(s["values"]) for s in written["solutions"]} == {tuple(t.values) for t in toy.study().best_trials}
+    assert all(s["dir"].endswith(f"/{s['trial']}") for s in written["solutions"])
 
 
 @pytest.mark.parametrize(
@@ -400,21 +411,21 @@ def test_studies_are_kept_where_one_says(toy, storage, spec):
         ),
         (
             ["hydra/sweeper/sampler=cmaes", "objectives=2", "hydra.sweeper.direction=[minimize,minimize]"],
-            "CMA-ES has one objective, and this search 2: choose another hydra/sweeper/sampler",
+            "CMA-ES takes one objective, and this search has 2: choose another hydra/sweeper/sampler",
         ),
         (
             ["hydra/sweeper/sampler=grid", "x=choice(1,2)", "hydra.sweeper.enqueue=[{x: 1}]"],
-            "a grid runs its own points",
+            "a grid runs only its own points",
         ),
         (["hydra.sweeper.custom_search_space=nowhere.at_all"], "nowhere"),
         (
             ["hydra/sweeper/pruner=threshold"],
-            "hydra.sweeper.pruner: Either lower or upper must be specified; it has lower=null, upper=null, "
-            "n_warmup_steps=0, interval_steps=1; give another by hydra.sweeper.pruner.KEY=VALUE",
+            "hydra.sweeper.pruner: Either lower or upper must be specified; got lower=null, upper=null, "
+            "n_warmup_steps=0, interval_steps=1; set others with hydra.sweeper.pruner.KEY=VALUE",
         ),
         (
             ["hydra/sweeper/sampler=nsgaii", "hydra.sweeper.sampler.population_size=1"],
-            "hydra.sweeper.sampler: `population_size` must be greater than or equal to 2; it has ",
+            "hydra.sweeper.sampler: `population_size` must be greater than or equal to 2; got ",
         ),
     ],
 )
@@ -434,7 +445,7 @@ def test_ctrl_c_writes_what_there_is_and_says_how_to_go_on(toy):
                 break
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on with: python -m toy -m seconds=0.3 hydra.sweeper.n_trials=30 hydra.sweeper.study_name=toy" in out
+    assert "continue with: python -m toy -m seconds=0.3 hydra.sweeper.n_trials=30 hydra.sweeper.study_name=toy" in out
     assert "Traceback" not in err
     assert not any(trial.state == TrialState.RUNNING for trial in toy.study().trials)
     assert results(toy)["trials"]["complete"] >= 3
@@ -475,10 +486,10 @@ def test_a_job_on_a_full_disk_ends_the_sweep_and_no_trial_has_failed(toy):
     options = ("hydra.sweeper.n_trials=6", "hydra.sweeper.baseline=false")
     full = toy.run(*options, "does=2-full")
     assert full.returncode == 1
-    assert "a disk is full ([Errno 28] No space left on device): make room, then go on with: " in full.stdout
+    assert "a disk is full ([Errno 28] No space left on device): make room, then continue with: " in full.stdout
     assert "Traceback" not in full.stderr
     lost = toy.study().trials[2]
-    assert lost.user_attrs["error"] == "the sweep was interrupted; it is tried again"
+    assert lost.user_attrs["error"] == "the sweep was interrupted; it is retried"
     done = toy.run(*options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(toy)["trials"] == {"complete": 6, "fail": 1}

@@ -64,11 +64,11 @@ def test_the_sphere(sphere, command_line):
     more = ["x=choice(0, 1, 2)", "y=0"] if command_line else []
     done = toy.run("hydra.sweep.dir=out", "hydra.job.chdir=True", "hydra.sweeper.sampler.seed=123", "~z", *more)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = results(toy, "out")
-    assert found["name"] == "optuna"
-    assert ("y" in found["best_params"]) != command_line
-    assert found["best_value"] <= 2.27
-    assert found["best_value"] == found["best_params"]["x"] ** 2
+    written = results(toy, "out")
+    assert written["name"] == "optuna"
+    assert ("y" in written["best_params"]) != command_line
+    assert written["best_value"] <= 2.27
+    assert written["best_value"] == written["best_params"]["x"] ** 2
 
 
 @pytest.mark.parametrize("n_trials", [20, 10, 1])
@@ -76,10 +76,10 @@ def test_the_grid(sphere, n_trials):
     toy = sphere(["x: choice(-1, 1)", "y: range(-1.0, 1.0, step=1)", "z: choice('foo', 'bar')"], sampler="grid")
     done = toy.run("hydra.sweep.dir=out", f"hydra.sweeper.n_trials={n_trials}")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = results(toy, "out")
-    assert found["trials"]["complete"] == min(n_trials, 8)
-    assert found["best_params"]["x"] in (-1, 1)
-    assert found["best_params"]["z"] in ("foo", "bar")
+    written = results(toy, "out")
+    assert written["trials"]["complete"] == min(n_trials, 8)
+    assert written["best_params"]["x"] in (-1, 1)
+    assert written["best_params"]["z"] in ("foo", "bar")
 
 
 @pytest.mark.parametrize("command_line", [True, False])
@@ -91,11 +91,11 @@ def test_several_objectives(sphere, command_line):
     done = toy.run("hydra.sweep.dir=out", "hydra.sweeper.sampler.seed=123", *more)
     assert done.returncode == 0, done.stdout + done.stderr
     solutions = results(toy, "out")["solutions"]
-    for one in solutions:
-        assert one["params"]["x"] % (1 if command_line else 0.5) == 0
+    for solution in solutions:
+        assert solution["params"]["x"] % (1 if command_line else 0.5) == 0
         for other in solutions:
-            worse = all(a <= b for a, b in zip(one["values"], other["values"], strict=True))
-            assert not (worse and one["values"] != other["values"])
+            worse = all(a <= b for a, b in zip(solution["values"], other["values"], strict=True))
+            assert not (worse and solution["values"] != other["values"])
 
 
 def test_the_custom_search_space(sphere):

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from tuner.analysis import paired
 from tuner.analysis.study import Inspection, result_of
 from tuner.plots import Parameter
-from tuner.sweep import account, report
+from tuner.sweep import budget, report
 from tuner.sweep.optuna_private import GRID_ID
 
 ENOUGH, EACH = 10, 4  # complete trials, in all and for each parameter, before something is said of one
@@ -25,7 +25,7 @@ def certainty(s: Inspection) -> list[str]:
         return []
     lines = [*_against_default(s, s.best), *_against_others(s)]
     if tested := s.tested:
-        lines.append(f"retrained on train + validation and tested, {report.over_seeds(tested, '')}")
+        lines.append(f"retrained on train + validation and tested, {report.describe_test(tested, '')}")
     return lines
 
 
@@ -104,7 +104,7 @@ def advice(s: Inspection) -> list[str]:
 
 def _on_a_sweep_that_ended(s: Inspection) -> list[str]:
     """What a sweep that was killed or interrupted left."""
-    if s.folder is None or account.is_swept(s.folder):
+    if s.folder is None or budget.sweep_is_running(s.folder):
         return []
     left = {state.lower(): s.states[state] for state in ("RUNNING", "WAITING") if s.states[state]}
     if not left:
@@ -120,7 +120,7 @@ def _named(s: Inspection) -> str:
 
 def _counted(s: Inspection) -> pd.DataFrame:
     """Of `trials` those that say something of the search: no interrupted ones, and none that was tried again."""
-    counting = [t.number for t in account.counting(s.frozen) if account.EXCUSED not in t.system_attrs]
+    counting = [t.number for t in budget.counted(s.frozen) if budget.INTERRUPTED not in t.system_attrs]
     return s.trials[s.trials.number.isin(counting)]
 
 
@@ -208,7 +208,7 @@ def _on_more_trials(s: Inspection) -> list[str]:
         return []
     since = int((finished.number > s.best.number).sum())
     if since < len(finished) / 4:
-        more = f"{_named(s)} hydra.sweeper.n_trials={2 * len(account.counting(s.frozen))}"
+        more = f"{_named(s)} hydra.sweeper.n_trials={2 * len(budget.counted(s.frozen))}"
         return [f"the best came {since} trials before the end: more may help, by the same command with {more}"]
     if since >= max(15, len(finished) / 2):
         return [f"none of the last {since} trials was better: more of this search are unlikely to help"]

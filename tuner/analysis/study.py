@@ -21,8 +21,8 @@ from tuner import InputError
 from tuner.config import config_options
 from tuner.plots import HUGE, Parameter
 from tuner.sweep import ranking, report, storage
-from tuner.sweep.join import names
-from tuner.sweep.space import Space
+from tuner.sweep.search_space import SearchSpace
+from tuner.sweep.study_folder import direction_names
 
 log = logging.getLogger("tuner.analysis.study")
 TOLD = ("start", "end", "seconds", "epochs", "folder", "host", "error", "baseline")
@@ -52,7 +52,7 @@ class Inspection:
     @property
     def goals(self) -> list[str]:
         """Of each objective, maximize or minimize."""
-        return names(self.study.directions)
+        return direction_names(self.study.directions)
 
     @property
     def values(self) -> list[str]:
@@ -136,7 +136,7 @@ class Inspection:
     @property
     def tested(self) -> dict[str, Any] | None:
         """result.json of best/: the best configuration retrained, and tested."""
-        return report.final(self.folder, self.best.number) if self.folder and self.best else None
+        return report.final_result(self.folder, self.best.number) if self.folder and self.best else None
 
     @property
     def curves(self) -> dict[int, dict[int, float]]:
@@ -212,7 +212,7 @@ class Inspection:
         if written and written.exists():
             lines = [str(line) for line in yaml.safe_load(written.read_text())]
         else:
-            lines = [*Space().overrides(trial.params), *self.study.user_attrs.get("fixed", {}).values()]
+            lines = [*SearchSpace().overrides(trial.params), *self.study.user_attrs.get("fixed", {}).values()]
         kept = [line for line in lines if line.split("=")[0] not in ("study", "hparams_search", "final.seeds")]
         hydra = written and written.with_name("hydra.yaml")
         options = config_options(yaml.safe_load(hydra.read_text())["hydra"]) if hydra and hydra.exists() else []
@@ -257,13 +257,13 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Ins
     spec = _given(storage_url) if storage_url else _spec(folder, written)
     if spec is None:
         raise InputError(f"study {written.get('study', where)} was kept in memory, and ended with its process")
-    store = storage.readable(spec)
+    store = storage.open_read_only(spec)
     name = written.get("study") or (str(where) if where is not None else _newest(store, spec))
     try:
         study = optuna.load_study(study_name=name, storage=store)
     except KeyError:
         there = ", ".join(optuna.get_all_study_names(store)[-10:]) or "none"
-        raise InputError(f"no study {name} in {storage.shown(spec)}; there is {there}") from None
+        raise InputError(f"no study {name} in {storage.redacted(spec)}; there is {there}") from None
     known = study.user_attrs.get("folder")
     return Inspection(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
 
@@ -284,18 +284,18 @@ def _newest_folder() -> Path | None:
 
 
 def _given(url: str) -> str | None:
-    for scheme in (storage.SQLITE, storage.JOURNAL):  # whose folder `absolute` would make
+    for scheme in (storage.SQLITE, storage.JOURNAL):  # whose folder `resolve` would make
         path = Path(url.removeprefix(scheme)).expanduser()
         if url.startswith(scheme) and not path.parent.is_dir():
             raise InputError(f"there is no file {path}, where --storage {url} would have the study")
-    return storage.absolute(url)
+    return storage.resolve(url)
 
 
 def _spec(folder: Path | None, written: dict[str, Any]) -> str | None:
     if folder is None:
         if not Path(DEFAULT_STORAGE.removeprefix(storage.SQLITE)).exists():
             raise InputError("no study was found here; python -m tuner.train -m hparams_search=optuna makes one")
-        return storage.absolute(DEFAULT_STORAGE)
+        return storage.resolve(DEFAULT_STORAGE)
     spec: str | None = written.get("storage")
     if spec and "***" in spec:
         raise InputError(f"the study is in {spec}: give that with its password, as --storage URL")
@@ -310,5 +310,5 @@ def _spec(folder: Path | None, written: dict[str, Any]) -> str | None:
 def _newest(store: Any, spec: str) -> str:
     begun = {s.datetime_start: s.study_name for s in optuna.get_all_study_summaries(store) if s.datetime_start}
     if not begun:
-        raise InputError(f"no study with a trial in {storage.shown(spec)}")
+        raise InputError(f"no study with a trial in {storage.redacted(spec)}")
     return begun[max(begun)]

@@ -1,3 +1,3 @@
-"""The Optuna sweeper for Hydra: pruned, asynchronous, resumable. Light to import: Hydra does it on every run."""
+"""The Optuna sweeper for Hydra: pruned, asynchronous, resumable. It imports nothing: Hydra loads it on each run."""
 
 MARK = "TUNER_SWEEP"  # in the environment of every process that a sweep starts

@@ -1,6 +1,6 @@
-"""All uses of undocumented names of Hydra, OmegaConf and their plugins.
+"""All uses of undocumented names of Hydra, OmegaConf and their plugins, which may change with any release.
 
-Each may change with any release: tests/sweep/test_hydra_private.py holds them.
+Each function has a contract test in tests/sweep/test_hydra_private.py.
 """
 
 import sys
@@ -27,7 +27,7 @@ def setup_globals() -> None:
 
 
 def configure_log(context: HydraContext, config: DictConfig) -> None:
-    """Set up the log of the sweep itself. Each job replaces it by its own."""
+    """Set up the log of the sweep. Each job replaces it with its own."""
     hydra = config.hydra
     utils.configure_log(hydra.hydra_logging, hydra.verbose, execution_whitelist=context.execution_whitelist)
 
@@ -38,7 +38,7 @@ def filter_overrides(overrides: Sequence[str]) -> Sequence[str]:
 
 
 def run_job(context: HydraContext, task_function: TaskFunction, config: DictConfig) -> JobReturn:
-    """Run one job of a multirun in this process: in its folder, with its log, between its callbacks."""
+    """Run one job of a multirun in this process, with its own folder, log and callbacks."""
     return utils.run_job(
         task_function=task_function,
         config=config,
@@ -49,7 +49,7 @@ def run_job(context: HydraContext, task_function: TaskFunction, config: DictConf
 
 
 def job_result(job: JobReturn) -> Any:
-    """What a job returned, or the exception that ended it. JobReturn.return_value raises it, and prints a line."""
+    """The return value of a job, or the exception that ended it. JobReturn.return_value would raise and print it."""
     return job._return_value
 
 
@@ -67,7 +67,7 @@ def stop_joblib_workers() -> None:
 
 
 def parse_overrides(lines: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
-    """Overrides such as x=1, +db=pg, ~y or z=choice(1,2). loader: finds the groups that glob() is for."""
+    """Parse overrides such as x=1, +db=pg, ~y or z=choice(1,2). loader: needed for glob(), which lists a group."""
     return OverridesParser.create(config_loader=loader).parse_overrides(list(lines))
 
 
@@ -79,17 +79,17 @@ def set_values(config: DictConfig, overrides: list[Override]) -> None:
 
 
 def element_value(element: Any) -> Any:
-    """The Python value of an element of a parsed sweep, in which strings are QuotedString."""
+    """The Python value of an element of a parsed choice or range, where strings may be a QuotedString."""
     return Override._convert_value(element)
 
 
 def element_text(element: Any) -> str:
-    """A Python value, or an element of a parsed sweep, as an override has it after its `=`."""
+    """A Python value, or an element of a parsed choice, as the text after the `=` of an override."""
     return Override._get_value_element_as_str(element)
 
 
 def full_key(config: DictConfig) -> str:
-    """Where a config lies in the one that it is part of, such as hydra.sweeper.pruner."""
+    """The key of a config in its root config, such as hydra.sweeper.pruner."""
     return config._get_full_key(None)
 
 
@@ -97,7 +97,7 @@ def full_key(config: DictConfig) -> str:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Optuna's distribution for a sweep of hydra-optuna-sweeper. Raises ValueError and others where there is none."""
+    """Optuna's distribution for a parsed range, interval or choice. Raises ValueError if Optuna can't search it."""
     from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 
     searched: BaseDistribution = create_optuna_distribution_from_override(override)

@@ -1,4 +1,4 @@
-"""Hydra's launchers: how many jobs each can have at once, and that none of their processes outlives the sweep."""
+"""Hydra's launchers: how many jobs each can run at once, and the end of their worker processes with the sweep."""
 
 import logging
 import os
@@ -14,16 +14,17 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict, read_write
 
 from tuner.sweep import MARK, hydra_private
-from tuner.sweep.reaper import marked
+from tuner.sweep.reaper import marked_processes
 
-RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # without which Ray ends
+RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # Ray ends without them
 
 
 @dataclass(frozen=True)
 class Slots:
-    """`threads` calls of the launcher at once, each with `batch` jobs. `why`: where n_jobs asked for more.
+    """How jobs run at once: `threads` calls of the launcher, each with `batch` jobs.
 
-    forks: whether workers are forked from this process, with its handlers of signals.
+    in_process: whether jobs run in this process. forks: whether workers are forked, and inherit its signal handlers.
+    why: the reason if fewer jobs run at once than n_jobs asked for.
     """
 
     threads: int
@@ -34,7 +35,7 @@ class Slots:
 
 
 def slots(launcher: Launcher, n_jobs: int) -> Slots:
-    """How to keep `n_jobs` jobs running through this launcher, each trial starting when another ends where it can."""
+    """How to keep `n_jobs` jobs running through this launcher. If it can, a trial starts as soon as another ends."""
     name = type(launcher).__name__
     batches = "jobs start in batches" if n_jobs > 1 else None
     if name == "BasicLauncher":
@@ -61,8 +62,8 @@ def slots(launcher: Launcher, n_jobs: int) -> Slots:
 
 
 @contextmanager
-def running(launcher: Launcher) -> Iterator[None]:
-    """While a sweep uses a launcher: worker processes end with the sweep, whichever way it ends, kill -9 included."""
+def workers_end_with_sweep(launcher: Launcher) -> Iterator[None]:
+    """End the launcher's worker processes with the sweep, however it ends, kill -9 included."""
     if type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
         yield
         return
@@ -71,17 +72,17 @@ def running(launcher: Launcher) -> Iterator[None]:
     command = [sys.executable, "-m", "tuner.sweep.reaper", mark]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment):
         os.environ[MARK] = mark
-        ray_is_ours = False
+        started_ray = False
         try:
-            ray_is_ours = _start_ray(launcher)
+            started_ray = _start_ray(launcher)
             yield
         finally:
-            _stop_workers(ray_is_ours)
-            del os.environ[MARK]  # and with the pipe's end the reaper looks for what is left
+            _stop_workers(started_ray)
+            del os.environ[MARK]  # then Popen closes the pipe, and the reaper ends the remaining processes
 
 
 def _start_ray(launcher: Launcher) -> bool:
-    """Start Ray before threads do, at once and each on its own. A killed job is the sweep's to try again, not Ray's."""
+    """Start Ray once, before threads would start it. A killed job is retried by the sweep, not by Ray."""
     if type(launcher).__name__ != "RayLauncher":
         return False
     import ray
@@ -95,17 +96,17 @@ def _start_ray(launcher: Launcher) -> bool:
     return True
 
 
-def _stop_workers(ray_is_ours: bool) -> None:
+def _stop_workers(started_ray: bool) -> None:
     hydra_private.stop_joblib_workers()
-    if ray_is_ours:
+    if started_ray:
         import ray
 
         ray.shutdown()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Launchers' lines a job are left to hydra.verbose: the sweep says how it goes."""
+def quiet_logs() -> Iterator[None]:
+    """Hide the lines that launchers log for each job: the sweep reports them. hydra.verbose=true shows them."""
     names = (hydra_private.BASIC_LAUNCHER_LOG, "hydra_plugins", "tuner.sweep.fused")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -118,9 +119,9 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def end_jobs() -> None:
-    """End this sweep's worker processes now, with what they do; Ray's own, which tell it of that, stay."""
-    for process in marked(os.environ[MARK]):
+def kill_jobs() -> None:
+    """Kill this sweep's worker processes with their jobs. Ray's own processes stay: they report the killed jobs."""
+    for process in marked_processes(os.environ[MARK]):
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())
             if "/ray/" not in line and not line.startswith(RAYS_AGENTS):

@@ -1,6 +1,7 @@
-"""All uses of Optuna's private names. Each may change with any release: tests/sweep/test_optuna_private.py holds them.
+"""All uses of Optuna's private names, which may change with any release.
 
-A public function is used wherever one does the same. What is here has none, or only one that reads all trials.
+Each function has a contract test in tests/sweep/test_optuna_private.py. None has a public equivalent, except for one
+that reads all trials of the study.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +16,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 # System attributes of a trial that Optuna itself writes and reads.
-FIXED_PARAMS = "fixed_params"  # parameters of an enqueued trial: they are used instead of drawn ones
+FIXED_PARAMS = "fixed_params"  # the parameters of an enqueued trial, which are not drawn
 FAILED_TRIAL, RETRY_HISTORY = "failed_trial", "retry_history"  # numbers of the trials that this one repeats
 GRID_ID = "grid_id"  # the point of a grid
 
 
 class FixedTrial(Trial):
-    """A trial whose parameters are chosen by `choose(name, distribution)`. Where that raises LookupError, it draws."""
+    """A trial whose parameters are given by `choose(name, distribution)`, or drawn if that raises LookupError."""
 
     def __init__(self, trial: Trial, choose: Callable[[str, BaseDistribution], Any]):
         super().__init__(trial.study, trial._trial_id)
@@ -63,18 +64,18 @@ def _trial_id(study: Study, number: int) -> int:
 
 
 def trial_view(study: Study, number: int, pruner: BasePruner) -> Trial:
-    """A running trial that another process asked for. It can report and be pruned, and leaves the sampler alone."""
+    """A running trial, opened in its job: it can report and be pruned, but does not touch the study's sampler."""
     view = Study(study.study_name, study._storage, optuna.samplers.RandomSampler(), pruner)
     return Trial(view, _trial_id(study, number))
 
 
 def set_user_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
-    """Trial.set_user_attr, for a frozen trial, too."""
+    """Trial.set_user_attr, also for a frozen trial."""
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
 def set_system_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
-    """Set an attribute that samplers, pruners and dashboards don't show as the user's."""
+    """Set an attribute that dashboards and tables of trials don't show."""
     study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 

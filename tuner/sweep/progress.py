@@ -1,4 +1,4 @@
-"""One line for a whole sweep: how many trials are done, pruned and failed, the best value so far, the time left."""
+"""One line for a whole sweep: trials done, pruned and failed, the best value so far, the time left."""
 
 import logging
 import sys
@@ -17,17 +17,17 @@ log = logging.getLogger("tuner.sweep")
 
 
 class Progress:
-    """On a terminal a bar that stays in its place; elsewhere a line for each trial that ends."""
+    """In a terminal, a progress bar; elsewhere, a log line for each trial that ends."""
 
-    def __init__(self, study: Study, n_trials: int, counting: Callable[[], list[FrozenTrial]]):
-        self.study, self.n_trials, self.counting = study, n_trials, counting
+    def __init__(self, study: Study, n_trials: int, counted_trials: Callable[[], list[FrozenTrial]]):
+        self.study, self.n_trials, self.counted_trials = study, n_trials, counted_trials
         self.bar: tqdm | None = None
-        self.start, self.done_before = time.monotonic(), 0
+        self.start, self.finished_before = time.monotonic(), 0
 
     def __enter__(self) -> None:
-        self.start, self.done_before = time.monotonic(), self._done()
+        self.start, self.finished_before = time.monotonic(), self._finished()
         if sys.stderr.isatty():
-            self.bar = tqdm(total=self.n_trials, initial=self.done_before, bar_format="{bar:20} {desc}", leave=True)
+            self.bar = tqdm(total=self.n_trials, initial=self.finished_before, bar_format="{bar:20} {desc}", leave=True)
             self.refresh()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -35,8 +35,8 @@ class Progress:
             self.bar.close()
             self.bar = None
 
-    def told(self, number: int, outcome: Outcome) -> None:
-        """A trial has ended."""
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        """Show the end of a trial."""
         if outcome.error:
             self._say(f"trial {number} failed: {outcome.error}", logging.WARNING)
         if self.bar is not None:
@@ -46,25 +46,28 @@ class Progress:
         log.info("trial %d: %s | %s", number, values, self.line())
 
     def refresh(self) -> None:
+        """Update the bar, if there is one: other sweeps may have run trials."""
         if self.bar is not None:
-            self.bar.n = self._done()
+            self.bar.n = self._finished()
             self.bar.set_description_str(self.line())
 
-    def _done(self) -> int:
-        return sum(trial.state.is_finished() for trial in self.counting())
+    def _finished(self) -> int:
+        return sum(trial.state.is_finished() for trial in self.counted_trials())
 
     def line(self) -> str:
-        trials = self.counting()
+        """The state of the study, such as "12/30 trials, 3 pruned, best 0.91 (trial 7), 2 min 5 s left"."""
+        trials = self.counted_trials()
         counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
-        done = sum(trial.state.is_finished() for trial in trials)
-        parts = [f"{done}/{self.n_trials} trials"]
+        finished = sum(trial.state.is_finished() for trial in trials)
+        parts = [f"{finished}/{self.n_trials} trials"]
         parts += [f"{counts[TrialState.PRUNED]} pruned"] if counts[TrialState.PRUNED] else []
         parts += [f"{counts[TrialState.FAIL]} failed"] if counts[TrialState.FAIL] else []
         if best := ranking.best(self.study, trials):
             parts.append(f"best {best.value:.6g} (trial {best.number})")
-        if done > self.done_before:  # jobs that trained together have ended, all of them, before the first is told
+        if finished > self.finished_before:
+            # all jobs of a stack end before the study gets the first of their outcomes
             ended = sum(trial.state.is_finished() or OUTCOME in trial.system_attrs for trial in trials)
-            seconds = (time.monotonic() - self.start) / (ended - self.done_before) * (self.n_trials - ended)
+            seconds = (time.monotonic() - self.start) / (ended - self.finished_before) * (self.n_trials - ended)
             parts.append(f"{duration(seconds)} left")
         return ", ".join(parts)
 

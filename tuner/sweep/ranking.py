@@ -21,7 +21,7 @@ def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 
 
 def pareto_front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials that no other one is better than in every objective."""
+    """The complete trials that no other trial dominates."""
     return study.best_trials if complete(trials) else []
 
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves: optimization_results.yaml, trials.csv, and the last lines on the screen."""
+"""The results of a sweep: optimization_results.yaml, trials.csv, and its last log lines."""
 
 import json
 import shlex
@@ -14,13 +14,13 @@ from optuna.trial import FrozenTrial
 
 from tuner.files import replacing
 from tuner.sweep import ranking, storage
-from tuner.sweep.join import names
+from tuner.sweep.study_folder import direction_names
 
 RESULTS = "optimization_results.yaml"
 
 
 def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | None) -> dict[str, Any]:
-    """optimization_results.yaml and trials.csv in the sweep's folder; gives what is in the former."""
+    """Write optimization_results.yaml and trials.csv into the sweep's folder, and return the contents of the former."""
     folder.mkdir(parents=True, exist_ok=True)
     best = ranking.best(study, trials)
     results: dict[str, Any] = {"name": "optuna"}
@@ -34,10 +34,14 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
         results |= {"best_trial": best.number, "best_dir": best.user_attrs.get("output_dir")}
     if (baseline := ranking.baseline(trials)) is not None:
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
-    if best is not None and (tested := final(folder, best.number)):
+    if best is not None and (tested := final_result(folder, best.number)):
         results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
     results["trials"] = {state.lower(): n for state, n in Counter(t.state.name for t in trials).items()}
-    results |= {"study": study.study_name, "storage": storage.shown(spec), "directions": names(study.directions)}
+    results |= {
+        "study": study.study_name,
+        "storage": storage.redacted(spec),
+        "directions": direction_names(study.directions),
+    }
     with replacing(folder / RESULTS) as file:
         file.write(yaml.safe_dump(results, sort_keys=False, allow_unicode=True).encode())
     with replacing(folder / "trials.csv") as file:
@@ -56,38 +60,38 @@ def _csv(study: Study) -> str:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """A run folder's result.json, or nothing where there is none."""
+    """A run folder's result.json, or an empty dict without that file."""
     path = folder / "result.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return result
 
 
-def final(folder: Path, number: int) -> dict[str, Any] | None:
-    """The result of best/ in a sweep's folder, where that is complete and of trial `number`."""
+def final_result(folder: Path, number: int) -> dict[str, Any] | None:
+    """The result of best/ in a sweep's folder. None unless it is complete and the retrained trial `number`."""
     result = read_result(folder / "best")
     return result if result.get("status") == "complete" and result.get("trial") == number else None
 
 
-def over_seeds(tested: dict[str, Any], name: str) -> str:
-    """The accuracy of the retrained best; its standard deviation, where there are seeds to have one."""
+def describe_test(tested: dict[str, Any], name: str) -> str:
+    """The test accuracy of the retrained best, with its standard deviation if there are several seeds."""
     seeds = len(tested["seeds"])
     spread = f", standard deviation {tested['test_accuracy_std']:.4f}" if seeds > 1 else ""
     return f"{seeds} seed{'s' * (seeds != 1)}: {name}{tested['test_accuracy']:.4f}{spread}"
 
 
 def resume_command(config: DictConfig, study: str) -> str:
-    """What the user typed, with the study's name."""
+    """The command that continues this sweep: this one, with the study's name and without a password."""
     arguments = sys.argv[1:]
     original = sys.orig_argv
     program = original[: len(original) - len(arguments)] if original[-len(arguments) :] == arguments else ["python"]
     key = "study" if OmegaConf.select(config, "study") == study else "hydra.sweeper.study_name"
     kept = [argument for argument in arguments if not argument.startswith(f"{key}=")]
     command = [Path(program[0]).name, *program[1:], *kept, f"{key}={study}"]
-    return shlex.join(str(storage.shown(word)) for word in command)  # without a password
+    return shlex.join(str(storage.redacted(word)) for word in command)
 
 
 def summary(results: dict[str, Any], folder: Path) -> str:
-    """What the sweep found, and where it lies."""
+    """The result of the sweep and its files, as log lines."""
     lines = []
     if "best_value" in results:
         best, default = results["best_value"], results.get("default_value")
@@ -96,16 +100,14 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         lines.append(f"best value {best:.6g} (trial {results['best_trial']}){gain}")
         lines.append("parameters: " + " ".join(f"{name}={value}" for name, value in results["best_params"].items()))
     elif results.get("solutions"):
-        lines.append(
-            f"{len(results['solutions'])} of {results['trials']['complete']} trials are dominated by no other one"
-        )
+        lines.append(f"{len(results['solutions'])} of {results['trials']['complete']} trials are on the Pareto front")
     else:
         pruned = set(results["trials"]) == {"pruned"}
-        why = "all were pruned: loosen hydra.sweeper.pruner" if pruned else "why is in the error column of trials.csv"
-        lines.append(f"no trial was completed; {why}")
+        advice = "all were pruned: loosen hydra.sweeper.pruner" if pruned else "the errors are in trials.csv"
+        lines.append(f"no trial was completed; {advice}")
     if tested := results.get("final"):
         best_folder = shlex.quote(str(folder / "best"))
-        lines.append(f"on train + validation, {over_seeds(tested, 'test accuracy ')}")
+        lines.append(f"on train + validation, {describe_test(tested, 'test accuracy ')}")
         lines.append(f"model, tables and plots: {best_folder}")
         lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config")
     lines.append(f"results: {folder / RESULTS}, every trial: {folder / 'trials.csv'}")

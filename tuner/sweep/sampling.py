@@ -1,4 +1,4 @@
-"""Where a trial's parameters come from: the sampler, the default config, and the trials to begin with."""
+"""Where the parameters of a trial come from: the sampler, the default config, and enqueued trials."""
 
 import functools
 import logging
@@ -18,8 +18,9 @@ from optuna.study import Study
 from optuna.trial import Trial
 
 from tuner import InputError
-from tuner.sweep import hydra_private, ranking, space
+from tuner.sweep import hydra_private, ranking, search_space
 from tuner.sweep.optuna_private import FixedTrial, contains, storage_of
+from tuner.sweep.search_space import SearchSpace
 
 log = logging.getLogger("tuner.sweep")
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
@@ -27,22 +28,23 @@ PRUNERS = ("optuna.pruners.*",)
 
 
 def make_sampler(
-    config: DictConfig, distributions: Mapping[str, BaseDistribution], *, objectives: int, joined: int
+    config: DictConfig, distributions: Mapping[str, BaseDistribution], *, objectives: int, earlier_sweeps: int
 ) -> BaseSampler:
-    """The sampler that a config names; a grid's is that of the whole space.
+    """The sampler that a config names. A grid gets all points of the search space.
 
-    joined: the sweeps on the study before this one. A seed grows by them, or the same points would come again.
-    Raises InputError where it can't search this space, or for so many objectives.
+    earlier_sweeps: how many sweeps have joined the study before. It is added to the seed: the same seed would draw the
+    same points again.
+    Raises InputError if the sampler can't search this space, or not for so many objectives.
     """
     seed = OmegaConf.select(config, "seed")
-    if seed is None or config._target_.endswith(("QMCSampler", "GridSampler")):  # their place in one order is stored
-        joined = 0
-    sampler = made(config, SAMPLERS, **({"seed": seed + joined} if joined else {}))
+    if seed is None or config._target_.endswith(("QMCSampler", "GridSampler")):  # their position is stored in the study
+        earlier_sweeps = 0
+    sampler = build(config, SAMPLERS, **({"seed": seed + earlier_sweeps} if earlier_sweeps else {}))
     if isinstance(sampler, functools.partial) and sampler.func is GridSampler:
         return sampler({name: _points(name, distribution) for name, distribution in distributions.items()})
     if isinstance(sampler, CmaEsSampler) and objectives > 1:
         raise InputError(
-            f"CMA-ES has one objective, and this search {objectives}: choose another hydra/sweeper/sampler"
+            f"CMA-ES takes one objective, and this search has {objectives}: choose another hydra/sweeper/sampler"
         )
     return sampler
 
@@ -57,43 +59,48 @@ def _points(name: str, distribution: BaseDistribution) -> Sequence[Any]:
         return hydra_private.grid_points(distribution)
     except ValueError as error:
         raise InputError(
-            f"a grid needs choices or ranges with a step, and {name} is {space.words(distribution)}: give it as "
-            f"'{name}=choice(A,B,C)', or choose another hydra/sweeper/sampler"
+            f"a grid needs choices or ranges with a step, and {name} is {search_space.describe(distribution)}: "
+            f"give it as '{name}=choice(A,B,C)', or choose another hydra/sweeper/sampler"
         ) from error
 
 
 def enqueue(
-    study: Study, wishes: Sequence[Any], searched: Mapping[str, BaseDistribution], more_is_searched: bool
+    study: Study, entries: Sequence[Any], distributions: Mapping[str, BaseDistribution], *, custom_space: bool
 ) -> None:
-    """Trials to begin with: dicts of parameters, or names of studies whose best one is taken.
+    """Queue the first trials. An entry is a dict of parameters, or the name of a study whose best trial is taken.
 
-    Those that the study has already are not added again. Raises InputError for a parameter that is not searched, or a
-    value outside of its space.
+    Parameters that the study has already are not queued again. custom_space: a custom_search_space may add parameters.
+    Raises InputError for a parameter that is not searched, or a value outside of its range.
     """
-    for wish in wishes:
-        if isinstance(wish, str):
-            best = _best_of(wish, study)
+    for entry in entries:
+        if isinstance(entry, str):
+            best = _best_params(entry, study)
             params = {
-                name: value for name, value in best.items() if name in searched and contains(searched[name], value)
+                name: value
+                for name, value in best.items()
+                if name in distributions and contains(distributions[name], value)
             }
-            log.info("enqueued the best of study %s: %s", wish, params)
-        elif not isinstance(wish, Mapping):
-            raise InputError(f"enqueue: {wish} must be a dict of parameters, or the name of a study")
+            log.info("enqueued the best of study %s: %s", entry, params)
+        elif not isinstance(entry, Mapping):
+            raise InputError(f"enqueue: {entry} must be a dict of parameters, or the name of a study")
         else:
-            params = {str(name): value for name, value in wish.items()}
+            params = {str(name): value for name, value in entry.items()}
             for name, value in params.items():
-                if name in searched and not contains(searched[name], value):
-                    raise InputError(f"enqueue: {name}={value} is outside of {space.words(searched[name])}")
-                if name not in searched and not more_is_searched:
-                    raise InputError(f"enqueue: {name} is not searched; searched are {', '.join(searched)}")
+                if name in distributions and not contains(distributions[name], value):
+                    raise InputError(
+                        f"enqueue: {name}={value} is outside of {search_space.describe(distributions[name])}"
+                    )
+                if name not in distributions and not custom_space:
+                    raise InputError(f"enqueue: {name} is not searched; searched are {', '.join(distributions)}")
         study.enqueue_trial(params, user_attrs={"enqueued": True}, skip_if_exists=True)
 
 
-def _best_of(name: str, beside: Study) -> dict[str, Any]:
-    known = optuna.get_all_study_names(storage_of(beside))
-    if name not in known:
-        raise InputError(f"enqueue: there is no study {name} in this storage; known: {', '.join(known)}")
-    study = optuna.load_study(study_name=name, storage=storage_of(beside))
+def _best_params(name: str, same_storage: Study) -> dict[str, Any]:
+    store = storage_of(same_storage)
+    names = optuna.get_all_study_names(store)
+    if name not in names:
+        raise InputError(f"enqueue: no study {name} in this storage; known: {', '.join(names)}")
+    study = optuna.load_study(study_name=name, storage=store)
     best = ranking.best(study, study.get_trials(deepcopy=False))
     if best is None:
         raise InputError(f"enqueue: study {name} has no best trial: none is complete, or it has several objectives")
@@ -111,35 +118,35 @@ def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
         trial.suggest_categorical(name, distribution.choices)
 
 
-def baseline(trial: Trial, searched: space.Space, config: DictConfig) -> Trial:
-    """The trial that takes each parameter's value from the composed config, where the space has that value."""
+def baseline_trial(trial: Trial, space: SearchSpace, config: DictConfig) -> Trial:
+    """A trial that takes its parameters from the composed config. A value outside of the space is drawn instead."""
 
-    def choose(name: str, distribution: BaseDistribution) -> Any:
+    def default_value(name: str, distribution: BaseDistribution) -> Any:
         try:
-            value = searched.default(config, name)
+            value = space.default_value(config, name)
         except KeyError:
             value = "nothing"
         if contains(distribution, value):
             return value
-        of = space.words(distribution)
-        log.info("trial %d draws %s: the default, %s, is not in %s", trial.number, name, value, of)
+        described = search_space.describe(distribution)
+        log.info("trial %d draws %s: the default, %s, is not in %s", trial.number, name, value, described)
         trial.set_user_attr("baseline", False)
         raise LookupError(name)
 
-    return FixedTrial(trial, choose)
+    return FixedTrial(trial, default_value)
 
 
-def made(config: DictConfig, trusted: tuple[str, ...], **options: Any) -> Any:
-    """The sampler or pruner that a config names. Raises InputError for an argument that it can't take."""
+def build(config: DictConfig, trusted: tuple[str, ...], **options: Any) -> Any:
+    """The sampler, pruner or function that a config names. Raises InputError for an argument that it can't take."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # it was chosen by name
+            warnings.simplefilter("ignore", ExperimentalWarning)  # the user chose it by name
             return instantiate(config, **options, _execution_whitelist_=trusted)
     except InstantiationException as error:
         raise InputError(" ".join(str(error).split())) from error
-    except (TypeError, ValueError) as error:  # of Optuna
+    except (TypeError, ValueError) as error:  # raised by Optuna
         reason = " ".join(str(error).split()).rstrip(".")
         keys = [str(key) for key in config if not str(key).startswith("_")]
-        given = ", ".join(f"{key}={'null' if config[key] is None else config[key]}" for key in keys)
-        where = hydra_private.full_key(config)
-        raise InputError(f"{where}: {reason}; it has {given}; give another by {where}.KEY=VALUE") from error
+        values = ", ".join(f"{key}={'null' if config[key] is None else config[key]}" for key in keys)
+        group = hydra_private.full_key(config)
+        raise InputError(f"{group}: {reason}; got {values}; set others with {group}.KEY=VALUE") from error

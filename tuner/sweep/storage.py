@@ -1,4 +1,4 @@
-"""Where studies are kept: SQLite, Optuna's journal file, any database that SQLAlchemy reaches, or memory."""
+"""Storages of studies: SQLite, Optuna's journal file, any other database of SQLAlchemy, or memory."""
 
 import json
 import os
@@ -28,11 +28,12 @@ SQLITE, JOURNAL = "sqlite:///", "journal:///"
 TRUSTED = ("optuna.storages.*",)
 
 
-def absolute(choice: Any) -> str | None:
-    """`hydra.sweeper.storage` as text that means the same in any folder and process; None is in memory.
+def resolve(choice: Any) -> str | None:
+    """`hydra.sweeper.storage` as text that means the same in any folder and process. None means in memory.
 
-    A URL: postgresql+psycopg://USER:PASSWORD@HOST/DB, sqlite:///FILE or journal:///FILE, where FILE is relative to the
-    current folder unless it starts with another /; its folder is made. Or a config whose `_target_` is Optuna's.
+    choice: a URL, such as postgresql+psycopg://USER:PASSWORD@HOST/DB, sqlite:///FILE or journal:///FILE; or a config
+    with one of Optuna's classes as `_target_`. FILE is relative to the current folder unless it starts with another /.
+    Its folder is made.
     """
     if isinstance(choice, DictConfig):
         return json.dumps(OmegaConf.to_container(choice, resolve=True))
@@ -44,7 +45,9 @@ def absolute(choice: Any) -> str | None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"the storage {choice} cannot be made: {error}; choose another folder") from error
+                raise InputError(
+                    f"cannot make the folder of the storage {choice}: {error}; choose another one"
+                ) from error
             return f"{scheme}{path}"
     if "://" not in str(choice):
         raise InputError(
@@ -53,21 +56,21 @@ def absolute(choice: Any) -> str | None:
     return str(choice)
 
 
-def shown(spec: str | None) -> str | None:
-    """The storage as people may see it: without a password."""
+def redacted(spec: str | None) -> str | None:
+    """The storage without its password, for logs and files."""
     if spec is None:
         return None
-    # Up to the last @. SQLAlchemy's own URL.render_as_string shows half of pa@ss: it takes ss@host for the host.
+    # up to the last @: SQLAlchemy's URL.render_as_string shows half of pa@ss, as it takes ss@host for the host
     spec = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", spec)
     return re.sub(r"([?&]password=|\"password\": \")[^&\"\s]*", r"\1***", spec)
 
 
 def connect(spec: str | None) -> BaseStorage:
-    """The storage. Raises InputError where it can't be reached."""
+    """The storage, opened for reading and writing. Raises InputError if it can't be reached."""
     if spec is None:
         return InMemoryStorage()
     try:
-        return _connected(spec, os.getpid())
+        return _open(spec, os.getpid())
     except (OSError, ImportError, RuntimeError, SQLAlchemyError, InstantiationException, OptunaError) as error:
         raise _unusable(spec, error) from error
 
@@ -75,14 +78,14 @@ def connect(spec: str | None) -> BaseStorage:
 def _unusable(spec: str, error: Exception) -> InputError:
     cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
     reason = " ".join(str(cause).split())
-    return InputError(f"the storage {shown(spec)} cannot be used: {shown(reason)}")
+    return InputError(f"the storage {redacted(spec)} cannot be used: {redacted(reason)}")
 
 
 @lru_cache
-def _connected(spec: str, pid: int) -> BaseStorage:  # one a process: connections don't survive a fork
+def _open(spec: str, pid: int) -> BaseStorage:  # one per process: connections don't survive a fork
     if spec.startswith("{"):
-        made = hydra.utils.instantiate(json.loads(spec), _execution_whitelist_=TRUSTED)
-        return cached(made)
+        store = hydra.utils.instantiate(json.loads(spec), _execution_whitelist_=TRUSTED)
+        return cached(store)
     if spec.startswith(JOURNAL):
         path = spec.removeprefix(JOURNAL)
         return JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(path)))
@@ -90,40 +93,39 @@ def _connected(spec: str, pid: int) -> BaseStorage:  # one a process: connection
     for _ in range(20):
         try:
             return cached(RDBStorage(spec, engine_kwargs=options))
-        except (DBAPIError, RuntimeError):  # of processes that make the tables at once, all but one fail
+        except (DBAPIError, RuntimeError):  # several processes made the tables at once: all but one failed
             time.sleep(0.05)
     return cached(RDBStorage(spec, engine_kwargs=options))
 
 
-def readable(spec: str, *, live: bool = False) -> BaseStorage:
-    """The storage for reading alone: nothing in it is made or changed, and a sweep that writes to it waits for nobody.
+def open_read_only(spec: str, *, live: bool = False) -> BaseStorage:
+    """The storage, opened for reading: nothing is made or changed in it, and a running sweep is not slowed down.
 
-    live: what a sweep that begins later writes is wanted, too. Of two kinds only the caller's care prevents changes: a
-    storage that is a config, and databases other than SQLite and PostgreSQL; see `guarded`.
-    Raises InputError where it can't be reached or holds no studies.
+    live: also see what a sweep writes that starts later. Storages for which `enforces_read_only` is False would let the
+    caller write. Raises InputError if the storage can't be reached or holds no studies.
     """
     for scheme in (SQLITE, JOURNAL):
         if spec.startswith(scheme) and not Path(spec.removeprefix(scheme)).is_file():
-            raise InputError(f"there is no file {spec.removeprefix(scheme)}, where {scheme} would have the study")
+            raise InputError(f"no file {spec.removeprefix(scheme)}: give the storage that holds the study")
     if spec.startswith("{"):
-        return connect(spec)  # of a class of its own: it alone knows how it reads
+        return connect(spec)  # a class given by the user: only it knows how to read
     try:
         if spec.startswith(JOURNAL):
             return _read_journal(spec.removeprefix(JOURNAL))
-        options: dict[str, Any] = {"poolclass": NullPool}  # a connection lives for one query, and keeps nobody waiting
+        options: dict[str, Any] = {"poolclass": NullPool}  # each query has its own connection, and holds no lock
         if spec.startswith(SQLITE):
             options["creator"] = _sqlite_reader(Path(spec.removeprefix(SQLITE)), live)
         else:
             options["execution_options"] = {"postgresql_readonly": True}
-        url = SQLITE if spec.startswith(SQLITE) else spec  # the creator has the path, with whatever is in it
+        url = SQLITE if spec.startswith(SQLITE) else spec  # `creator` opens the file: its path may contain anything
         return cached(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
     except (OSError, ImportError, RuntimeError, SQLAlchemyError, OptunaError) as error:
         cause = error.__cause__ if isinstance(error, OptunaError) and isinstance(error.__cause__, Exception) else error
         raise _unusable(spec, getattr(cause, "orig", None) or cause) from error
 
 
-def guarded(spec: str) -> bool:
-    """Whether `readable` makes it impossible to write."""
+def enforces_read_only(spec: str) -> bool:
+    """Whether `open_read_only` prevents writing: in SQLite, a journal and PostgreSQL."""
     return spec.startswith((SQLITE, JOURNAL, "postgresql"))
 
 
@@ -131,12 +133,12 @@ def _read_journal(path: str) -> BaseStorage:
     try:
         return JournalStorage(_JournalReader(path))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no journal of Optuna: {type(error).__name__}: {error}") from error
+        raise InputError(f"{path} is not a journal of Optuna: {type(error).__name__}: {error}") from error
 
 
 def _sqlite_reader(path: Path, live: bool) -> Callable[[], sqlite3.Connection]:
-    at_rest = _write_ahead(path) and not path.with_name(f"{path.name}-wal").exists()  # nobody has it open
-    how = "immutable=1" if at_rest and not live else "mode=ro"  # the latter leaves two files beside it
+    at_rest = _write_ahead(path) and not path.with_name(f"{path.name}-wal").exists()  # no process has it open
+    how = "immutable=1" if at_rest and not live else "mode=ro"  # mode=ro leaves two files beside it
     address = f"file:{quote(str(path))}?{how}"
     return partial(sqlite3.connect, address, timeout=120, uri=True, check_same_thread=False)
 
@@ -149,13 +151,13 @@ def _write_ahead(path: Path) -> bool:
 
 class _JournalReader(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        raise InputError("this study was opened for reading alone")
+        raise InputError("this study was opened for reading only")
 
 
 class _Sqlite(sqlite3.Connection):
-    """With a write-ahead log: a commit takes a third of the time, and readers wait for nobody.
+    """A connection with a write-ahead log: commits take a third of the time, and readers don't wait for writers.
 
-    synchronous=NORMAL keeps the file whole through a power cut, which may only undo the last commits.
+    With synchronous=NORMAL a power cut may undo the last commits, but never damages the file.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -165,7 +167,7 @@ class _Sqlite(sqlite3.Connection):
 
 
 class _JournalLock(BaseJournalFileLock):
-    """The system's own lock, which ends with its process; Optuna's default outlives a killed one by 30 s."""
+    """A lock that the system releases when the process ends. Optuna's default outlives a killed process by 30 s."""
 
     def __init__(self, path: str):
         self.path = Path(path)
@@ -176,7 +178,7 @@ class _JournalLock(BaseJournalFileLock):
         with self.path.open("rb+") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
-            if file.read(1) not in (b"", b"\n"):  # a power cut left half a line, which would end all reading
+            if file.read(1) not in (b"", b"\n"):  # a power cut left half a line, which no reader accepts
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
         return True

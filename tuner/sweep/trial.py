@@ -131,7 +131,7 @@ class Job:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
         attributes: dict[str, Any] = {"output_dir": hydra.runtime.output_dir, "host": socket.gethostname()}
         _set(trial, attributes)
-        token = _running.set((Link(self.study_name, hydra.job.num, storage.shown(self.spec)), trial))
+        token = _running.set((Link(self.study_name, hydra.job.num, storage.redacted(self.spec)), trial))
         start = time.perf_counter()
         outcome = None
         try:

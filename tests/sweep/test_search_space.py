@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tuner import InputError
-from tuner.sweep import space
-from tuner.sweep.space import Space
+from tuner.sweep import search_space
+from tuner.sweep.search_space import SearchSpace
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def loader(tmp_path_factory):
 
 @pytest.fixture
 def parse(loader):
-    return lambda *lines: space.parse(lines, loader)
+    return lambda *lines: search_space.parse(lines, loader)
 
 
 def read(line):
@@ -65,10 +65,10 @@ def same(value, expected):
     ],
 )
 def test_what_a_sweep_searches(parse, line, distribution):
-    [found] = parse(line).distributions.values()
-    assert found == distribution
+    [searched] = parse(line).distributions.values()
+    assert searched == distribution
     if isinstance(distribution, CategoricalDistribution):
-        assert same(found.choices, distribution.choices)
+        assert same(searched.choices, distribution.choices)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_what_a_sweep_searches(parse, line, distribution):
         ("x=interval(nan,1)", ""),
         ("x=range(0,0)", "at least one value"),
         ("x=range(0,5,0)", "nonzero step"),
-        ("x=choice(a,b,a)", "a is there more than once"),
-        ("x=choice(1,1.0)", "1 is there more than once"),  # to Optuna, equal choices are one
-        ("x=choice([1,2],'[1,2]')", "[1,2] is there more than once"),
+        ("x=choice(a,b,a)", "choice a is given twice"),
+        ("x=choice(1,1.0)", "choice 1 is given twice"),  # to Optuna, equal choices are one
+        ("x=choice([1,2],'[1,2]')", "choice [1,2] is given twice"),
         ("nothing=glob(*)", "it has no choices"),
         ("db=glob(oracle*)", "it has no choices"),
     ],
@@ -98,15 +98,15 @@ def test_a_shuffled_choice_is_the_same_space_each_time(parse):  # or a study of 
 
 
 def test_prefixes_are_of_the_override_and_not_of_the_name(parse):
-    found = parse("+lr=interval(0,1)", "++depth=choice(1,2)", "+db@backup=glob(*)")
-    assert list(found.distributions) == ["lr", "depth", "db@backup"]
-    assert found.overrides({"lr": 0.25, "depth": 2, "db@backup": "pg"}) == ["+lr=0.25", "++depth=2", "+db@backup=pg"]
+    space = parse("+lr=interval(0,1)", "++depth=choice(1,2)", "+db@backup=glob(*)")
+    assert list(space.distributions) == ["lr", "depth", "db@backup"]
+    assert space.overrides({"lr": 0.25, "depth": 2, "db@backup": "pg"}) == ["+lr=0.25", "++depth=2", "+db@backup=pg"]
 
 
 def test_what_is_not_searched_goes_into_every_trial_as_it_was_typed(parse):
     lines = ["seed=5", "name='a, b'", "+extra=[1,'2']", "root=${oc.env:HOME}"]
-    found = parse("lr=interval(0,1)", "~scheduler", "~optimizer=adamw", *lines)
-    assert found.overrides({"lr": 0.5}) == ["~scheduler", "~optimizer=adamw", "lr=0.5", *lines]
+    space = parse("lr=interval(0,1)", "~scheduler", "~optimizer=adamw", *lines)
+    assert space.overrides({"lr": 0.5}) == ["~scheduler", "~optimizer=adamw", "lr=0.5", *lines]
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_what_is_not_searched_goes_into_every_trial_as_it_was_typed(parse):
     ],
 )
 def test_of_equal_names_the_last_one_counts(parse, lines, distributions, fixed):
-    found = parse(*lines)
-    assert found.distributions == distributions
-    assert list(found.fixed.values()) == fixed
+    space = parse(*lines)
+    assert space.distributions == distributions
+    assert list(space.fixed.values()) == fixed
 
 
 def test_what_was_deleted_may_be_added_again(parse):
@@ -142,9 +142,9 @@ STRINGS = [
 @pytest.mark.parametrize("quote", Quote)
 @pytest.mark.parametrize("text", STRINGS)
 def test_a_string_reaches_the_job_as_that_string(parse, text, quote):
-    found = parse(f"x=choice({QuotedString(text, quote).with_quotes()},other)")
-    assert found.distributions["x"].choices == (text, "other")
-    [line] = found.overrides({"x": text})
+    space = parse(f"x=choice({QuotedString(text, quote).with_quotes()},other)")
+    assert space.distributions["x"].choices == (text, "other")
+    [line] = space.overrides({"x": text})
     assert read(line) == ("x", text)
 
 
@@ -164,8 +164,8 @@ def test_a_string_reaches_the_job_as_that_string(parse, text, quote):
     ],
 )
 def test_a_choice_reaches_the_job_as_it_was_typed(parse, line, values):
-    found = parse(line)
-    lines = [found.overrides({"x": choice})[0] for choice in found.distributions["x"].choices]
+    space = parse(line)
+    lines = [space.overrides({"x": choice})[0] for choice in space.distributions["x"].choices]
     assert same([read(line) for line in lines], [("x", value) for value in values])
 
 
@@ -189,7 +189,7 @@ def test_a_choice_reaches_the_job_as_it_was_typed(parse, line, values):
     ],
 )
 def test_a_custom_search_space_may_spell_lists_and_numbers(given, expected):
-    assert same(read(Space().overrides({"model.head.width": given})[0]), ("model.head.width", expected))
+    assert same(read(SearchSpace().overrides({"model.head.width": given})[0]), ("model.head.width", expected))
 
 
 CONFIG = """
@@ -225,13 +225,13 @@ wanted: ???
     ],
 )
 def test_the_value_without_the_search(parse, line, expected):
-    found, config = parse(line), OmegaConf.create(CONFIG)
-    [name] = found.distributions
+    space, config = parse(line), OmegaConf.create(CONFIG)
+    [name] = space.distributions
     if expected is KeyError:
         with pytest.raises(KeyError, match=name):
-            found.default(config, name)
+            space.default_value(config, name)
     else:
-        assert same(found.default(config, name), expected)
+        assert same(space.default_value(config, name), expected)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_the_value_without_the_search(parse, line, expected):
     ],
 )
 def test_a_study_goes_on_with_more_parameters_and_wider_ranges(parse, before, now):
-    stored = json.loads(json.dumps(space.to_json(parse(before).distributions)))
-    space.check_unchanged(stored, parse(*now).distributions, "mine")
+    stored = json.loads(json.dumps(search_space.to_json(parse(before).distributions)))
+    search_space.check_unchanged(stored, parse(*now).distributions, "mine")
 
 
 @pytest.mark.parametrize(
@@ -270,13 +270,13 @@ def test_a_study_goes_on_with_more_parameters_and_wider_ranges(parse, before, no
     ],
 )
 def test_a_study_does_not_go_on_where_its_trials_do_not_fit(parse, before, now):
-    stored = space.to_json(parse(before, "y=choice(1,2)").distributions)
+    stored = search_space.to_json(parse(before, "y=choice(1,2)").distributions)
     new = parse(now, "y=choice(1,2)").distributions
     old = parse(before).distributions["x"]
     with pytest.raises(InputError) as error:
-        space.check_unchanged(stored, new, "mine")
+        search_space.check_unchanged(stored, new, "mine")
     assert str(error.value).startswith("study mine was started with another search space")
-    was, now = space.words(old), space.words(new["x"]) if "x" in new else "not searched"
+    was, now = search_space.describe(old), search_space.describe(new["x"]) if "x" in new else "not searched"
     assert was != now
     assert str(error.value).endswith(f"another study=NAME. x: was {was}, is {now}")
 
@@ -293,4 +293,4 @@ WRITTEN += [
 @pytest.mark.parametrize("text", WRITTEN)
 def test_a_distribution_is_said_as_it_is_written(parse, text):
     [distribution] = parse(f"x={text}").distributions.values()
-    assert space.words(distribution) == text
+    assert search_space.describe(distribution) == text

@@ -12,14 +12,14 @@ WEIGHT_DECAY = {"adamw": (1e-4, 1e-1), "adam": (1e-6, 1e-3), "sgd": (1e-6, 1e-3)
 
 
 def wide(cfg: DictConfig, trial: Trial) -> None:
-    """What hparams_search=optuna_wide draws after the optimizer, the image size, the last block and the depth."""
-    optimizer, features = trial.params["optimizer"], trial.params["model.last_block"]
+    """The parameters of hparams_search=optuna_wide that depend on the optimizer, image size, last block and depth."""
+    optimizer, last_block = trial.params["optimizer"], trial.params["model.last_block"]
     trial.suggest_float("optimizer.lr", *LR[optimizer], log=True)
     trial.suggest_float("optimizer.weight_decay", *WEIGHT_DECAY[optimizer], log=True)
-    block = re.fullmatch(r"block(\d)", features)
+    block = re.fullmatch(r"block(\d)", last_block)
     if block is None:
-        raise InputError(f"model.last_block={features} is no block of VGG, for which this space is made")
-    side = trial.params["model.image_size"] // 2 ** int(block[1])  # of the map, which each block halves
+        raise InputError(f"this search is for VGG: model.last_block must be block1 to block5, not {last_block}")
+    side = trial.params["model.image_size"] // 2 ** int(block[1])  # of the feature map: each block halves it
     trial.suggest_int("model.pool", 1, min(4, side))
     if trial.params["model.head.depth"] > 0:
         trial.suggest_categorical("model.head.width", [256, 512, 1024])

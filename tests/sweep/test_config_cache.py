@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tuner.sweep import plugin
-from tuner.sweep.compose import Composer
+from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.train import CONF
 
 
@@ -37,7 +37,7 @@ def test_what_it_composes_is_what_hydra_composes(hydra):
     command = ["hparams_search=optuna", "optimizer.weight_decay=0.5", "hydra.sweeper.n_trials=3", "hydra.mode=MULTIRUN"]
     master = hydra.compose_config("train", command, RunMode.MULTIRUN, activate_config_repository=True)
     name = master.study
-    composer = Composer(hydra.config_loader)
+    composer = CachingConfigLoader(hydra.config_loader)
     fixed = [line for line in command if not line.startswith("hydra.")]
     for overrides in OVERRIDES:
         overrides = fixed + overrides
@@ -46,12 +46,12 @@ def test_what_it_composes_is_what_hydra_composes(hydra):
         assert OmegaConf.to_container(mine) == OmegaConf.to_container(theirs)
         assert mine.study == theirs.study == name  # a time, which is looked at once
         assert OmegaConf.is_struct(mine) == OmegaConf.is_struct(theirs)
-    assert len(composer.composed) < len(OVERRIDES)
+    assert len(composer.cache) < len(OVERRIDES)
 
 
 def test_one_config_does_not_change_another(hydra):
     master = hydra.compose_config("train", ["hydra.mode=MULTIRUN"], RunMode.MULTIRUN, activate_config_repository=True)
-    composer = Composer(hydra.config_loader)
+    composer = CachingConfigLoader(hydra.config_loader)
     first = composer.load_sweep_config(master, ["seed=1"])
     composer.load_sweep_config(master, ["seed=2"]).epochs = 99
     assert (first.seed, first.epochs) == (1, master.epochs)
@@ -62,13 +62,13 @@ def test_one_config_does_not_change_another(hydra):
 def test_mistakes_are_hydras(hydra, override):
     master = hydra.compose_config("train", ["hydra.mode=MULTIRUN"], RunMode.MULTIRUN, activate_config_repository=True)
     with pytest.raises(Exception, match=r"nowhere|sweep") as mine:
-        Composer(hydra.config_loader).load_sweep_config(master, [override])
+        CachingConfigLoader(hydra.config_loader).load_sweep_config(master, [override])
     with pytest.raises(type(mine.value)):
         hydra.config_loader.load_sweep_config(master, [override])
 
 
 def test_it_travels_to_workers(hydra):
     master = hydra.compose_config("train", ["hydra.mode=MULTIRUN"], RunMode.MULTIRUN, activate_config_repository=True)
-    composer = Composer(hydra.config_loader)
+    composer = CachingConfigLoader(hydra.config_loader)
     composer.load_sweep_config(master, ["seed=1"])
     assert pickle.loads(pickle.dumps(composer)).load_sweep_config(master, ["seed=2"]).seed == 2  # noqa: S301

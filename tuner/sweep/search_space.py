@@ -1,4 +1,4 @@
-"""The search space: from Hydra's override syntax to Optuna's distributions, and from a trial's parameters back."""
+"""The search space: from Hydra's override syntax to Optuna's distributions, and from parameters to overrides."""
 
 import json
 import math
@@ -24,13 +24,14 @@ from tuner.sweep import hydra_private
 
 
 @dataclass
-class Space:
-    """What a sweep searches.
+class SearchSpace:
+    """The parameters that a sweep searches, and the overrides that all trials share. A name is a key without + or ++.
 
-    distributions: of each parameter, by name: the key without + or ++.
-    keys: each parameter's key as it goes into an override, with its + or ++.
-    literals: of a parameter's choices, those that are lists or dicts: {name: {how Optuna stores it: the value}}.
-    fixed: overrides that are the same in every trial, by name.   deletions: likewise, of keys and groups.
+    distributions: name -> distribution.
+    keys: name -> the key with its + or ++, as an override needs it.
+    literals: name -> {text in Optuna: value}, for choices that are lists or dicts.
+    fixed: name -> override, the same in every trial.
+    deletions: overrides that delete a key or a group (~KEY).
     """
 
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
@@ -40,20 +41,20 @@ class Space:
     deletions: list[str] = field(default_factory=list)
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """A trial's overrides: Hydra reads from them the very values that `params` has, strings as strings."""
+        """The overrides of a trial. Hydra reads exactly the values of `params` from them, strings as strings."""
         lines = [f"{self.keys.get(name, name)}={self._text(name, value)}" for name, value in params.items()]
-        return self.deletions + lines + list(self.fixed.values())  # what was deleted may be added anew
+        return self.deletions + lines + list(self.fixed.values())  # a deleted key may be added again
 
     def _text(self, name: str, value: Any) -> str:
         if isinstance(value, str) and name not in self.distributions:
-            return value if _is_plain(value) else quoted(value)  # of a custom space, which may spell a list or a number
+            return value if _is_plain(value) else quoted(value)  # a custom space may write a list or a number as text
         return value if value in self.literals.get(name, ()) else _as_override(value)
 
-    def default(self, config: DictConfig, name: str) -> Any:
-        """The value that the config gives to a parameter, as Optuna stores it. Raises KeyError: it has none."""
+    def default_value(self, config: DictConfig, name: str) -> Any:
+        """The config's value of a parameter, as Optuna stores it. Raises KeyError if the config has none."""
         key = name.lstrip("+")
         choices = config.hydra.runtime.choices
-        value = choices[key] if key in choices else OmegaConf.select(config, key, default=KeyError)  # also of ???
+        value = choices[key] if key in choices else OmegaConf.select(config, key, default=KeyError)  # also for ???
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
             value = next((text for text, literal in self.literals.get(name, {}).items() if literal == value), KeyError)
@@ -62,12 +63,12 @@ class Space:
         return value
 
 
-def parse(lines: Sequence[str], loader: ConfigLoader) -> Space:
-    """Overrides such as `x=interval(0,1)`, `db=choice(a,b)`, `group=glob(*)`, `y=5`; of equal names the last counts.
+def parse(lines: Sequence[str], loader: ConfigLoader) -> SearchSpace:
+    """Parse overrides such as `x=interval(0,1)`, `db=choice(a,b)`, `group=glob(*)`, `y=5`. The last of a name counts.
 
-    Raises InputError for a sweep that Optuna can't search.
+    Raises InputError for a range or choice that Optuna can't search.
     """
-    space = Space()
+    space = SearchSpace()
     for override in hydra_private.parse_overrides(lines, loader):
         name = override.get_key_element().lstrip("+~")
         space.distributions.pop(name, None)
@@ -105,8 +106,8 @@ def _choices(override: Override) -> tuple[CategoricalDistribution, dict[str, Any
             literals[text] = value
             value = text
         choices.append(value)
-    if clash := [value for value in choices if choices.count(value) > 1]:
-        raise ValueError(f"{clash[0]} is there more than once")
+    if twice := [value for value in choices if choices.count(value) > 1]:
+        raise ValueError(f"choice {twice[0]} is given twice")
     if not choices:
         raise ValueError("it has no choices")
     return CategoricalDistribution(choices), literals
@@ -117,14 +118,14 @@ def _parsed(text: str) -> Override:
 
 
 def _as_override(value: Any) -> str:
-    """What Hydra reads as this very value."""
+    """A value as text that Hydra reads as exactly this value."""
     if not isinstance(value, str):
         return hydra_private.element_text(value)
     return value if _is_plain(value) and _parsed(value).value() == value else quoted(value)
 
 
 def _is_plain(text: str) -> bool:
-    """Whether Hydra reads the text, without quotes, as one value."""
+    """Whether Hydra reads the text as one value without quotes."""
     try:
         return not _parsed(text).is_sweep_override()
     except HydraException:
@@ -132,11 +133,12 @@ def _is_plain(text: str) -> bool:
 
 
 def quoted(text: str) -> str:
+    """A text in single quotes, as Hydra reads it."""
     return QuotedString(text, Quote.single).with_quotes()
 
 
-def words(distribution: BaseDistribution) -> str:
-    """As one writes it for a sweep: choice(a, b), interval(0, 1), tag(log, interval(1, 10)), range(0, 8, step=2)."""
+def describe(distribution: BaseDistribution) -> str:
+    """A distribution as override: choice(a, b), interval(0, 1), tag(log, interval(1, 10)), range(0, 8, step=2)."""
     if isinstance(distribution, CategoricalDistribution):
         return f"choice({', '.join(map(_as_override, distribution.choices))})"
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -150,25 +152,25 @@ def words(distribution: BaseDistribution) -> str:
 
 
 def to_json(distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """For a study's attributes."""
+    """Distributions as JSON, for the attributes of a study."""
     return {name: json.loads(distribution_to_json(d)) for name, d in distributions.items()}
 
 
 def check_unchanged(before: Mapping[str, Any], now: Mapping[str, BaseDistribution], study: str) -> None:
-    """Raises InputError where a study's space, as to_json gave it, can't go on as `now`.
+    """Raises InputError unless the study can continue with the space `now`. before: its space so far, from to_json.
 
-    Parameters may be added and ranges widened; what was searched must stay within what is searched.
+    Parameters may be added and ranges widened.
     """
     old = {name: json_to_distribution(json.dumps(value)) for name, value in before.items()}
     changes = [
-        f"{name}: was {words(old[name])}, is {words(now[name]) if name in now else 'not searched'}"
+        f"{name}: was {describe(old[name])}, is {describe(now[name]) if name in now else 'not searched'}"
         for name in old
         if name not in now or not _contains(now[name], old[name])
     ]
     if changes:
         raise InputError(
-            f"study {study} was started with another search space, and its trials would not fit this one; "
-            f"give the old space, or another study=NAME. {'; '.join(changes)}"
+            f"study {study} was started with another search space; give the old one, or another study=NAME. "
+            f"{'; '.join(changes)}"
         )
 
 

@@ -1,0 +1,230 @@
+"""The budget of a study: which trials count towards `n_trials`, which one is next, and what becomes of lost ones."""
+
+import math
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from tuner.sweep import optuna_private
+from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
+from tuner.sweep.trial import OUTCOME, Outcome
+
+LOCKS = ".locks"  # in the study's folder
+# System attributes of a trial.
+OWNER = "owner"  # the sweep that runs it
+SURPLUS = "surplus"  # asked for beyond the budget: it never ran
+INTERRUPTED = "excused"  # its sweep was interrupted: it does not count as an attempt
+
+
+class Budget:
+    """A study's `n_trials`, shared by all sweeps on the study.
+
+    A trial counts while it runs, and once it is complete, pruned or failed. A trial whose process was killed or
+    interrupted is lost. It does not count: a copy with the same parameters replaces it, at most `retries` times.
+
+    locks: a folder shared by the sweeps. It holds a lock for the study, and one for each running sweep.
+    owner: this sweep's name, HOST:PID:ID.
+    on_trial_end: called with the number and the outcome of each trial that this sweep tells to the study.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        locks: Path,
+        owner: str,
+        *,
+        n_trials: int,
+        retries: int,
+        on_trial_end: Callable[[int, Outcome], None] = lambda number, outcome: None,
+    ):
+        self.study, self.locks, self.owner = study, locks, owner
+        self.n_trials, self.retries, self.on_trial_end = n_trials, retries, on_trial_end
+        self.lock = FileLock(locks / "study.lock", poll_interval=0.005)
+        self.sampler_exhausted = threading.Event()  # a grid has no more points
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Mark this sweep as running. The operating system releases the lock even if the process is killed."""
+        lock = FileLock(self._lock_file(self.owner))
+        with lock:
+            try:
+                yield
+            finally:
+                self.release()
+                self._lock_file(self.owner).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Finish the trials that this sweep leaves running after an interrupt or an error."""
+        with self.lock:
+            for trial in self.trials():
+                if trial.state == TrialState.RUNNING and trial.system_attrs.get(OWNER) == self.owner:
+                    self.finish_lost(trial.number, "the sweep was interrupted", interrupted=True)
+
+    def _lock_file(self, owner: str) -> Path:
+        return self.locks / f"{owner}.alive"
+
+    def _is_alive(self, owner: str | None) -> bool:
+        if owner is None or owner == self.owner:
+            return owner == self.owner
+        path = self._lock_file(owner)
+        if not path.exists():  # the sweep ended, or it runs on a machine that does not share this folder
+            return not owner.startswith(f"{socket.gethostname()}:")
+        return _is_locked(path)
+
+    # Trials by state
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials of the study."""
+        return self.study.get_trials(deepcopy=False)
+
+    def trial(self, number: int) -> FrozenTrial:
+        """One trial by its number."""
+        return optuna_private.frozen_trial(self.study, number)
+
+    def counted(self) -> list[FrozenTrial]:
+        """The trials that count towards the budget."""
+        return counted(self.trials())
+
+    def has_room(self, counted_trials: list[FrozenTrial] | None = None) -> bool:
+        """Whether another trial may start."""
+        used = self.counted() if counted_trials is None else counted_trials
+        more = not self.sampler_exhausted.is_set() or any(t.state == TrialState.WAITING for t in self.trials())
+        return len(used) < self.n_trials and more
+
+    def running(self) -> int:
+        """The number of running trials, those of other sweeps included."""
+        return sum(trial.state == TrialState.RUNNING for trial in self.trials())
+
+    def failures(self) -> int:
+        """The number of failed trials that count."""
+        return sum(trial.state == TrialState.FAIL for trial in self.counted())
+
+    # Ask and tell
+
+    def ask(self) -> Trial | None:
+        """The next trial, or None if the budget is used up."""
+        with self.lock:
+            earlier = self.counted()
+            if not self.has_room(earlier):
+                return None
+            trial = self.study.ask()
+            set_system_attr(self.study, trial, OWNER, self.owner)
+            if trial.number > max((t.number for t in earlier), default=-1) + 1:
+                # numbers are not contiguous: another sweep asked in between, or lost trials don't count
+                earlier = [t for t in self.counted() if t.number < trial.number]
+        if len(earlier) < self.n_trials:
+            return trial
+        set_system_attr(self.study, trial, SURPLUS, True)  # a sweep that does not share this lock was faster
+        self.study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Report the end of a trial to the study, unless the study has it already."""
+        if outcome.error:
+            trial = self.trial(number)
+            if trial.state.is_finished():
+                return
+            if "error" not in trial.user_attrs:  # the job could not write it
+                set_user_attr(self.study, trial, "error", outcome.error)
+                set_user_attr(self.study, trial, "traceback", outcome.traceback)
+        if optuna_private.tell(self.study, number, outcome.values, outcome.trial_state):
+            self.sampler_exhausted.set()
+        self.on_trial_end(number, outcome)
+
+    def finish_lost(self, number: int, reason: str, *, interrupted: bool = False) -> None:
+        """Finish a trial whose job is gone: with the outcome that the job wrote, else as failed and to be retried."""
+        with self.lock:
+            trial = self.trial(number)
+            if trial.state.is_finished():
+                return
+            if outcome := trial.system_attrs.get(OUTCOME):
+                self.tell(number, Outcome(**outcome))
+                return
+            interrupted = interrupted or INTERRUPTED in trial.system_attrs
+            if interrupted:
+                set_system_attr(self.study, trial, INTERRUPTED, True)
+            if self._retry(trial, interrupted):
+                reason += "; it is retried"
+            self.tell(number, Outcome("FAIL", error=reason))
+
+    def _retry(self, trial: FrozenTrial, interrupted: bool) -> bool:
+        """Queue a lost trial's parameters again. False: it was retried often enough."""
+        previous: list[int] = trial.system_attrs.get(RETRY_HISTORY, [])
+        attempts = [number for number in previous if INTERRUPTED not in self.trial(number).system_attrs]
+        if len(attempts) >= self.retries and not interrupted:
+            return False
+        history = [*previous, trial.number]
+        if all(other.system_attrs.get(RETRY_HISTORY) != history for other in self.trials()):
+            self.study.add_trial(_copy_to_retry(trial, history))
+        return True
+
+    def recover(self) -> None:
+        """Finish the trials of sweeps that were killed."""
+        with self.lock:
+            dead_owners = set()
+            for trial in self.trials():
+                owner = trial.system_attrs.get(OWNER)
+                if trial.state == TrialState.RUNNING and not self._is_alive(owner):
+                    self.finish_lost(trial.number, "the sweep that ran it was killed")
+                    dead_owners.add(owner)
+            for owner in filter(None, dead_owners):
+                self._lock_file(owner).unlink(missing_ok=True)
+
+
+def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:
+    """A waiting trial with the parameters that a lost one was given or has drawn. history: the trials it repeats."""
+    attributes = {key: value for key, value in trial.system_attrs.items() if key not in (OWNER, INTERRUPTED)}
+    attributes[FIXED_PARAMS] = attributes.get(FIXED_PARAMS, {}) | trial.params
+    attributes |= {FAILED_TRIAL: history[0], RETRY_HISTORY: history}
+    return FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=TrialState.WAITING,
+        value=None,
+        datetime_start=None,
+        datetime_complete=None,
+        params={},
+        distributions={},
+        user_attrs={key: value for key, value in trial.user_attrs.items() if key in ("baseline", "enqueued")},
+        system_attrs=attributes,
+        intermediate_values={},
+    )
+
+
+def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that count towards a study's budget: all but waiting, retried and surplus ones."""
+    retried = {trial.system_attrs[RETRY_HISTORY][-1] for trial in trials if RETRY_HISTORY in trial.system_attrs}
+    return [
+        trial
+        for trial in trials
+        if trial.state != TrialState.WAITING and trial.number not in retried and SURPLUS not in trial.system_attrs
+    ]
+
+
+def sweep_is_running(folder: Path) -> bool:
+    """Whether a sweep runs on the study with this folder. A sweep of another machine counts while its file exists.
+
+    It takes no lock: a reader that held one would make the sweep look alive.
+    """
+    owners = [path.stem.split(":") for path in (folder / LOCKS).glob("*.alive")]
+    return any(host != socket.gethostname() or psutil.pid_exists(int(pid)) for host, pid, _ in owners)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def allowed_failures(rate: float, n_trials: int) -> int:
+    """How many of `n_trials` may fail before a sweep stops."""
+    return math.floor(rate * n_trials + 1e-9)

@@ -1,0 +1,79 @@
+"""The end of a search: the best configuration is retrained on train + validation, and tested once."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from hydra.core.utils import JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from tuner import InputError
+from tuner.sweep import hydra_private, ranking, report, storage
+from tuner.sweep.budget import Budget
+from tuner.sweep.search_space import SearchSpace
+from tuner.sweep.trial import LastRun, Link
+
+log = logging.getLogger("tuner.sweep")
+
+
+@dataclass
+class Retraining:
+    """Retrains the best trial into best/. For programs with `final` in their config, such as tuner.train.
+
+    folder: the sweep's. spec: the study's storage. make_launcher: a launcher for a task function.
+    """
+
+    config: DictConfig
+    budget: Budget
+    space: SearchSpace
+    folder: Path
+    spec: str | None
+    task_function: TaskFunction
+    make_launcher: Callable[[TaskFunction], Launcher]
+
+    def best_trial(self) -> int | None:
+        """The number of the trial to retrain. None if trials are left, or best/ holds that trial, or final.seeds=0."""
+        if self.budget.has_room() or self.budget.running():
+            return None
+        best = ranking.best(self.budget.study, self.budget.trials())
+        if best is None or not OmegaConf.select(self.config, "final.seeds"):
+            return None
+        return None if report.final_result(self.folder, best.number) else best.number
+
+    def run(self) -> None:
+        """Retrain the best trial, unless another sweep does. An earlier best/ is renamed."""
+        try:
+            with FileLock(self.budget.locks / "best.lock", timeout=0):
+                number = self.best_trial()
+                if number is None:
+                    return
+                best = self.folder / "best"
+                if best.exists():
+                    best.rename(best.with_name(f"best-until-{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
+                self._launch(number)
+        except Timeout:
+            log.info("another sweep on this study is retraining its best trial")
+
+    def _launch(self, number: int) -> None:
+        trial = self.budget.trial(number)
+        folder = Path(trial.user_attrs.get("output_dir", self.folder / str(number)))
+        result = report.read_result(folder)
+        epochs = result.get("saved_epoch")
+        if epochs is None:
+            raise InputError(f"cannot retrain trial {number}, the best: {folder} has no result.json with saved_epoch")
+        log.info("retraining trial %d, the best, on train + validation for %d epochs, then testing it", number, epochs)
+        overrides = [*self.space.overrides(trial.params), f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
+        if "temperature" in result and "temperature" in self.config.final:
+            overrides.append(f"final.temperature={result['temperature']}")
+        link = Link(self.budget.study.study_name, number, storage.redacted(self.spec))
+        launcher = self.make_launcher(LastRun(self.task_function, link))
+        [job] = launcher.launch([overrides], initial_job_idx=number)
+        if job.status is JobStatus.FAILED:
+            log_file = self.folder / "best" / f"{self.config.hydra.job.name}.log"
+            error = hydra_private.job_result(job)
+            raise InputError(f"retraining trial {number} failed: {error}; see {log_file}, then sweep again")

@@ -1,0 +1,190 @@
+"""The trials of a sweep: ask the study for parameters, launch jobs with them, tell the study the outcomes."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from optuna.trial import Trial
+
+from tuner import InputError
+from tuner.files import no_space
+from tuner.sweep import hydra_private, launchers, sampling
+from tuner.sweep.budget import Budget
+from tuner.sweep.config_cache import CachingConfigLoader
+from tuner.sweep.launchers import Slots
+from tuner.sweep.progress import Progress
+from tuner.sweep.search_space import SearchSpace
+from tuner.sweep.trial import Outcome
+
+log = logging.getLogger("tuner.sweep")
+
+
+@dataclass
+class Monitor:
+    """Reports the trials that end, and stops the sweep after more than `allowed_failures`."""
+
+    budget: Budget
+    progress: Progress
+    allowed_failures: int
+    stopping: threading.Event = field(default_factory=threading.Event)  # no more trials start
+    interrupted: threading.Event = field(default_factory=threading.Event)  # by Ctrl-C or SIGTERM
+    last_failure: Outcome | None = None
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        """Called once for each trial that this sweep tells to the study."""
+        self.progress.trial_ended(number, outcome)
+        if outcome.state == "FAIL":
+            self.last_failure = outcome
+            if self.budget.failures() > self.allowed_failures:
+                self.stopping.set()
+
+
+@dataclass
+class TrialLoop:
+    """Runs trials until the budget of the study is used up.
+
+    config: the sweep's. loader: composes the jobs' configs. folder: the sweep's; trial N runs in its subfolder N.
+    custom_space: a function (config, trial) that draws further parameters.
+    """
+
+    monitor: Monitor
+    config: DictConfig
+    loader: CachingConfigLoader
+    launcher: Launcher
+    slots: Slots
+    space: SearchSpace
+    custom_space: Callable[[DictConfig, Trial], None] | None
+    folder: Path
+    any_job_returned: bool = False
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of the study."""
+        return self.monitor.budget
+
+    def run(self) -> None:
+        """Run all trials that are left, those of sweeps that are killed meanwhile included."""
+        with self.monitor.progress:
+            while self.budget.has_room() and not self.monitor.stopping.is_set():
+                if self.slots.threads == 1:
+                    self._run_trials()
+                else:
+                    self._run_threads()
+                self.budget.recover()
+
+    def _run_threads(self) -> None:
+        with ThreadPoolExecutor(self.slots.threads) as pool:
+            threads: list[Future[None]] = []
+            try:
+                threads += [pool.submit(self._run_trials) for _ in range(self.slots.threads)]
+                while (state := wait(threads, timeout=1.0)).not_done:
+                    if any(thread.exception() for thread in state.done):
+                        self.monitor.stopping.set()
+                    self.monitor.progress.refresh()
+            except KeyboardInterrupt:
+                self.monitor.interrupted.set()
+                self.monitor.stopping.set()
+                while wait(threads, timeout=0.3).not_done:
+                    launchers.kill_jobs()  # the threads wait for them
+                raise
+        for thread in threads:
+            thread.result()
+
+    def _run_trials(self) -> None:
+        """Run trials one after another, or batch after batch, until the budget is used up."""
+        while not self.monitor.stopping.is_set():
+            trials: list[Trial] = []
+            while len(trials) < self.slots.batch and (trial := self.budget.ask()):
+                trials.append(trial)
+            if not trials:
+                return
+            self._run_batch(trials)
+
+    def _run_batch(self, trials: Sequence[Trial]) -> None:
+        """Launch trials together, and tell the study each outcome."""
+        jobs = [(trial.number, overrides) for trial in trials if (overrides := self._overrides(trial)) is not None]
+        for number, _ in jobs:
+            move_aside(self.folder / str(number))
+        try:
+            returns = self._launch(jobs)
+        except (HydraException, OmegaConfBaseException) as error:  # the config of the one job does not compose
+            for number, _ in jobs:
+                self.budget.tell(number, Outcome.failed(error))
+        except Exception as error:
+            if no_space(error):
+                raise
+            if not self.any_job_returned and not any(self._started(number) for number, _ in jobs):
+                raise InputError(f"the launcher cannot start jobs: {type(error).__name__}: {error}") from error
+            reason = " ".join(f"its process ended: {type(error).__name__}: {error}".split())
+            for number, _ in jobs:
+                self.budget.finish_lost(number, reason, interrupted=self.monitor.interrupted.is_set())
+        except BaseException as error:
+            for number, _ in jobs:
+                self.budget.finish_lost(number, f"interrupted by {type(error).__name__}", interrupted=True)
+            raise
+        else:
+            self.any_job_returned = True
+            self._tell(jobs, returns)
+
+    def _tell(self, jobs: Sequence[tuple[int, list[str]]], returns: Sequence[JobReturn]) -> None:
+        """Tell the study the outcomes. A full disk is raised at the end: it does not count as a failed trial."""
+        disk_error: Exception | None = None
+        for (number, _), job in zip(jobs, returns, strict=True):
+            result = hydra_private.job_result(job)
+            if job.status is not JobStatus.FAILED:
+                self.budget.tell(number, Outcome.of(result, len(self.budget.study.directions)))
+            elif no_space(result):
+                disk_error = result
+            else:
+                self.budget.tell(number, Outcome.failed(result))
+        if disk_error:
+            raise disk_error
+
+    def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> Sequence[JobReturn]:
+        """One call of the launcher for each run of contiguous numbers; other sweeps may have the numbers in between."""
+        returns: list[JobReturn] = []
+        while jobs:
+            first = jobs[0][0]
+            contiguous = [job for place, job in enumerate(jobs) if job[0] == first + place]
+            returns += self.launcher.launch([overrides for _, overrides in contiguous], initial_job_idx=first)
+            jobs = jobs[len(contiguous) :]
+        return returns
+
+    def _started(self, number: int) -> bool:
+        return "host" in self.budget.trial(number).user_attrs
+
+    def _overrides(self, trial: Trial) -> list[str] | None:
+        """Draw the parameters of a trial. None: that failed, and so has the trial."""
+        try:
+            if trial.user_attrs.get("baseline"):
+                trial = sampling.baseline_trial(trial, self.space, self.config)
+            for name, distribution in self.space.distributions.items():
+                sampling.suggest(trial, name, distribution)
+            if self.custom_space:
+                self.custom_space(self.config, trial)
+            overrides = self.space.overrides(trial.params)
+            if not self.slots.in_process:  # a config that does not compose must fail one trial, not a batch
+                self.loader.load_sweep_config(self.config, overrides)
+        except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the trial has failed
+            self.budget.tell(trial.number, Outcome.failed(error))
+            return None
+        if both := trial.params.keys() & self.space.fixed.keys():
+            raise InputError(f"{', '.join(both)} is fixed, but custom_search_space searches it; leave one out")
+        return overrides
+
+
+def move_aside(folder: Path) -> None:
+    """Rename a folder that the study does not know: a power cut has undone the study's last commits."""
+    if folder.exists():
+        renamed = folder.with_name(f"{folder.name}-before-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+        log.warning("%s belongs to a trial that the study does not know; renamed to %s", folder, renamed)
+        folder.rename(renamed)
