@@ -14,14 +14,14 @@ from pathlib import Path
 
 import results
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
 import tuner
-from tuner.config import cache_dir
+from tuner.config import CONF, RunConfig, parse
 from tuner.data import fashion_mnist
 from tuner.runs.result import read_result
 from tuner.runs.run import Run
-from tuner.train import CONF, train
+from tuner.train import train
 
 SMALLEST = ["model=tiny", "data=synthetic", "epochs=2", "batch_size=32"]
 
@@ -45,13 +45,13 @@ def main() -> None:
             cfg = compose("train", [*args.overrides, f"seed={seed}", "plots=false"])
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Path(folder))
-            run.save_config(cfg)
-            train(cfg, run, in_sweep=False)
-            run.close()
+            run.save_config(OmegaConf.to_yaml(cfg))
+            config = parse(cfg)
+            train(config, run)
             result = read_result(run.folder)
             accuracies.append([result["val_accuracy"], result["test_accuracy"]])
             if not args.smallest:
-                accuracies[-1].append(on_official_test(run.folder, cfg))
+                accuracies[-1].append(on_official_test(run.folder, config))
         runs.append(f"{result['saved_epoch']:>8} {result['seconds']:>8.1f}")
     if args.smallest:
         print("official test: skipped, because --smallest trains on synthetic images")
@@ -65,10 +65,10 @@ def main() -> None:
         print(" std", *(f"{statistics.stdev(column):>13.4f}" for column in columns))
 
 
-def on_official_test(run: Path, cfg: DictConfig) -> float:
+def on_official_test(run: Path, config: RunConfig) -> float:
     """Accuracy of a run's model on the 10,000 test images of Fashion-MNIST."""
-    test = fashion_mnist.load(cache_dir(cfg) / "fashion_mnist").test
-    predicted = tuner.load(run, device=cfg.device).predict(test.images).argmax(1)
+    test = fashion_mnist.load(config.cache_folder / "fashion_mnist").test
+    predicted = tuner.load(run, device=config.device).predict(test.images).argmax(1)
     return float((predicted == test.labels).double().mean())
 
 

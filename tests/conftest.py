@@ -201,7 +201,11 @@ class Toy:
         for name in "ab":
             (conf / "group" / f"{name}.yaml").write_text(f"name: {name}\n")
         here = str(Path(__file__).parent / "sweep")
-        self.environment = os.environ | {"TOY_CONFIG": str(conf), "PYTHONPATH": here, "PYTHONWARNINGS": "ignore"}
+        self.environment = os.environ | {
+            "TOY_CONFIG": str(conf),
+            "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+            "PYTHONWARNINGS": "ignore",
+        }
         patch.chdir(folder)
         patch.setenv("TOY_CONFIG", str(conf))
         patch.syspath_prepend(here)
