@@ -248,7 +248,7 @@ def epochs(x: torch.Tensor, labels: torch.Tensor, device: torch.device, *, k: in
     """
     seconds: list[float] = []
 
-    def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> tuple[Spec, ...]:
+    def on_epoch(_epoch: int, metrics: Mapping[Spec, Metrics]) -> tuple[Spec, ...]:
         seconds.append(metrics[specs[0]]["seconds"])
         return ()
 
@@ -272,7 +272,7 @@ def ceilings(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     yield [f"best matrix product, {dtype}", f"{peak / 1e12:.3g} TFLOP/s", shape, {"peak": peak}]
 
 
-def tests(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def tests(args: argparse.Namespace, _device: torch.device) -> Iterator[Row]:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-p", "no:cacheprovider"]
     command += ["--verbosity=-1", *(["--collect-only"] if args.smallest else [])]  # as -q, independent of the config
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)

@@ -99,7 +99,7 @@ class Trainer:
         """Seconds per epoch of these heads: the median without the first epoch, in which a GPU captures its graph."""
         seconds: list[float] = []
 
-        def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> tuple[Spec, ...]:
+        def on_epoch(_epoch: int, metrics: Mapping[Spec, Metrics]) -> tuple[Spec, ...]:
             seconds.append(metrics[specs[0]]["seconds"])
             return ()
 

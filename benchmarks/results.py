@@ -30,7 +30,7 @@ The command named in a section writes it. README.md explains the results.
 class _Results(argparse.Action):
     """--results FILE: write() then writes its tables there, without an argument in each benchmark."""
 
-    def __call__(self, parser: object, namespace: object, values: object, option_string: object = None) -> None:
+    def __call__(self, _parser: object, _namespace: object, values: object, _option_string: object = None) -> None:
         global RESULTS
         RESULTS = Path(str(values))
 

@@ -35,6 +35,7 @@ def banks(cache_dir: Path) -> Iterator[tuple[Path, str]]:
 
 
 def main() -> None:
+    """List the files of the cache, or delete them with --prune, then print their total size."""
     parser = argparse.ArgumentParser(
         "python -m tuner.cache", description="List the cached features and images, or delete some."
     )

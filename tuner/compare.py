@@ -180,6 +180,7 @@ def _difference(a: Any, b: Any) -> float | None:
 
 
 def main() -> None:
+    """Print a table of runs; for exactly two run folders, print their differences instead."""
     args = _arguments().parse_intermixed_args()  # options may come anywhere
     if args.top is not None and args.top < 0:
         raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
@@ -191,6 +192,10 @@ def main() -> None:
 
 
 def show_runs(args: argparse.Namespace) -> None:
+    """Print the runs, or groups of runs, that the options select; write plots and a page on request.
+
+    Raises InputError if there are no runs, and for an unknown key or a malformed condition.
+    """
     written = runs.load(*args.folders, resolve=False)
     frame = runs.resolved(written)
     if frame.empty:
@@ -259,6 +264,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def show_pair(args: argparse.Namespace) -> None:
+    """Print how two runs differ in config, results and accuracy by class, and how significant that is."""
     both = pair(*map(Path, args.folders))
     tables = {name: both[name] for name in ("config", "results", "classes") if both[name] is not None}
     titles = {

@@ -181,6 +181,7 @@ class RunConfig:
 
     @property
     def cache_folder(self) -> Path:
+        """`cache_dir` as a path, with ~ expanded."""
         return Path(self.cache_dir).expanduser()
 
 

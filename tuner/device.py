@@ -112,6 +112,7 @@ def describe(device: torch.device) -> str:
 
 
 def is_cpu(device: torch.device) -> bool:
+    """Whether this is the CPU, which runs synchronously and needs no transfers."""
     return device.type == "cpu"
 
 

@@ -187,6 +187,7 @@ def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) ->
 
 
 def main() -> None:
+    """Print the scores of a run on its own test split or on other data; --out writes tables and plots."""
     args = _arguments().parse_intermixed_args()  # options stand anywhere
     trained = model.load(args.run, device=args.device, precision=args.precision)
     folder = model.file_of(args.run).parent

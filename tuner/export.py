@@ -56,6 +56,7 @@ class Fixed(nn.Module):
         self.register_buffer("std", original.std.clone())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 1 or 3, height, width] -> float32 [B, 3, size, size]."""
         x = images.float() / 255
         if self.resizes:
             x = self.rows @ x @ self.columns.t()
@@ -81,6 +82,10 @@ def metadata(original: Model) -> dict[str, str]:
 
 
 def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+    """The ONNX file, and onnxruntime on the CPU to run it. Raises InputError if a package of the extra is missing.
+
+    example: uint8 [2, *input_shape].   about: metadata of the file.
+    """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'tuner[onnx]'")
     import onnxruntime
@@ -105,6 +110,7 @@ def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Export
 
 
 def to_torchscript(network: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+    """The traced TorchScript file, and the module loaded from it. Arguments as for to_onnx."""
     with warnings.catch_warnings():  # torch.jit is deprecated, but its format was asked for
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
@@ -114,6 +120,7 @@ def to_torchscript(network: Model, example: torch.Tensor, about: dict[str, str])
 
 
 def to_pt2(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+    """The file of torch.export, and the module loaded from it. Arguments as for to_onnx."""
     file = io.BytesIO()
     program = torch.export.export(made, (example,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
     torch.export.save(program, file, extra_files=about)
@@ -174,6 +181,10 @@ def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[tor
 
 
 def main() -> None:
+    """Write a run's model as one file, and print how far its probabilities are from the model's.
+
+    Raises InputError, and writes nothing, if the exported model differs or --out is not in an existing folder.
+    """
     args = _arguments().parse_args()
     source = model.file_of(args.run)
     out = args.out or source.with_suffix(SUFFIXES[args.format])

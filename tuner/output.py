@@ -89,6 +89,7 @@ def near(path: str | Path) -> str:
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is an int or a float, including NaN and infinity; bools are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -143,10 +144,12 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
+    """Print a value as indented JSON. Raises ValueError for NaN and infinity, which `records` turns into None."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_csv(frame: pd.DataFrame) -> None:
+    """Print a table as CSV, without its index."""
     frame.to_csv(sys.stdout, index=False)
 
 
@@ -171,6 +174,7 @@ def page(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> None:
 
 
 def html_text(text: str) -> str:
+    """Preformatted text, escaped, as a part of a web page."""
     return f"<pre>{html.escape(text)}</pre>"
 
 

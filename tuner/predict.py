@@ -98,6 +98,7 @@ class Maps:
         self.above = Path(os.path.commonpath([_absolute(path).parent for path in paths]))
 
     def draw(self, batch: Batch) -> None:
+        """Write the map of each image's most probable class as FOLDER/NAME.png."""
         for path, probabilities in zip(batch.paths, batch.probabilities, strict=True):
             label, image = int(probabilities.argmax()), self.model.read(path)
             heat = self.explain(image, label)
@@ -110,6 +111,7 @@ class Maps:
 
 
 def main() -> None:
+    """Print the classes of image files with their probabilities. Exits with code 1 if a file can't be read."""
     args = _arguments().parse_intermixed_args()  # options may come anywhere
     if args.maps and args.others:
         raise InputError("--maps works with one run only: leave --with out")
@@ -119,21 +121,7 @@ def main() -> None:
     if not 1 <= args.top <= len(classes):
         raise InputError(f"--top {args.top} must be a number from 1 to {len(classes)}, the number of classes")
     maps = Maps(models[0], args.maps, paths) if args.maps else None
-    tables, broken, header = [], 0, True
-    with logging_redirect_tqdm(), tqdm(total=len(paths), desc="predicting", unit="image", disable=None) as bar:
-        for batch in predicted(models, paths):
-            for error in batch.broken:
-                log.error("%s", error)
-            rows = table(batch, classes, args.top)
-            if args.csv:
-                rows.to_csv(sys.stdout, index=False, header=header)  # at once: 100,000 files take a while
-                header = False
-            else:
-                tables.append(rows)
-            if maps:
-                maps.draw(batch)
-            broken += len(batch.broken)
-            bar.update(len(batch.paths) + len(batch.broken))
+    tables, broken = _predict(args, models, paths, maps)
     if args.json:
         output.print_json(output.records(pd.concat(tables)))
     elif not args.csv:
@@ -142,6 +130,32 @@ def main() -> None:
         log.info("maps: %s", args.maps)
     if broken:
         sys.exit(f"{broken:,} of {len(paths):,} files can't be read, and have no prediction")
+
+
+def _predict(
+    args: argparse.Namespace, models: Sequence[Model], paths: Sequence[Path], maps: Maps | None
+) -> tuple[list[pd.DataFrame], int]:
+    """Predict all files under a progress bar: a table per batch, and the number of files that can't be read.
+
+    With --csv each batch is printed at once, as 100,000 files take a while, and there are no tables.
+    """
+    tables: list[pd.DataFrame] = []
+    broken, header = 0, True
+    with logging_redirect_tqdm(), tqdm(total=len(paths), desc="predicting", unit="image", disable=None) as bar:
+        for batch in predicted(models, paths):
+            for error in batch.broken:
+                log.error("%s", error)
+            rows = table(batch, models[0].classes, args.top)
+            if args.csv:
+                rows.to_csv(sys.stdout, index=False, header=header)
+                header = False
+            else:
+                tables.append(rows)
+            if maps:
+                maps.draw(batch)
+            broken += len(batch.broken)
+            bar.update(len(batch.paths) + len(batch.broken))
+    return tables, broken
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -42,6 +42,7 @@ def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
 
 
 def main() -> None:
+    """Print the command that resumes a killed run, then run it in place of this process."""
     parser = argparse.ArgumentParser("python -m tuner.resume", description=__doc__)
     parser.add_argument("folder", type=Path, help="the run's folder, as in outputs/2026-11-24/12-00-00-000000")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as device=cpu, on another machine")

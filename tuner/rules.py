@@ -10,6 +10,8 @@ from tuner import InputError
 
 @dataclass(frozen=True)
 class Rule:
+    """A test of a value, and its description, which completes "KEY=VALUE must be"."""
+
     holds: Callable[[Any], bool]
     text: str
 
@@ -25,20 +27,24 @@ def is_number(value: Any) -> bool:
 
 
 def whole(least: int) -> Rule:
+    """Ints of at least `least`. Bools and floats such as 3.0 break the rule."""
     return Rule(lambda value: type(value) is int and value >= least, f"a whole number of at least {least}")
 
 
 def number(holds: Callable[[float], bool], text: str) -> Rule:
+    """Finite ints and floats for which `holds` is true."""
     return Rule(lambda value: is_number(value) and holds(value), text)
 
 
 def one_of(*values: Any) -> Rule:
+    """The given values. Types count: 1 is not true."""
     names = [{None: "null", True: "true", False: "false"}.get(value, value) for value in values]
     text = f"{', '.join(names[:-1])} or {names[-1]}"
     return Rule(lambda value: any(type(value) is type(known) and value == known for known in values), text)
 
 
 def or_null(rule: Rule) -> Rule:
+    """None, in addition to the values that `rule` allows."""
     return Rule(lambda value: value is None or rule.holds(value), f"{rule.text}, or null")
 
 

@@ -34,6 +34,7 @@ PAIRED = 4  # parameters drawn against each other on the page
 
 
 def main() -> None:
+    """Print a study as tables, CSV or JSON, write its figures, or follow its running sweep."""
     parser = _arguments()
     args = parser.parse_args()
     if (args.plots or args.html) and (args.best or args.watch or args.dashboard):
@@ -93,6 +94,7 @@ def _the_best(s: Inspection) -> optuna.trial.FrozenTrial:
 
 
 def show(s: Inspection, top: int, console: Console) -> None:
+    """Print the headline, tables, advice, and the command that repeats the best trial.   top: trials listed; 0: all."""
     console.print(Text(headline(s), "bold"), soft_wrap=True)
     print()
     for title, table in tables(s, top).items():
@@ -108,6 +110,7 @@ def show(s: Inspection, top: int, console: Console) -> None:
 
 
 def headline(s: Inspection) -> str:
+    """One line: the study's name and folder, the number of trials by state, and the time they took."""
     counts = ", ".join(f"{count} {state.lower()}" for state, count in s.states.most_common())
     took = s.trials.end.max() - s.trials.start.min()
     time_taken = f", {duration(took.total_seconds())}" if pd.notna(took) else ""
@@ -148,11 +151,13 @@ def listed(s: Inspection, trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def texts(s: Inspection) -> dict[str, list[str]]:
+    """How certain the results are and what to try next: lines by title, without empty sections."""
     lines_by_title = {"How sure that is": certainty(s), "What to try next": advice(s)}
     return {title: lines for title, lines in lines_by_title.items() if lines}
 
 
 def as_json(s: Inspection) -> dict[str, Any]:
+    """The study as values for JSON. The password of the storage is masked; missing values are None."""
     best, rows = s.best, output.records(s.trials)
     params = output.records(pd.DataFrame([best.params]))[0] if best else {}
     return {
@@ -204,6 +209,7 @@ def figures(s: Inspection) -> Iterator[tuple[str, Figure]]:
 
 
 def write_page(s: Inspection, path: Path) -> None:
+    """Write a web page: summary, tables, interactive figures, and all trials."""
     sections = [("Summary", output.html_text(headline(s)))]
     sections += [(title, output.html_table(table, path.parent)) for title, table in tables(s, 10).items()]
     sections += [(title, output.html_text("\n".join(lines))) for title, lines in texts(s).items()]

@@ -285,6 +285,7 @@ task.stages = STAGES  # type: ignore[attr-defined]
 
 
 def main() -> None:
+    """Train one run, or search with -m, from a config that Hydra composes. Refuses names of earlier versions."""
     try:
         earlier.refuse_old_names(sys.argv[1:])
     except InputError as error:

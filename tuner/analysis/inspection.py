@@ -48,6 +48,7 @@ class Inspection:
 
     @cached_property
     def frozen(self) -> list[FrozenTrial]:
+        """The study's trials by number, read from the storage once."""
         return self.study.get_trials(deepcopy=False)
 
     @property
@@ -92,6 +93,7 @@ class Inspection:
 
     @property
     def states(self) -> Counter[str]:
+        """The number of trials by state, such as COMPLETE or RUNNING."""
         return Counter(trial.state.name for trial in self.frozen)
 
     def folder_of(self, trial: FrozenTrial) -> str | None:

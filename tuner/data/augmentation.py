@@ -42,11 +42,11 @@ SIGNED: dict[str, Operation] = {
     "Sharpness": lambda x, s: functional.adjust_sharpness(x, 1 + 0.9 * s),
 }
 UNSIGNED: dict[str, Operation] = {
-    "Identity": lambda x, s: x,
+    "Identity": lambda x, _s: x,
     "Posterize": lambda x, s: functional.posterize(x, round(8 - 4 * s)),
     "Solarize": lambda x, s: functional.solarize(x, 255 * (1 - s)),
-    "AutoContrast": lambda x, s: functional.autocontrast(x),
-    "Equalize": lambda x, s: functional.equalize(x),
+    "AutoContrast": lambda x, _s: functional.autocontrast(x),
+    "Equalize": lambda x, _s: functional.equalize(x),
 }
 OPERATIONS = [*SIGNED.values(), *UNSIGNED.values()]
 
@@ -83,10 +83,12 @@ class Augment:
 
     @property
     def changes_images(self) -> bool:
+        """Whether `images` changes images: flip, crop, randaugment or erase is on."""
         return bool(self.flip or self.crop or self.randaugment or self.erase)
 
     @property
     def mixes(self) -> bool:
+        """Whether `mix` changes batches: mixup or cutmix is on."""
         return bool(self.mixup or self.cutmix)
 
     def images(self, x: torch.Tensor) -> torch.Tensor:

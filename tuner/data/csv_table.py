@@ -41,10 +41,12 @@ class Layout:
 
     @property
     def name(self) -> str:
+        """The file's name without its folder, for messages."""
         return self.path.name
 
     @property
     def n_pixels(self) -> int:
+        """The number of columns other than the label."""
         return len(self.columns) - 1
 
 

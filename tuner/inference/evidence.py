@@ -24,7 +24,7 @@ class Explainer:
         self.model = model
         [self.pool] = [module for module in model.modules() if isinstance(module, Pool)]
         seen: list[torch.Size] = []
-        handle = self.pool.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+        handle = self.pool.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape))
         with torch.inference_mode():
             model(torch.zeros(1, *model.input_shape, dtype=torch.uint8, device=model.device))
         handle.remove()
@@ -45,7 +45,7 @@ class Explainer:
         """Selvaraju et al., arXiv:1610.02391: the block's channels, weighted by the mean gradient of the logit."""
         kept: list[torch.Tensor] = []
 
-        def keep(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        def keep(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
             kept.append(args[0].detach().float().requires_grad_())
             return (kept[0],)
 

@@ -37,6 +37,7 @@ class Layers(nn.Module):
         self.normal = nn.LayerNorm(state["head.0.weight"].shape[1], elementwise_affine=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, F] -> logits [B, classes], in `precision`."""
         x = self.normal(x).to(self.precision)
         for layer in self.linear[:-1]:
             x = F.relu(layer(x))
@@ -92,6 +93,7 @@ class Model(nn.Module):
             return torch.logaddexp(log_p, mirrored) - math.log(2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, *input_shape] on the model's device -> calibrated probabilities, float32 [B, classes]."""
         return F.softmax(self.log_p(images) / self.temperature, dim=1)
 
     def read(self, path: str | Path) -> torch.Tensor:

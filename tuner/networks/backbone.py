@@ -185,7 +185,7 @@ class Backbone:
         """Images per batch in inference; a batch takes about the same memory for every network and image size."""
         sizes = [3 * self.image_size**2]
 
-        def note(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def note(_layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             sizes.append(sum(t.numel() for t in (*inputs, output) if isinstance(t, torch.Tensor)))
 
         layers = [layer for layer in self._net.modules() if not any(True for _ in layer.children())]
@@ -287,11 +287,16 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.leaves = leaves
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+    def create_args_for_root(
+        self,
+        root_fn: Any,
+        is_module: bool,  # noqa: ARG002 - torch's signature
+        concrete_args: Any = None,  # noqa: ARG002 - torch's signature
+    ) -> tuple[Any, list[Any]]:
         """Trace the images only; other arguments of the network keep their defaults."""
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - torch's signature
         return module_qualified_name in self.leaves
 
 

@@ -25,6 +25,7 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 1 or 3, H, W] -> `dtype` [B, 3, size, size], in channels-last layout."""
         x = images.float() / 255
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
@@ -40,6 +41,7 @@ class Pool(nn.Module):
         self.k, self.channels_last = k, channels_last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W], or [B, H, W, C] if channels_last, or [B, tokens, C], or [B, C] -> [B, F]."""
         if x.ndim == 4:
             x = x.permute(0, 3, 1, 2) if self.channels_last else x
             x = x if self.k is None else average_pool(x, self.k)
@@ -109,6 +111,7 @@ class Blocks(nn.Module):
         self.recompute = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Cached maps [B, C, H, W] or [B, tokens, C], or uint8 images [B, 1 or 3, H, W] -> features [B, F]."""
         if self.preprocess is not None:
             x = self.preprocess(x)
         if x.ndim == 4:

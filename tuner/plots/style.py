@@ -60,6 +60,7 @@ def figure(title: str, width: float = 9, height: float = 5.5, note: str = "") ->
 
 
 def axes(figure: Figure, place: Any = 111, **options: Any) -> Axes:
+    """Add axes without a frame, over a light grid.   place, options: of Figure.add_subplot."""
     axes = figure.add_subplot(place, **options)
     axes.spines[:].set_visible(False)
     axes.grid(color=GRID, linewidth=0.8)

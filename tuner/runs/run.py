@@ -90,6 +90,7 @@ class Run:
             self.tracker.log_epoch(epoch, metrics)
 
     def metrics(self) -> pd.DataFrame:
+        """The rows of metrics.csv so far, one per epoch."""
         return read_metrics(self.folder)
 
     def seconds(self) -> float:
@@ -159,4 +160,5 @@ def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def versions() -> dict[str, str]:
+    """The versions of tuner, Python and the packages in VERSIONS."""
     return {"tuner": __version__, "python": platform.python_version()} | {name: version(name) for name in VERSIONS}

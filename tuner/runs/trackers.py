@@ -31,6 +31,7 @@ class Tracker:
         self.failed = False
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Send an epoch's metrics, unless an earlier call failed."""
         if not self.failed:
             self._send(f"epoch {epoch} and later ones", lambda: self.to.log_epoch(epoch, metrics))
 
@@ -73,7 +74,7 @@ class TensorBoard:
 
     errors: tuple[type[Exception], ...] = (OSError,)
 
-    def __init__(self, folder: Path, study: str | None, name: str, config: Mapping[str, Any]):
+    def __init__(self, folder: Path, _study: str | None, _name: str, config: Mapping[str, Any]):
         with starting("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
             from torch.utils.tensorboard.summary import hparams
@@ -87,10 +88,12 @@ class TensorBoard:
             self.writer.file_writer.add_summary(summary)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Write each metric as a scalar at step `epoch`."""
         for key, value in metrics.items():
             self.writer.add_scalar(key, value, epoch)
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the results and the status, and close the file. A run that has not failed is marked as ended."""
         for key, value in final(result).items():
             self.writer.add_scalar(key, value)
         self.writer.add_text("status", status(result))
@@ -141,10 +144,12 @@ class MLflow:
             return self.client.get_experiment_by_name(name).experiment_id
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Send all metrics in one request, at step `epoch`. Raises one of `errors`."""
         now = round(time.time() * 1000)
         self.client.log_batch(self.run, [self.of.Metric(key, value, now, epoch) for key, value in metrics.items()])
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        """Send the results and the status, and end the run; MLflow shows a pruned run as KILLED."""
         self.log_epoch(result.get("epochs", 0), final(result))
         self.client.set_tag(self.run, "status", status(result))
         ends = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -179,9 +184,11 @@ class WandB:
             )
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Log all metrics at step `epoch`."""
         self.run.log(dict(metrics), step=epoch)
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the results and the status to the summary, and end the run; exit code 1 marks a failed one."""
         self.run.summary.update({"status": status(result), **final(result)})
         self.run.finish(exit_code=int(result["status"] == "failed"))
 

@@ -42,7 +42,7 @@ class Budget:
         *,
         n_trials: int,
         retries: int,
-        on_trial_end: Callable[[int, Outcome], None] = lambda number, outcome: None,
+        on_trial_end: Callable[[int, Outcome], None] = lambda _number, _outcome: None,
     ):
         self.study, self.locks, self.owner = study, locks, owner
         self.n_trials, self.retries, self.on_trial_end = n_trials, retries, on_trial_end

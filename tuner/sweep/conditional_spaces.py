@@ -11,7 +11,7 @@ LR = {"adamw": (1e-4, 1e-2), "adam": (1e-4, 1e-2), "sgd": (1e-3, 1e-1)}
 WEIGHT_DECAY = {"adamw": (1e-4, 1e-1), "adam": (1e-6, 1e-3), "sgd": (1e-6, 1e-3)}
 
 
-def wide(cfg: DictConfig, trial: Trial) -> None:
+def wide(_cfg: DictConfig, trial: Trial) -> None:
     """The parameters of hparams_search=optuna_wide that depend on the optimizer, image size, last block and depth."""
     optimizer, last_block = trial.params["optimizer"], trial.params["model.last_block"]
     trial.suggest_float("optimizer.lr", *LR[optimizer], log=True)

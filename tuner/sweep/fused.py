@@ -71,6 +71,7 @@ class Fused:
         self.stack = stack
 
     def setup(self, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what launches need. Raises InputError if `stack` is neither auto nor a whole number of at least 1."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         if self.stack != "auto" and not (type(self.stack) is int and self.stack >= 1):
             raise InputError(f"hydra.launcher.stack={self.stack} must be a whole number of at least 1, or auto")

@@ -16,11 +16,15 @@ from omegaconf import MISSING, DictConfig
 
 @dataclass
 class NopPruner:
+    """Prunes no trial."""
+
     _target_: str = "optuna.pruners.NopPruner"
 
 
 @dataclass
 class MedianPruner:
+    """Prunes a trial whose best value so far is worse than the median of the other trials at the same step."""
+
     _target_: str = "optuna.pruners.MedianPruner"
     n_startup_trials: int = 5
     n_warmup_steps: int = 0
@@ -30,12 +34,16 @@ class MedianPruner:
 
 @dataclass
 class PercentilePruner(MedianPruner):
+    """Prunes a trial whose best value so far is outside the best `percentile` percent at the same step."""
+
     _target_: str = "optuna.pruners.PercentilePruner"
     percentile: float = 25.0
 
 
 @dataclass
 class SuccessiveHalvingPruner:
+    """Asynchronous successive halving: each rung keeps the best 1 / reduction_factor. Li et al., arXiv:1810.05934."""
+
     _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
     min_resource: Any = "auto"
     reduction_factor: int = 4
@@ -45,6 +53,8 @@ class SuccessiveHalvingPruner:
 
 @dataclass
 class HyperbandPruner:
+    """Successive halving with several minimum resources at once. Li et al., arXiv:1603.06560."""
+
     _target_: str = "optuna.pruners.HyperbandPruner"
     min_resource: int = 1
     max_resource: Any = "auto"
@@ -54,6 +64,8 @@ class HyperbandPruner:
 
 @dataclass
 class WilcoxonPruner:
+    """Prunes a trial that a Wilcoxon signed-rank test finds worse than the best, paired by step."""
+
     _target_: str = "optuna.pruners.WilcoxonPruner"
     p_threshold: float = 0.1
     n_startup_steps: int = 2
@@ -61,6 +73,8 @@ class WilcoxonPruner:
 
 @dataclass
 class ThresholdPruner:
+    """Prunes a trial that reports NaN or a value outside lower..upper."""
+
     _target_: str = "optuna.pruners.ThresholdPruner"
     lower: float | None = None
     upper: float | None = None
@@ -122,14 +136,18 @@ class TunerSweeper(Sweeper):
         self.sweeper = AsyncSweeper(**options)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Prepare the sweep. Hydra calls this once, before `sweep`."""
         self.sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep that the command-line overrides describe. Returns what AsyncSweeper.sweep returns."""
         return self.sweeper.sweep(arguments)
 
 
 @dataclass
 class FusedLauncherConf:
+    """The keys of hydra/launcher=fused."""
+
     _target_: str = "tuner.sweep.plugin.FusedLauncher"
     # how many trials train together, at most; auto: as many as is fast on the device
     stack: Any = "auto"
@@ -144,9 +162,11 @@ class FusedLauncher(Launcher):
         self.fused = Fused(stack)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Prepare launches. Raises InputError if `stack` is neither auto nor a whole number of at least 1."""
         self.fused.setup(hydra_context, task_function, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run jobs with the numbers initial_job_idx, + 1, ... Returns a JobReturn per job, in order."""
         return self.fused.launch(job_overrides, initial_job_idx)
 
 

@@ -82,7 +82,7 @@ def _unusable(spec: str, error: Exception) -> InputError:
 
 
 @lru_cache
-def _open(spec: str, pid: int) -> BaseStorage:  # one per process: connections don't survive a fork
+def _open(spec: str, _pid: int) -> BaseStorage:  # one per process: connections don't survive a fork
     if spec.startswith("{"):
         store = hydra.utils.instantiate(json.loads(spec), _execution_whitelist_=TRUSTED)
         return cached(store)
@@ -150,7 +150,7 @@ def _write_ahead(path: Path) -> bool:
 
 
 class _JournalReader(JournalFileBackend):
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:  # noqa: ARG002 - Optuna's signature
         raise InputError("this study was opened for reading only")
 
 

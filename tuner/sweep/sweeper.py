@@ -295,7 +295,7 @@ def interruptible(slots: launchers.Slots) -> Iterator[None]:
     that comes during the fork. The pool would wait forever. The study can be continued all the same.
     """
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     if slots.forks or threading.current_thread() is not threading.main_thread():

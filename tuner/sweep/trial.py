@@ -126,11 +126,13 @@ class Outcome:
 
     @classmethod
     def failed(cls, error: BaseException) -> "Outcome":
+        """FAIL, with the error in one line of at most 2,000 characters, and the end of its traceback."""
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return cls("FAIL", error=text[:2000], traceback="".join(traceback.format_exception(error))[-20_000:])
 
     @property
     def trial_state(self) -> TrialState:
+        """`state` as Optuna's enum."""
         return TrialState[self.state]
 
 
@@ -154,6 +156,7 @@ class Job:
         return self.__dict__ | {"study": None}
 
     def __call__(self, cfg: DictConfig) -> Any:
+        """Run the job. Returns the objective, or Pruned; raises the task's error once the outcome is recorded."""
         started = self._start()
         stages = stages_of(self.task)
         if stages:
@@ -171,7 +174,7 @@ class Job:
         if inner is None:
             return None
 
-        def prepare(cfg: DictConfig, trial: RunningTrial | None) -> tuple[_Started, Any]:
+        def prepare(cfg: DictConfig, _trial: RunningTrial | None) -> tuple[_Started, Any]:
             started = self._start()
             return started, self._attempt(started, lambda: inner.prepare(cfg, started.trial), last=False)
 
@@ -258,12 +261,14 @@ class LastRun:
     best: RunningTrial
 
     def __call__(self, cfg: DictConfig) -> Any:
+        """Run the job. It reports no intermediate values: its trial is complete."""
         _quiet_console()
         stages = stages_of(self.task)
         return stages.run(cfg, self.best) if stages else self.task(cfg)
 
 
 def set_outcome(trial: Trial, outcome: Outcome) -> None:
+    """Record the outcome in the study. The sweep, or one that resumes it, tells it to Optuna."""
     set_system_attr(trial.study, trial, OUTCOME, outcome.__dict__)
 
 

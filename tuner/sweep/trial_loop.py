@@ -125,11 +125,9 @@ class TrialLoop:
             if not self.any_job_returned and not any(self._started(number) for number, _ in jobs):
                 raise InputError(f"the launcher cannot start jobs: {type(error).__name__}: {error}") from error
             reason = " ".join(f"its process ended: {type(error).__name__}: {error}".split())
-            for number, _ in jobs:
-                self.budget.finish_lost(number, reason, interrupted=self.monitor.interrupted.is_set())
+            self._finish_lost(jobs, reason, interrupted=self.monitor.interrupted.is_set())
         except BaseException as error:
-            for number, _ in jobs:
-                self.budget.finish_lost(number, f"interrupted by {type(error).__name__}", interrupted=True)
+            self._finish_lost(jobs, f"interrupted by {type(error).__name__}", interrupted=True)
             raise
         else:
             self.any_job_returned = True
@@ -148,6 +146,11 @@ class TrialLoop:
                 self.budget.tell(number, Outcome.failed(result))
         if disk_error:
             raise disk_error
+
+    def _finish_lost(self, jobs: Sequence[tuple[int, list[str]]], reason: str, *, interrupted: bool) -> None:
+        """Finish the trials of jobs that returned nothing: with the outcome a job wrote, else failed, to be retried."""
+        for number, _ in jobs:
+            self.budget.finish_lost(number, reason, interrupted=interrupted)
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> Sequence[JobReturn]:
         """One call of the launcher for each run of contiguous numbers; other sweeps may have the numbers in between."""

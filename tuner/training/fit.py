@@ -32,7 +32,7 @@ def fit(
     x: torch.Tensor,
     labels: torch.Tensor,
     *,
-    on_epoch: OnEpoch = lambda epoch, metrics: (),
+    on_epoch: OnEpoch = lambda _epoch, _metrics: (),
     num_classes: int,
     feature_size: int,
     device: torch.device,

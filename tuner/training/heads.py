@@ -185,7 +185,7 @@ class _Product(torch.autograd.Function):
     """[B, F] -> [B, R]. Writes the gradients of weights and biases to the memory of the parameters' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, token: torch.Tensor, first: First) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, _token: torch.Tensor, first: First) -> torch.Tensor:
         ctx.first = first
         ctx.save_for_backward(x)
         return first.product(x)

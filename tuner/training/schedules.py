@@ -18,6 +18,6 @@ def cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def constant(progress: float) -> float:
+def constant(progress: float) -> float:  # noqa: ARG001 - schedules share this signature
     """Always 1."""
     return 1.0

@@ -39,10 +39,12 @@ class Setup:
 
     @cached_property
     def x(self) -> torch.Tensor:
+        """Inputs of the pool: uint8 images [N, C, H, W], or features [N * views, ...]; computed on first access."""
         return self._inputs(self.data.pool, self.views)
 
     @cached_property
     def x_test(self) -> torch.Tensor:
+        """Inputs of the test images, likewise, with `test_views` of each image."""
         return self._inputs(self.data.test, self.test_views)
 
     @cached_property
@@ -52,6 +54,7 @@ class Setup:
 
     @property
     def trains_heads_alone(self) -> bool:
+        """Whether all blocks are frozen, so only the head is trained."""
         return self.backbone.frozen == self.backbone.last_block
 
     def cost(self, head: Head) -> dict[str, float]:
