@@ -270,23 +270,30 @@ def test_a_pruned_trial_is_no_failure_and_leaves_no_traceback(toy):
 
 
 @pytest.mark.parametrize(
-    "pruner",
+    ("pruner", "options"),
     [
-        "none",
-        "median",
-        "percentile",
-        "successive_halving",
-        "hyperband",
-        "wilcoxon",
-        "threshold",
-        "patient",
+        ("none", []),
+        ("median", []),
+        ("percentile", []),
+        ("successive_halving", ["min_resource=1"]),
+        ("hyperband", []),
+        ("wilcoxon", []),
+        ("threshold", ["upper=2"]),
     ],
 )
-def test_every_pruner_composes_and_runs(toy, pruner):
-    extra = ["hydra.sweeper.pruner.upper=2"] if pruner == "threshold" else []
-    done = toy.run(f"hydra/sweeper/pruner={pruner}", "steps=4", "hydra.sweeper.n_trials=8", *extra)
+def test_every_pruner_prunes(toy, pruner, options):
+    extra = [f"hydra.sweeper.pruner.{option}" for option in options]
+    done = toy.run(f"hydra/sweeper/pruner={pruner}", "steps=9", "hydra.sweeper.n_trials=20", *extra)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert set(toy.states()) <= {"COMPLETE", "PRUNED"}
+    assert set(toy.states()) == ({"COMPLETE"} if pruner == "none" else {"COMPLETE", "PRUNED"})
+
+
+def test_the_patient_pruner_ends_trials_that_get_worse(toy):
+    """All do: the values of the toy program fall, and are to be maximised."""
+    options = ("hydra.sweeper.pruner.patience=1", "hydra.sweeper.direction=maximize", "steps=9")
+    done = toy.run("hydra/sweeper/pruner=patient", *options)
+    assert done.returncode == 1
+    assert set(toy.states()) == {"PRUNED"}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii", "gp", "qmc"])
