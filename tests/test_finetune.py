@@ -482,7 +482,7 @@ def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path):
 
 
 def test_resume_says_why_it_can_not(tmp_path):
-    with pytest.raises(InputError, match="there is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         resume.command(tmp_path / "nowhere")
     words = [sys.executable, "-m", "tuner.resume", str(tmp_path)]
     done = subprocess.run(words, text=True, capture_output=True, check=False)

@@ -237,7 +237,7 @@ WRONG = [  # arguments, what the one line says
     (("model.pool=99",), "model.pool=99 does not fit"),
     (("model.weights=nowhere.pth",), r"model.weights=nowhere.pth is no file .*and no weights of vgg16; use bundled"),
     (("model.weights=IMAGENET",), r"model.weights=IMAGENET is no file .*; use bundled, IMAGENET1K_V1"),
-    (("+model.colour=red",), "model.colour is no key of this config; there are frozen, head, image_size"),
+    (("+model.colour=red",), "model.colour is not a key of the config; the keys are frozen, head, image_size"),
     (("device=cuda:77",), "device=cuda:77"),
     (("device=tpu",), "device=tpu must be auto, cpu"),
     (("+optimizer.foo=1",), "optimizer: .*unexpected keyword argument 'foo'"),

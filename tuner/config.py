@@ -230,7 +230,7 @@ def _section(section: Any, values: Any, prefix: str) -> Any:
         given["target"] = Target(prefix.rstrip("."), others)
     elif others:
         first = next(iter(others))
-        raise InputError(f"{prefix}{first} is no key of this config; there are {', '.join(sorted(known))}")
+        raise InputError(f"{prefix}{first} is not a key of the config; the keys are {', '.join(sorted(known))}")
     for required in fields(section):
         if required.name not in given and required.default is MISSING and required.default_factory is MISSING:
             raise InputError(f"{prefix}{required.name} has no default; give it, as in {prefix}{required.name}=VALUE")
@@ -269,7 +269,7 @@ def written(folder: Path) -> DictConfig:
 
 
 def _start_folder(hydra_yaml: Path) -> Path | None:
-    """The folder that a run was started in, from its hydra.yaml; None where there is no such file."""
+    """The folder in which a run was started, from its hydra.yaml; None without that file."""
     if not hydra_yaml.is_file():
         return None
     try:

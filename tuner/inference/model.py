@@ -136,8 +136,8 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
 
     run: a run folder, a search's best/, or a .safetensors file in one: best/ has one a seed.
     device: auto, cpu, cuda, cuda:N or mps.   precision: bf16, fp32, or auto, which is as the run's own config has it.
-    Raises InputError where there is no run, it has not ended, an older version wrote it, something of it is damaged, or
-    the pretrained weights below what was trained are gone or have changed.
+    Raises InputError if the run is missing, unfinished, damaged or from a version before calibration, or if its
+    pretrained weights are missing or have changed.
     """
     PRECISION.check("precision", precision)
     path = file_of(run)

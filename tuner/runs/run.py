@@ -1,4 +1,4 @@
-"""A run folder, written so that a killed run leaves whole files."""
+"""Writing a run folder: a killed run leaves only whole files."""
 
 import csv
 import io
@@ -108,7 +108,7 @@ class Run:
             file.write(save(tensors, metadata={key: json.dumps(value) for key, value in about.items()}))
 
     def save_table(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
-        """A CSV file of the given rows, the first of which is the header."""
+        """Write a CSV file. rows: the header, then the rows."""
         write_table(self.folder / name, rows)
 
     def save_config(self, text: str) -> None:
@@ -152,7 +152,7 @@ def _job_log() -> logging.Logger:
 
 
 def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """A CSV file of the given rows, the first of which is the header."""
+    """Write a CSV file. rows: the header, then the rows."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     with replacing(path) as file:

@@ -1,4 +1,4 @@
-"""What Hydra sees: `hydra/launcher=fused`, and `hydra/sweeper=tuner`, which takes hydra-optuna-sweeper's configs."""
+"""The plugins and their config schemas: `hydra/launcher=fused` and `hydra/sweeper=tuner`, a superset of the upstream sweeper."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ class ThresholdPruner:
 
 @dataclass
 class PatientPruner:
-    """Prunes, where `wrapped_pruner` would (null: in any case), after `patience` steps without an improvement."""
+    """Prunes after `patience` steps without improvement, if `wrapped_pruner` (null: always) would prune, too."""
 
     _target_: str = "optuna.pruners.PatientPruner"
     wrapped_pruner: Any = None
@@ -106,29 +106,29 @@ PRUNERS = {
 
 @dataclass
 class TunerSweeperConf(OptunaSweeperConf):
-    """hydra-optuna-sweeper's keys, with other defaults where they lost work, and some more."""
+    """hydra-optuna-sweeper's keys, with safer defaults, and some more."""
 
     _target_: str = "tuner.sweep.plugin.TunerSweeper"
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}, {"pruner": "none"}])
-    pruner: Any = MISSING  # also one from a YAML file, of which there is no dataclass
-    # sqlite:///FILE, journal:///FILE, any database URL; null: in memory, which nobody can resume or look into
+    pruner: Any = MISSING  # not a dataclass, because it may come from a YAML file
+    # sqlite:///FILE, journal:///FILE, or any database URL; null: in memory, which cannot be resumed or inspected
     storage: Any = "sqlite:///multirun/optuna.db"
-    # jobs that run at once, where the launcher can
+    # number of jobs that run at once, if the launcher can
     n_jobs: int = 1
-    # the sweep ends when more than this share of n_trials has failed; 0: at the first
+    # the sweep stops when more than this share of n_trials has failed; 0: at the first failure
     max_failure_rate: float = 1.0
     # the same as max_failure_rate: 0
     fail_fast: bool = False
-    # how often a trial whose process was killed is tried again, before that counts as its failure
+    # how often a trial whose process was killed is retried before it counts as failed
     retries: int = 2
-    # whether trial 0 is the config as it is composed without the search
+    # whether trial 0 uses the config without any searched values
     baseline: bool = True
-    # trials to begin with: dicts of parameters, or names of studies in the same storage, whose best one is taken
+    # the first trials: dicts of parameters, or names of studies in the same storage, whose best trial is used
     enqueue: list[Any] = field(default_factory=list)
 
 
 class TunerSweeper(Sweeper):
-    """See tuner.sweep.sweeper, which is imported only where it sweeps."""
+    """The sweeper for Hydra. tuner.sweep.sweeper is imported only when a sweep starts."""
 
     def __init__(self, **options: Any):
         from tuner.sweep.sweeper import AsyncSweeper
@@ -149,12 +149,12 @@ class FusedLauncherConf:
     """The keys of hydra/launcher=fused."""
 
     _target_: str = "tuner.sweep.plugin.FusedLauncher"
-    # how many trials train together, at most; auto: as many as is fast on the device
+    # the largest number of trials that train together; auto: by the device
     stack: Any = "auto"
 
 
 class FusedLauncher(Launcher):
-    """See tuner.sweep.fused, which is imported only where it launches."""
+    """The launcher for Hydra. tuner.sweep.fused is imported only when jobs are launched."""
 
     def __init__(self, stack: int | str):
         from tuner.sweep.fused import Fused
@@ -171,14 +171,14 @@ class FusedLauncher(Launcher):
 
 
 def store(name: str) -> None:
-    """Make the sweeper known to Hydra as `hydra/sweeper=NAME`."""
+    """Register the sweeper with Hydra as `hydra/sweeper=NAME`."""
     ConfigStore.instance().store(
         group="hydra/sweeper", name=name, node=TunerSweeperConf, provider="tuner", replace=True
     )
 
 
 def register() -> None:
-    """For tuner's own commands, also where tuner is not installed: there `hydra/sweeper=optuna` is this one, too."""
+    """Register the plugins for tuner's own commands, installed or not; `hydra/sweeper=optuna` is then ours."""
     Plugins.instance().register(TunerSweeper)
     Plugins.instance().register(FusedLauncher)
     store("optuna")

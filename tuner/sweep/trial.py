@@ -169,7 +169,7 @@ class Job:
 
     @property
     def stages(self) -> Stages | None:
-        """The task's stages, each of which also accounts for the trial."""
+        """The task's stages, which also record the outcome of the trial."""
         inner = stages_of(self.task)
         if inner is None:
             return None

@@ -20,7 +20,7 @@ from tuner.training.spec import Spec
 log = logging.getLogger(__name__)
 MOST = 1 / 20  # of a run's time that goes into writing
 IRRELEVANT = ("study", "cache_dir")  # keys that do not affect the training
-LONG = 60  # seconds of a run after which its log says how to go on with it
+LONG = 60  # seconds after which a run's log says how to resume it
 
 
 class Checkpoint:
