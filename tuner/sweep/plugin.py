@@ -1,4 +1,4 @@
-"""The plugins and their config schemas: `hydra/launcher=fused` and `hydra/sweeper=tuner`, a superset of the upstream sweeper."""
+"""Hydra plugins and their config schemas: `hydra/launcher=fused`, and `hydra/sweeper=tuner`, which extends upstream."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
