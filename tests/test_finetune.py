@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 import torch
@@ -256,7 +257,22 @@ def test_the_objective_may_be_balanced_accuracy(command):
     assert code == 0, output
     code, output = command(*TINY, "objective=recall")
     assert code == 1
-    assert "objective=recall must be accuracy, balanced_accuracy or accuracy_and_cost" in output
+    assert "objective=recall must be one of accuracy, balanced_accuracy, macro_f1, top5_accuracy, auroc, " in output
+
+
+def test_a_search_maximises_any_metric(command):
+    search = ("-m", "hparams_search=random", "study=mine", "hydra.sweeper.n_trials=2", "final.seeds=0", "epochs=2")
+    code, output = command(*search, *TINY, "objective=neg_log_loss", "keep=best")
+    assert code == 0, output
+    study = optuna.load_study(study_name="mine", storage="sqlite:///multirun/optuna.db")
+    assert study.metric_names == ["neg_log_loss"]
+    for trial in study.trials:
+        losses = pd.read_csv(Path("multirun/mine", str(trial.number), "metrics.csv")).val_loss
+        assert list(trial.intermediate_values.values()) == pytest.approx([-loss for loss in losses], rel=1e-5)
+        assert trial.value == pytest.approx(-losses.min(), rel=1e-5)
+    code, output = command(*TINY, "objective=top5_accuracy")
+    assert code == 1
+    assert "objective=top5_accuracy needs at least 6 classes; there are 4" in output
 
 
 def test_a_warm_start_begins_where_the_other_run_ended(command):
