@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tuner.analysis.advice import advice, certainty
-from tuner.analysis.inspection import Inspection
+from tuner.analysis.loaded_study import LoadedStudy
 from tuner.sweep import budget
 
 UNIT, LR = FloatDistribution(0, 1), FloatDistribution(1e-5, 1e-1, log=True)
@@ -31,7 +31,7 @@ def trial(value, state=COMPLETE, /, *, system=None, user=None, **params):
 def study(trials, direction="maximize", name="mine", folder=None):
     made = optuna.create_study(direction=direction, study_name=name)
     made.add_trials(trials)
-    return Inspection(made, "memory", folder)
+    return LoadedStudy(made, "memory", folder)
 
 
 FLATTERED = "; p is too small, as the best was chosen on these images"
@@ -263,8 +263,8 @@ def test_of_many_parameters_each_may_matter_little(shares, count, expected):
 def test_of_several_objectives_little_is_said():
     made = optuna.create_study(directions=["maximize", "minimize"])
     made.add_trials([create_trial(values=[k, k], params={"x": 1.0}, distributions={"x": UNIT}) for k in range(30)])
-    assert advice(Inspection(made, "memory", None)) == []
-    assert certainty(Inspection(made, "memory", None)) == []
+    assert advice(LoadedStudy(made, "memory", None)) == []
+    assert certainty(LoadedStudy(made, "memory", None)) == []
 
 
 def test_a_grid_is_not_asked_for_more():

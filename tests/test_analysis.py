@@ -15,15 +15,15 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from tuner import InputError
-from tuner.analysis import inspection
-from tuner.analysis.inspection import Inspection
+from tuner.analysis import loaded_study
+from tuner.analysis.loaded_study import LoadedStudy
 from tuner.sweep import storage
 
 UNIT = FloatDistribution(0, 1)
 INF, NAN = float("inf"), float("nan")
 
 
-def made(trials, **options) -> Inspection:
+def made(trials, **options) -> LoadedStudy:
     """A study in memory. trials: of each its value(s), or a state without, and its parameters."""
     study = optuna.create_study(**options)
     for told, params in trials:
@@ -36,7 +36,7 @@ def made(trials, **options) -> Inspection:
             study.add_trial(create_trial(state=told, **parts))
         else:
             study.add_trial(create_trial(values=told if isinstance(told, list) else [told], **parts))
-    return Inspection(study, "memory", None)
+    return LoadedStudy(study, "memory", None)
 
 
 # Where it is
@@ -96,7 +96,7 @@ URL = "sqlite:///multirun/optuna.db"
 )
 def test_it_is_found_by_what_people_call_it(two, monkeypatch, here, where, url, found):
     monkeypatch.chdir(two / here)
-    s = inspection.load(where and where.format(cwd=two), url and url.format(cwd=two))
+    s = loaded_study.load(where and where.format(cwd=two), url and url.format(cwd=two))
     assert s.study.study_name == found
     assert s.folder.resolve() == two / "multirun" / found
     assert len(s.trials) == 2
@@ -122,7 +122,7 @@ def test_what_is_not_there_is_named_with_a_way_out(two, monkeypatch, here, where
     monkeypatch.chdir(two / here)
     before = sorted(two.rglob("*"))
     with pytest.raises(InputError, match=message.format(cwd=two)):
-        inspection.load(where, url)
+        loaded_study.load(where, url)
     assert sorted(two.rglob("*")) == before
 
 
@@ -132,7 +132,7 @@ def test_a_folder_that_was_moved_with_its_storage_is_whole(own, monkeypatch):
     old.rename(new)
     monkeypatch.chdir(new)
     for where in ("multirun/toy", "toy", None, new / "multirun/toy/1"):
-        s = inspection.load(where)
+        s = loaded_study.load(where)
         assert s.study.study_name == "toy"
         assert [Path(folder).resolve() for folder in s.trials.folder] == [
             new / "multirun/toy/0",
@@ -141,14 +141,14 @@ def test_a_folder_that_was_moved_with_its_storage_is_whole(own, monkeypatch):
     monkeypatch.chdir("/")
     (new / "multirun/optuna.db").unlink()
     with pytest.raises(InputError, match=f"no file {new}/multirun/optuna.db"):
-        inspection.load(new / "multirun/toy")
+        loaded_study.load(new / "multirun/toy")
     new.rename(old)
 
 
 def test_a_copy_is_read_from_its_own_storage_once_the_first_is_gone(own):
     shutil.copytree("multirun", "copied/multirun")
     shutil.rmtree("multirun")
-    s = inspection.load("copied/multirun/toy")
+    s = loaded_study.load("copied/multirun/toy")
     assert s.spec == f"sqlite:///{own.folder}/copied/multirun/optuna.db"
     assert all(Path(folder).is_dir() for folder in s.trials.folder)
 
@@ -164,11 +164,11 @@ def test_a_study_that_is_out_of_reach_says_why(toy, kept):
         "postgresql": r"the study is in postgresql://ann:\*\*\*@127.0.0.1:1/db: give it with the password",
     }[kept.partition("+")[0].partition(":")[0]]
     with pytest.raises(InputError, match=message):
-        inspection.load("multirun/toy")
+        loaded_study.load("multirun/toy")
     if kept != "null":
         pytest.importorskip("psycopg")
         with pytest.raises(InputError, match="refused") as error:
-            inspection.load("multirun/toy", kept)
+            loaded_study.load("multirun/toy", kept)
         assert "secret" not in str(error.value)
 
 
@@ -177,7 +177,7 @@ def test_a_sweep_in_a_journal(toy):
     toy.run("hydra.sweeper.n_trials=2", f"hydra.sweeper.storage={url}")
     before = Path("multirun/studies.log").read_bytes()
     for where, given in ((None, None), ("multirun/toy", None), ("toy", url), (None, url)):
-        assert list(inspection.load(where, given).trials.state) == ["COMPLETE"] * 2
+        assert list(loaded_study.load(where, given).trials.state) == ["COMPLETE"] * 2
     assert Path("multirun/studies.log").read_bytes() == before
 
 
@@ -185,7 +185,7 @@ def test_the_newest_is_the_one_that_was_swept_last(own):
     own.run(
         "hydra.sweeper.n_trials=3", "hydra.sweep.dir='multirun/other one ü'", "hydra.sweeper.study_name='other one ü'"
     )
-    assert inspection.load().study.study_name == "other one ü"
+    assert loaded_study.load().study.study_name == "other one ü"
 
 
 def test_a_study_of_optuna_alone(tmp_path):
@@ -197,14 +197,14 @@ def test_a_study_of_optuna_alone(tmp_path):
         study.set_metric_names(["F1", "cost"])
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1), n_trials=3)
     study._storage._backend.engine.dispose()
-    s = inspection.load(None, url)  # the newest that has a trial
+    s = loaded_study.load(None, url)  # the newest that has a trial
     assert (s.study.study_name, s.folder, s.objectives, s.goals) == (
         "mine",
         None,
         ["F1", "cost"],
         ["maximize", "minimize"],
     )
-    assert list(s.trials.columns) == ["number", "state", "value_0", "value_1", *inspection.COLUMNS, "x"]
+    assert list(s.trials.columns) == ["number", "state", "value_0", "value_1", *loaded_study.COLUMNS, "x"]
     assert s.trials.folder.isna().all()
     assert s.overrides(s.frozen[0]) == [f"x={s.frozen[0].params['x']}"]
     assert list(tmp_path.iterdir()) == [tmp_path / "plain.db"]
@@ -215,9 +215,9 @@ def test_a_study_of_optuna_alone(tmp_path):
 
 def test_the_table_of_a_sweep(toy):
     toy.run("n=choice(1,2)", "does=1-raise 2-nan", "hydra.sweeper.max_failure_rate=1")
-    s = inspection.load()
+    s = loaded_study.load()
     t = s.trials
-    assert list(t.columns) == ["number", "state", "value", *inspection.COLUMNS, "x", "n"]
+    assert list(t.columns) == ["number", "state", "value", *loaded_study.COLUMNS, "x", "n"]
     assert list(t.number) == list(range(6))
     assert list(t.state) == [trial.state.name for trial in toy.study().trials]
     assert (s.states["FAIL"], s.states["COMPLETE"]) == (2, 4)
@@ -238,7 +238,7 @@ def test_a_trial_that_was_lost_and_tried_again(toy):
     done = toy.command("does=1-kill", "hydra.sweeper.n_trials=3")
     assert done.returncode != 0
     toy.run("hydra.sweeper.n_trials=3", "does=")
-    s = inspection.load()
+    s = loaded_study.load()
     assert list(s.trials.state) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert "it is retried" in s.trials.error[1]
     assert (s.trials.x[1], s.trials.x[2]) == pytest.approx([s.trials.x[1]] * 2)
@@ -279,7 +279,7 @@ def test_the_best_and_the_front(trials, directions, best, front, judged):
 
 
 def test_a_parameter_called_like_a_column():
-    names = ["number", "trial", "state", "value", "value_0", "values.x", *inspection.COLUMNS]
+    names = ["number", "trial", "state", "value", "value_0", "values.x", *loaded_study.COLUMNS]
     s = made([(k, dict.fromkeys(names, k / 20)) for k in range(20)])
     assert {p.name for p in s.parameters} == {*(f"params.{name}" for name in names if name != "values.x"), "values.x"}
     assert sorted(s.searched) == sorted(names)
@@ -354,7 +354,7 @@ def test_what_the_objectives_are_called(tmp_path, result, values, objectives):
     study.add_trial(create_trial(values=values, user_attrs={"output_dir": str(tmp_path)}))
     if result is not None:
         (tmp_path / "result.json").write_text(json.dumps(result))
-    assert Inspection(study, "memory", None).objectives == objectives
+    assert LoadedStudy(study, "memory", None).objectives == objectives
 
 
 def test_strange_values_on_the_way():
@@ -363,7 +363,7 @@ def test_strange_values_on_the_way():
     for step, value in enumerate([1.0, NAN, INF, -INF]):
         trial.report(value, step)
     study.tell(trial, 1.0)
-    assert list(map(str, Inspection(study, "memory", None).curves[0].values())) == ["1.0", "nan", "inf", "-inf"]
+    assert list(map(str, LoadedStudy(study, "memory", None).curves[0].values())) == ["1.0", "nan", "inf", "-inf"]
 
 
 def test_times_are_times():

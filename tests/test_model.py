@@ -150,7 +150,10 @@ REFUSED = [
     ("unfinished", r"has no model\.safetensors: the run is still going, or was killed, pruned or failed"),
     ("a sweep", r"is a sweep, not a run; its retrained best is .*best"),
     ("cut off", r"model\.safetensors is damaged"),
-    ("older", r"is of an older version of tuner, without input_shape, .*: train it again, with the overrides in "),
+    (
+        "older",
+        r"by an older version of tuner, without input_shape, .*: train it again, with the overrides in ",
+    ),
     ("other weights", r"model\.weights=bundled are not the weights that it was trained on: restore those"),
     ("no config", r"has no \.hydra/config\.yaml: keep a model in the folder of its run"),
     ("config damaged", r"config\.yaml can't be read"),

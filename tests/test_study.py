@@ -25,7 +25,7 @@ import yaml
 from rich.console import Console
 
 from tuner import InputError, study
-from tuner.analysis import inspection
+from tuner.analysis import loaded_study
 from tuner.sweep import storage
 
 PACKAGE = str(Path(study.__file__).parents[1])
@@ -87,7 +87,7 @@ def searched(tmp_path_factory):
 @pytest.fixture
 def mine(searched, monkeypatch):
     monkeypatch.chdir(searched)
-    return inspection.load("multirun/mine")
+    return loaded_study.load("multirun/mine")
 
 
 def test_what_it_says_of_a_search(look, mine):
@@ -106,7 +106,7 @@ def test_what_it_says_of_a_search(look, mine):
 
 def test_the_best_runs_again_to_the_very_value(look, command, searched, tmp_path, monkeypatch):
     monkeypatch.chdir(searched)
-    value = inspection.load().best.value
+    value = loaded_study.load().best.value
     words = shlex.split(look("--best"))
     assert "data=synthetic" in words
     assert not [word for word in words if word.startswith(("study", "hparams_search", "final"))]
@@ -252,7 +252,7 @@ SEVERAL = (
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SEVERAL)) for kind in KINDS])
 def test_every_study_is_shown(look, tmp_path, kind):
     url, directions = kept(tmp_path, kind), KINDS[kind][0]
-    s = inspection.load(kind, url)
+    s = loaded_study.load(kind, url)
     before, there = (tmp_path / "plain.db").read_bytes(), [kind, "--storage", url]
 
     printed = look(*there)
@@ -300,7 +300,7 @@ def test_overrides_with_quotes_and_spaces_come_back_whole(look, toy):
     made = toy.study()
     for trial in made.trials:
         written = yaml.safe_load(Path(f"multirun/toy/{trial.number}/.hydra/overrides.yaml").read_text())
-        s = inspection.load()
+        s = loaded_study.load()
         assert s.overrides(trial) == ["--config-name", "toy", *written]
     printed = look("--best")
     through_xargs = subprocess.run(["xargs", "printf", "%s\\n"], input=printed, capture_output=True, text=True)
@@ -351,7 +351,7 @@ def test_a_glance_at_a_narrow_terminal_breaks_lines_and_not_words():
     made = optuna.create_study()
     tell(made, 3, lambda trial, k: [trial.suggest_float(name, 0, 1) for name in names].pop(), lambda k, x: x)
     console = Console(width=50, file=io.StringIO())
-    console.print(study.glance(inspection.Inspection(made, "memory", None), 10, console.width))
+    console.print(study.glance(loaded_study.LoadedStudy(made, "memory", None), 10, console.width))
     assert all(name in console.file.getvalue() for name in names)
 
 

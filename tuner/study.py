@@ -20,9 +20,9 @@ from rich.live import Live
 from rich.text import Text
 
 from tuner import InputError, output, plots
-from tuner.analysis import inspection
+from tuner.analysis import loaded_study
 from tuner.analysis.advice import advice, certainty
-from tuner.analysis.inspection import Inspection
+from tuner.analysis.loaded_study import LoadedStudy
 from tuner.sweep import budget, storage
 from tuner.sweep.optuna_private import study_id
 from tuner.sweep.progress import duration
@@ -47,7 +47,7 @@ def main() -> None:
     if args.watch:
         watch(args)
         return
-    s = inspection.load(args.study, args.storage)
+    s = loaded_study.load(args.study, args.storage)
     if args.best:
         print(shlex.join(s.overrides(_the_best(s))))
         return
@@ -83,7 +83,7 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def _the_best(s: Inspection) -> optuna.trial.FrozenTrial:
+def _the_best(s: LoadedStudy) -> optuna.trial.FrozenTrial:
     if s.best is None:
         several = f"it has {len(s.goals)} objectives, and trials {s.front} are on its Pareto front"
         raise InputError(f"the study has no single best trial: {several if s.front else 'none is complete'}")
@@ -93,7 +93,7 @@ def _the_best(s: Inspection) -> optuna.trial.FrozenTrial:
 # On the terminal
 
 
-def show(s: Inspection, top: int, console: Console) -> None:
+def show(s: LoadedStudy, top: int, console: Console) -> None:
     """Print the headline, tables, advice, and the command that repeats the best trial.   top: trials listed; 0: all."""
     console.print(Text(headline(s), "bold"), soft_wrap=True)
     print()
@@ -109,7 +109,7 @@ def show(s: Inspection, top: int, console: Console) -> None:
         print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs -r python -m tuner.train")
 
 
-def headline(s: Inspection) -> str:
+def headline(s: LoadedStudy) -> str:
     """One line: the study's name and folder, the number of trials by state, and the time they took."""
     counts = ", ".join(f"{count} {state.lower()}" for state, count in s.states.most_common())
     took = s.trials.end.max() - s.trials.start.min()
@@ -119,7 +119,7 @@ def headline(s: Inspection) -> str:
     return f"study {s.study.study_name}{where}: {trials} ({counts or 'none yet'}){time_taken}"
 
 
-def tables(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
+def tables(s: LoadedStudy, top: int) -> dict[str, pd.DataFrame]:
     """The best trials, and the importance of each parameter, by title."""
     by_title = best_trials(s, top)
     if s.importances:
@@ -128,7 +128,7 @@ def tables(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
     return by_title
 
 
-def best_trials(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
+def best_trials(s: LoadedStudy, top: int) -> dict[str, pd.DataFrame]:
     """The best complete trials by title; with several objectives, those on the front."""
     if len(s.goals) > 1:
         title, best = "Trials that no other one is better than", s.complete[s.complete.number.isin(s.front)]
@@ -140,7 +140,7 @@ def best_trials(s: Inspection, top: int) -> dict[str, pd.DataFrame]:
     return {title: listed(s, best.head(top or len(best)))} if len(best) else {}
 
 
-def listed(s: Inspection, trials: pd.DataFrame) -> pd.DataFrame:
+def listed(s: LoadedStudy, trials: pd.DataFrame) -> pd.DataFrame:
     """Trials with the main columns; values have the objectives' names."""
     searched = [p.name for p in s.parameters]
     number = trials.number.astype(str) + trials.baseline.map({True: " (default)", False: ""})
@@ -150,13 +150,13 @@ def listed(s: Inspection, trials: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def texts(s: Inspection) -> dict[str, list[str]]:
+def texts(s: LoadedStudy) -> dict[str, list[str]]:
     """How certain the results are and what to try next: lines by title, without empty sections."""
     lines_by_title = {"How sure that is": certainty(s), "What to try next": advice(s)}
     return {title: lines for title, lines in lines_by_title.items() if lines}
 
 
-def as_json(s: Inspection) -> dict[str, Any]:
+def as_json(s: LoadedStudy) -> dict[str, Any]:
     """The study as values for JSON. The password of the storage is masked; missing values are None."""
     best, rows = s.best, output.records(s.trials)
     params = output.records(pd.DataFrame([best.params]))[0] if best else {}
@@ -179,7 +179,7 @@ def as_json(s: Inspection) -> dict[str, Any]:
 # Pictures and the page
 
 
-def write(s: Inspection, folder: Path | None, pictures: bool, page: bool) -> None:
+def write(s: LoadedStudy, folder: Path | None, pictures: bool, page: bool) -> None:
     """Write plots/*.png, study.html, or both, into a folder."""
     if folder is None:
         raise InputError(f"study {s.study.study_name} has no folder on this machine; give --out FOLDER")
@@ -192,7 +192,7 @@ def write(s: Inspection, folder: Path | None, pictures: bool, page: bool) -> Non
         log.info("page: %s", folder / "study.html")
 
 
-def figures(s: Inspection) -> Iterator[tuple[str, Figure]]:
+def figures(s: LoadedStudy) -> Iterator[tuple[str, Figure]]:
     """The figures of the study with their names."""
     yield "timeline", plots.timeline(s.trials)
     if s.importances:
@@ -208,7 +208,7 @@ def figures(s: Inspection) -> Iterator[tuple[str, Figure]]:
         yield draw.__name__, draw(s.trials, s.parameters, goal, objective)
 
 
-def write_page(s: Inspection, path: Path) -> None:
+def write_page(s: LoadedStudy, path: Path) -> None:
     """Write a web page: summary, tables, interactive figures, and all trials."""
     sections = [("Summary", output.html_text(headline(s)))]
     sections += [(title, output.html_table(table, path.parent)) for title, table in tables(s, 10).items()]
@@ -221,7 +221,7 @@ def write_page(s: Inspection, path: Path) -> None:
     output.page(path, f"Study {s.study.study_name}", sections)
 
 
-def interactive(s: Inspection) -> Iterator[tuple[str, Any]]:
+def interactive(s: LoadedStudy) -> Iterator[tuple[str, Any]]:
     """Optuna's plotly figures with their titles, as far as the study has the data."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of missing data for each figure
     with warnings.catch_warnings():
@@ -258,7 +258,7 @@ def watch(args: argparse.Namespace) -> None:
     console, last, which = Console(), "", args.study
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
-            s = inspection.load(which, args.storage)
+            s = loaded_study.load(which, args.storage)
             which = s.folder or s.study.study_name  # the same study, even if a newer one starts
             if console.is_terminal:
                 live.update(glance(s, args.top, console.width), refresh=True)
@@ -270,7 +270,7 @@ def watch(args: argparse.Namespace) -> None:
             time.sleep(WATCHED_EVERY)
 
 
-def glance(s: Inspection, top: int, width: int) -> Group:
+def glance(s: LoadedStudy, top: int, width: int) -> Group:
     """The headline and the best trials, for a terminal of `width` characters."""
     tables = best_trials(s, top).values()
     return Group(Text(headline(s), "bold"), *(output.within(table, width) for table in tables))
@@ -282,7 +282,7 @@ def dashboard(args: argparse.Namespace) -> None:
         raise InputError("--dashboard needs the package optuna-dashboard: pip install 'tuner[dashboard]'")
     import optuna_dashboard
 
-    s = inspection.load(args.study, args.storage)
+    s = loaded_study.load(args.study, args.storage)
     if not storage.enforces_read_only(s.spec):
         raise InputError(
             "--dashboard needs a storage that can be opened read-only; for one that may be changed: "

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from test_launchers import assert_nothing_is_left
 
 from tuner import InputError
-from tuner.analysis import inspection
+from tuner.analysis import loaded_study
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -121,9 +121,9 @@ def test_six_sweeps_at_once_run_60_trials(toy, storage, request):
 def test_a_reader_of_postgresql_cannot_write(toy, postgresql):
     toy.command(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=2")
     with pytest.raises(InputError, match="give it with the password, --storage URL"):
-        inspection.load("multirun/toy")
-    s = inspection.load("multirun/toy", postgresql)
+        loaded_study.load("multirun/toy")
+    s = loaded_study.load("multirun/toy", postgresql)
     assert list(s.trials.state) == ["COMPLETE", "COMPLETE"]
     with pytest.raises(StorageInternalError):
         s.study.set_user_attr("folder", "elsewhere")
-    assert inspection.load("toy", postgresql).study.user_attrs["folder"] == str(Path("multirun/toy").absolute())
+    assert loaded_study.load("toy", postgresql).study.user_attrs["folder"] == str(Path("multirun/toy").absolute())

@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from tuner.analysis import paired
-from tuner.analysis.inspection import Inspection
+from tuner.analysis.loaded_study import LoadedStudy
 from tuner.plots import Parameter
 from tuner.sweep import budget, report
 from tuner.sweep.optuna_private import GRID_ID
@@ -19,7 +19,7 @@ P = 0.05  # significance level
 MOST = 100  # largest number of trials that are compared with the best
 
 
-def certainty(s: Inspection) -> list[str]:
+def certainty(s: LoadedStudy) -> list[str]:
     """Lines that compare the best with the default config and the other trials, and say how it was tested."""
     if s.best is None:
         return []
@@ -29,7 +29,7 @@ def certainty(s: Inspection) -> list[str]:
     return lines
 
 
-def _against_default(s: Inspection, best: FrozenTrial) -> list[str]:
+def _against_default(s: LoadedStudy, best: FrozenTrial) -> list[str]:
     default = s.baseline
     if default is None:
         return []
@@ -45,7 +45,7 @@ def _against_default(s: Inspection, best: FrozenTrial) -> list[str]:
     return [text, paired.verdict(both, "the default", "the best") + flattered]
 
 
-def _on_the_same_images(s: Inspection, a: int, b: int) -> dict[str, Any] | None:
+def _on_the_same_images(s: LoadedStudy, a: int, b: int) -> dict[str, Any] | None:
     """Two trials, by number, on the images that both predicted; None if they have no predictions in common."""
     folders = [Path(folder) for number in (a, b) if (folder := s.folder_of(s.frozen[number]))]
     if len(folders) < 2 or not all((folder / "predictions.csv").exists() for folder in folders):
@@ -54,7 +54,7 @@ def _on_the_same_images(s: Inspection, a: int, b: int) -> dict[str, Any] | None:
     return both if both["images"] else None
 
 
-def _against_others(s: Inspection) -> list[str]:
+def _against_others(s: LoadedStudy) -> list[str]:
     error, n_val = _standard_error(s)
     if not error or s.best is None or len(s.complete) < 2:
         return []
@@ -73,7 +73,7 @@ def _against_others(s: Inspection) -> list[str]:
     return [f"{near} of the other {others} complete trials {'is' if near == 1 else 'are'} {what}"]
 
 
-def _standard_error(s: Inspection) -> tuple[float, int]:
+def _standard_error(s: LoadedStudy) -> tuple[float, int]:
     """The standard error of the best accuracy, and its number of validation images; 0, 0 if unknown."""
     folder = s.folder_of(s.best) if s.best and s.objectives == ["validation accuracy"] else None
     n_val = report.read_result(Path(folder)).get("n_val") if folder else None
@@ -83,7 +83,7 @@ def _standard_error(s: Inspection) -> tuple[float, int]:
     return math.sqrt(value * (1 - value) / n_val), n_val
 
 
-def _equals(s: Inspection) -> pd.DataFrame | None:
+def _equals(s: LoadedStudy) -> pd.DataFrame | None:
     """The trials next to the best that do not differ from it by more than chance; None if that is unknown."""
     if s.best is None or s.objectives != ["validation accuracy"]:
         return None
@@ -94,7 +94,7 @@ def _equals(s: Inspection) -> pd.DataFrame | None:
     return others[others.number.isin([number for number, both in pairs.items() if both and both["p_value"] >= P])]
 
 
-def advice(s: Inspection) -> list[str]:
+def advice(s: LoadedStudy) -> list[str]:
     """Lines on what to try next, the most urgent first."""
     if not s.frozen:
         return ["no trial has started"]
@@ -110,7 +110,7 @@ def advice(s: Inspection) -> list[str]:
     ]
 
 
-def _on_a_sweep_that_ended(s: Inspection) -> list[str]:
+def _on_a_sweep_that_ended(s: LoadedStudy) -> list[str]:
     """The trials left by a sweep that was killed or interrupted."""
     if s.folder is None or budget.sweep_is_running(s.folder):
         return []
@@ -122,17 +122,17 @@ def _on_a_sweep_that_ended(s: Inspection) -> list[str]:
     return [f"{which} {trials}, and no sweep is running: resume with the same command and {_named(s)}"]
 
 
-def _named(s: Inspection) -> str:
+def _named(s: LoadedStudy) -> str:
     return shlex.quote(f"study={s.study.study_name}")
 
 
-def _counted(s: Inspection) -> pd.DataFrame:
+def _counted(s: LoadedStudy) -> pd.DataFrame:
     """The trials that count, without those that were interrupted or tried again."""
     counting = [t.number for t in budget.counted(s.frozen) if budget.INTERRUPTED not in t.system_attrs]
     return s.trials[s.trials.number.isin(counting)]
 
 
-def _on_failures(s: Inspection) -> list[str]:
+def _on_failures(s: LoadedStudy) -> list[str]:
     counted = _counted(s)
     failed = counted[counted.state == "FAIL"]
     if len(failed) < max(1, 0.1 * len(counted)):
@@ -143,7 +143,7 @@ def _on_failures(s: Inspection) -> list[str]:
     return [f"{len(failed)} of {len(counted)} trials failed{reason}"]
 
 
-def _on_pruning(s: Inspection) -> list[str]:
+def _on_pruning(s: LoadedStudy) -> list[str]:
     pruned = s.states["PRUNED"]
     if s.states["COMPLETE"] or s.states["RUNNING"] or not pruned:
         return []
@@ -151,7 +151,7 @@ def _on_pruning(s: Inspection) -> list[str]:
     return [f"{which}: the pruner is too strict; set hydra.sweeper.pruner.KEY, or hydra/sweeper/pruner=none"]
 
 
-def _on_equal_values(s: Inspection) -> list[str]:
+def _on_equal_values(s: LoadedStudy) -> list[str]:
     values = s.complete[s.values].drop_duplicates()
     if len(s.complete) < 3 or len(values) > 1:
         return []
@@ -160,7 +160,7 @@ def _on_equal_values(s: Inspection) -> list[str]:
     return [f"all {len(s.complete)} complete trials have the same value, {same}: {why}"]
 
 
-def _on_edges(s: Inspection) -> list[str]:
+def _on_edges(s: LoadedStudy) -> list[str]:
     """The parameters of which the best trials are at the end of their range."""
     top, least = _top(s), _fair(s, 0.1)
     ends = {p.name: _end(p, top[p.name]) for p in s.parameters if p.name in top and _share(s, p.name) >= least}
@@ -171,7 +171,7 @@ def _on_edges(s: Inspection) -> list[str]:
     ]
 
 
-def _top(s: Inspection) -> pd.DataFrame:
+def _top(s: LoadedStudy) -> pd.DataFrame:
     """The best tenth of the complete trials, at least three; empty if there are too few trials."""
     if len(s.goals) > 1 or len(s.complete) < max(ENOUGH, EACH * len(s.parameters)):
         return pd.DataFrame()
@@ -198,17 +198,17 @@ def _end(parameter: Parameter, values: pd.Series) -> str | None:
     return f"bottom of the range, {parameter.low:g}" if (shares < 0.1).all() else None
 
 
-def _share(s: Inspection, name: str) -> float:
+def _share(s: LoadedStudy, name: str) -> float:
     """The largest importance that an evaluator gives to a parameter; 1 if none does."""
     return max((shares[name] for shares in s.importances.values() if name in shares), default=1.0)
 
 
-def _fair(s: Inspection, share: float) -> float:
+def _fair(s: LoadedStudy, share: float) -> float:
     """The importance `share`; proportionally less if there are more than five parameters."""
     return min(share, 5 * share / max(1, len(s.parameters)))
 
 
-def _on_more_trials(s: Inspection) -> list[str]:
+def _on_more_trials(s: LoadedStudy) -> list[str]:
     """Whether more trials would help: whether the search was still finding better ones when it ended."""
     finished = s.trials[s.trials.state.isin(("COMPLETE", "PRUNED"))]
     grid = any(GRID_ID in trial.system_attrs for trial in s.frozen)  # it has no further points
@@ -223,7 +223,7 @@ def _on_more_trials(s: Inspection) -> list[str]:
     return []
 
 
-def _on_what_matters(s: Inspection) -> list[str]:
+def _on_what_matters(s: LoadedStudy) -> list[str]:
     least = _fair(s, 0.05)
     little = [p.name for p in s.parameters if _share(s, p.name) < least] if len(_top(s)) else []
     if not little:
@@ -232,7 +232,7 @@ def _on_what_matters(s: Inspection) -> list[str]:
     return [f"{', '.join(little)}: hardly {verb} within {its}; fix {it} to make the search smaller"]
 
 
-def _on_noise(s: Inspection) -> list[str]:
+def _on_noise(s: LoadedStudy) -> list[str]:
     equals = _equals(s)
     if equals is None or len(equals) < max(2, len(s.complete) / 4):
         return []
@@ -244,7 +244,7 @@ def _on_noise(s: Inspection) -> list[str]:
     ]
 
 
-def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
+def _cheapest(s: LoadedStudy, equals: pd.DataFrame) -> str | None:
     """The smallest of the best and its equals, or the fastest if sizes are unknown; None if that is the best."""
     best = s.complete[s.complete.number == s.best.number] if s.best else equals[:0]
     among = pd.concat([best, equals], ignore_index=True)
@@ -262,7 +262,7 @@ def _cheapest(s: Inspection, equals: pd.DataFrame) -> str | None:
     return chosen if fastest.number != among.number[0] else None
 
 
-def _at_once(s: Inspection) -> bool:
+def _at_once(s: LoadedStudy) -> bool:
     """Whether trials ran at the same time, as in a stack."""
     times = s.trials[["start", "end"]].dropna().sort_values("start")
     return bool((times.start.iloc[1:].to_numpy() < times.end.cummax().iloc[:-1].to_numpy()).any())

@@ -24,7 +24,7 @@ from tuner.sweep import ranking, report, storage
 from tuner.sweep.search_space import SearchSpace
 from tuner.sweep.study_folder import direction_names
 
-log = logging.getLogger("tuner.analysis.inspection")
+log = logging.getLogger("tuner.analysis.loaded_study")
 COLUMNS = ("start", "end", "seconds", "epochs", "folder", "host", "error", "baseline")
 OBJECTIVES = {  # how tables and plots name the objectives of a sweep of tuner.train; others are "validation NAME"
     "accuracy": "validation accuracy",
@@ -35,7 +35,7 @@ DEFAULT_STORAGE = "sqlite:///multirun/optuna.db"
 
 
 @dataclass(frozen=True)
-class Inspection:
+class LoadedStudy:
     """A study and what can be read from it.
 
     spec: its storage, in the form of `tuner.sweep.storage`.   folder: of its sweep, if known.
@@ -239,7 +239,7 @@ def _value(k: int, trial: FrozenTrial) -> float:
 # Finding a study
 
 
-def load(where: str | Path | None = None, storage_url: str | None = None) -> Inspection:
+def load(where: str | Path | None = None, storage_url: str | None = None) -> LoadedStudy:
     """Open a study for inspection. Nothing is written, and a sweep may be running on it.
 
     where: the folder of a sweep or of one of its trials, or a study's name; default: the newest study.
@@ -263,7 +263,7 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Ins
         there = ", ".join(optuna.get_all_study_names(store)[-10:]) or "none"
         raise InputError(f"no study {name} in {storage.redacted(spec)}; it has {there}") from None
     known = study.user_attrs.get("folder")
-    return Inspection(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
+    return LoadedStudy(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
 
 
 def _folder(where: str | Path | None) -> Path | None:
