@@ -130,7 +130,7 @@ WRONG = [  # arguments after the run, what the one line says
     (("empty",), "there is no image in empty"),
     (("a.png", "--top", "5"), "--top 5 must be a number from 1 to 4, the number of classes"),
     (("a.png", "--top", "0"), "--top 0 must be a number from 1 to 4"),
-    (("a.png", "--with", "nowhere"), "there is no run nowhere"),
+    (("a.png", "--with", "nowhere"), "nowhere does not exist"),
     (("a.png", "--with", "three"), "an ensemble's runs must have the same classes: those of "),
     (("a.png", "--with", "three", "--maps", "m"), "--maps works with one run only: leave --with out"),
     (("a.png", "--maps", "a.png/m"), "--maps a.png/m can't be a folder"),
