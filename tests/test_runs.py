@@ -68,7 +68,7 @@ def test_where_a_file_system_has_no_locks_a_run_says_so_and_goes_on(tmp_path, mo
 
     monkeypatch.setattr(run_module.FileLock, "acquire", acquire)
     run = run_module.Run(tmp_path)
-    assert "take care that one process alone works on it" in caplog.text
+    assert "make sure that only one process writes there" in caplog.text
     run.close()
 
 
