@@ -41,7 +41,7 @@ def test_a_killed_run_goes_on(earlier, command):
     words, _ = resume_command(earlier / "killed")
     code, output = command(*words[3:])
     assert code == 0, output
-    assert "going on after epoch 3" in output
+    assert "resuming after epoch 3" in output
     epochs = [line.split(",")[0] for line in Path("killed/metrics.csv").read_text().splitlines()[1:]]
     assert epochs == list("123456")
 

@@ -58,7 +58,7 @@ def test_tables_and_pictures_of_other_data(trained, call):
     code, out, err = call("evaluate", trained(EXACT), *arguments)
     assert code == 0, err
     assert "split: all (of other data than the run's)" in err
-    assert "images are brought from [3, 40, 40] to [1, 16, 16], as files would be: fit=stretch" in err
+    assert "images are converted from [3, 40, 40] to [1, 16, 16], as files would be: fit=stretch" in err
     names = {path.name for path in Path("scores").iterdir()}
     assert names == {
         *("per_class.csv", "confusion_matrix.csv", "predictions.csv", "confusion_matrix.png", "per_class.png"),
@@ -129,14 +129,14 @@ def test_options_stand_anywhere(trained, call):
 def test_the_runs_own_data_made_in_another_way_may_not_be_new_to_it(trained, call, options, warns):
     code, _, err = call("evaluate", trained(EXACT), *options)
     assert code == 0, err
-    assert ("the model may have learnt from some of these images" in err) == warns
+    assert ("the model may have been trained on some of these images" in err) == warns
 
 
 def test_a_data_set_that_there_is_not(trained, call):
     code, _, err = call("evaluate", trained(EXACT), "data=nowhere")
     assert code == 1
     assert err.endswith(
-        "data=nowhere is no data set; there are csv, fashion_mnist, fmnist_small, image_folder, synthetic\n"
+        "data=nowhere is not a data set; known: csv, fashion_mnist, fmnist_small, image_folder, synthetic\n"
     )
 
 
@@ -180,7 +180,7 @@ def test_a_run_whose_data_has_grown_is_not_scored_on_what_it_has_learnt(command,
         file.write("\na," + ",".join(["7"] * 256))
     code, _, err = call("evaluate", "run")
     assert code == 1
-    assert "its test images are others now, and it may have learnt from some" in err
+    assert "the model may have been trained on some of today's test images" in err
     code, out, err = call("evaluate", "run", "--split", "all", "--json")
     assert (code, json.loads(out)["images"]) == (0, 61)
 
@@ -190,10 +190,13 @@ WRONG = [
     (("data=csv", "data.path=nowhere.csv"), "there is no file nowhere.csv"),
     (("data=nothing",), "nothing"),
     (("data.colour=red",), "colour"),
-    (("data.test_views=2",), "data.test_views=2 is the model's own: leave it out"),
+    (("data.test_views=2",), "data.test_views=2 is fixed by the model: leave it out"),
     (("optimizer.lr=1",), "optimizer.lr=1: a run is evaluated as it is; only data=NAME and data.KEY=VALUE"),
     (("data.n=[",), "data.n=["),
-    (("data=synthetic", "data.classes=5"), "the data's class 'class4' is none of the run's: the data has class0, "),
+    (
+        ("data=synthetic", "data.classes=5"),
+        "the data's class 'class4' is not a class of the run: the data has class0, ",
+    ),
     (("--out", "file/x"), "--out file/x can't be a folder"),
 ]
 

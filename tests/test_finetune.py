@@ -276,15 +276,15 @@ def test_a_warm_start_begins_where_the_other_run_ended(command):
     [
         (
             ["seed=1"],
-            "now validate or test (its val images were others); begin with a run of the same data and seed=1",
+            "(its val images were different); give a run with the same data and seed=1",
         ),
-        (["data.val_share=0.4"], "may have learnt from images that now validate or test (its val images were others)"),
-        (["data.test_share=0.5"], "may have learnt from images that now validate or test (its val and test images"),
-        (["data.noise=81"], "(its val and test images were others)"),
-        (["model.weights=null"], "was trained above other weights: give that run's model.weights"),
+        (["data.val_share=0.4"], "images of the validation or test split (its val images were different)"),
+        (["data.test_share=0.5"], "may have been trained on images of the validation or test split (its val and test"),
+        (["data.noise=81"], "(its val and test images were different)"),
+        (["model.weights=null"], "was trained on top of other weights: give that run's model.weights"),
         (["model.head.width=32"], "does not fit: "),
         (["head_first=1"], "brings a trained head: leave head_first=1 at 0"),
-        (["warm_start=nowhere"], "warm_start=nowhere is no folder of a finished run: it has no model.safetensors"),
+        (["warm_start=nowhere"], "warm_start=nowhere is not the folder of a finished run: it has no model.safetensors"),
     ],
     ids=lambda x: str(x)[:20],
 )
@@ -387,7 +387,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(tmp_path, monkeypatch
         [sys.executable, "-m", "tuner.resume", str(folder)], cwd="/", text=True, capture_output=True, check=False
     )
     assert again.returncode == 0, again.stderr
-    assert "going on after epoch" in again.stdout
+    assert "resuming after epoch" in again.stdout
     assert curve(folder) == curve(whole)
     for key in ("val_accuracy", "test_accuracy", "epochs", "saved_epoch"):
         assert result(folder)[key] == result(whole)[key]
@@ -416,11 +416,11 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(command, tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
     code, output = interrupted(command, *TINY, "epochs=3", by=full)
     assert code == 1
-    assert f"a disk is full ({full}): make room, then go on with: python -m tuner.resume {tmp_path / 'here'}" in output
+    assert f"a disk is full ({full}): make room, then resume with: python -m tuner.resume {tmp_path / 'here'}" in output
     assert "Traceback" not in output
     code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
     assert code == 0, output
-    assert "going on after epoch 1" in output
+    assert "resuming after epoch 1" in output
 
 
 def test_a_checkpoint_of_a_gpu_is_gone_on_from_on_the_cpu_with_a_warning(command):
@@ -433,7 +433,7 @@ def test_a_checkpoint_of_a_gpu_is_gone_on_from_on_the_cpu_with_a_warning(command
     torch.save(kept, path)
     code, output = command(*TINY, "epochs=3", "device=cpu", "hydra.run.dir=here")
     assert code == 0, output
-    assert "going on after epoch 1" in output
+    assert "resuming after epoch 1" in output
     said = "resuming on cpu in torch.float32 a run that was on cuda in torch.float32: the numbers will differ from an"
     assert output.count(said) == 1
 
@@ -453,7 +453,7 @@ def test_a_checkpoint_of_other_images_is_not_gone_on_from(command, tmp_path):
     (tmp_path / "t.csv").write_text("\n".join([*lines, "x,9,9,9,9"]))
     code, output = command(*arguments, "hydra.run.dir=here")
     assert code == 1
-    assert "checkpoint.pt is of a run on other images, which have changed since: put them back, or delete" in output
+    assert "checkpoint.pt is of a run on other images, which have changed since: restore them, or delete" in output
     (tmp_path / "t.csv").write_text("\n".join(lines))
     code, output = command(*arguments, "hydra.run.dir=here")
     assert code == 0, output
@@ -466,7 +466,7 @@ def test_a_damaged_checkpoint_is_one_line(command, tmp_path):
     code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
     assert code == 1
     assert "here/checkpoint.pt is damaged (" in output
-    assert "delete it to begin anew" in output
+    assert "delete it to start over" in output
 
 
 def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path):
@@ -477,7 +477,7 @@ def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path):
     assert "is of a run with epochs=3: give the same, or another hydra.run.dir, or delete" in output
     code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
     assert code == 0, output
-    assert "going on after epoch 1" in output
+    assert "resuming after epoch 1" in output
     assert [row[0] for row in curve(tmp_path / "here")] == [1, 2, 3]
 
 

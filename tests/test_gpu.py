@@ -110,7 +110,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(command, train, argument
     arguments = (*TINY, "data.n=400", "epochs=5", "test=true", *arguments)
     train(*arguments, "hydra.run.dir=whole")
     interrupted(command, *arguments)
-    assert "going on after epoch 1" in train(*arguments, "hydra.run.dir=here")
+    assert "resuming after epoch 1" in train(*arguments, "hydra.run.dir=here")
     pd.testing.assert_frame_equal(curve(Path("here")), curve(Path("whole")))
 
 

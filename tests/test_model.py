@@ -145,13 +145,13 @@ def damage(name):
 
 REFUSED = [
     ("gone", r"there is no run .*; runs are in outputs/ and multirun/"),
-    ("a file", r"is no run: name a run's folder, or a \.safetensors file in it"),
-    ("no run", r"is no run folder: it has no model\.safetensors"),
-    ("unfinished", r"has no model\.safetensors: the run goes on, or was killed, pruned or failed"),
+    ("a file", r"is not a run: name a run's folder, or a \.safetensors file in it"),
+    ("no run", r"is not a run folder: it has no model\.safetensors"),
+    ("unfinished", r"has no model\.safetensors: the run is still going, or was killed, pruned or failed"),
     ("a sweep", r"is a sweep, not a run; its retrained best is .*best"),
     ("cut off", r"model\.safetensors is damaged"),
-    ("older", r"is of an older version of tuner, without input_shape, .*: train it again, with the overrides in "),
-    ("other weights", r"model\.weights=bundled are not those that it was trained on: put those back"),
+    ("older", r"was written by an older version of tuner, without input_shape, .*: train it again, with the "),
+    ("other weights", r"model\.weights=bundled are not the weights it was trained on: restore those"),
     ("no config", r"has no \.hydra/config\.yaml: keep a model in the folder of its run"),
     ("config damaged", r"config\.yaml can't be read"),
     ("hydra damaged", r"hydra\.yaml can't be read"),
@@ -159,7 +159,7 @@ REFUSED = [
     ("weights gone", r"model\.weights=/nowhere/w\.safetensors is neither a readable file"),
     ("other cut", r"has no head from 256 features to 4 classes"),
     ("unset", r"the config of .*run cannot be used: the config cannot be resolved: .*NOT_SET_AT_ALL"),
-    ("trunk missing", r"don't belong together .*: train it again"),
+    ("trunk missing", r"does not match the config beside it .*: train it again"),
 ]
 
 

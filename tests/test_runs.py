@@ -54,7 +54,7 @@ def found(*folders):
 def test_one_process_at_a_time_writes_a_run(tmp_path):
     first = run_module.Run(tmp_path)
     first.log_epoch(1, {})
-    with pytest.raises(InputError, match=r"another process is at work on the run in .*: wait for it, or end it"):
+    with pytest.raises(InputError, match=r"another process is using the run in .*: wait for it, or end it"):
         run_module.Run(tmp_path)
     assert len(first.metrics()) == 1
     first.close()
@@ -68,7 +68,7 @@ def test_where_a_file_system_has_no_locks_a_run_says_so_and_goes_on(tmp_path, mo
 
     monkeypatch.setattr(run_module.FileLock, "acquire", acquire)
     run = run_module.Run(tmp_path)
-    assert "take care that one process alone works on it" in caplog.text
+    assert "make sure that only one process uses it" in caplog.text
     run.close()
 
 

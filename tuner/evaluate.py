@@ -19,8 +19,7 @@ from tuner import InputError, output, plots
 from tuner.config import CONF, RunConfig, parse, written
 from tuner.data import Data, Samples
 from tuner.device import CHOICES, Batches, send
-from tuner.inference import model
-from tuner.inference.model import Model
+from tuner.inference.model import Model, file_of, load
 from tuner.runs import calibration, metrics
 from tuner.runs.predictions import Predictions
 from tuner.runs.report import figures, tables
@@ -32,9 +31,7 @@ log = logging.getLogger("tuner.evaluate")
 
 SPLITS = ("train", "val", "test", "all")
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
-
-
-OF_FILES = ("tuner.data.image_folder.load", "tuner.data.csv_file.load")  # which bring files to a shape themselves
+FILE_LOADERS = ("tuner.data.image_folder.load", "tuner.data.csv_file.load")  # these resize the images they read
 
 
 def config_with_data(
@@ -43,14 +40,14 @@ def config_with_data(
     """A run's config with the `data` group changed by overrides.
 
     overrides: data=NAME, for another option of the group, and data.KEY=VALUE.
-    folder: of the user's own configs, as of --config-dir.
-    files: keys and values for data from files, where the overrides leave them open.
-    Raises InputError for another override, an unknown option or key, or a value that is missing.
+    folder: of the user's own configs (--config-dir).
+    files: keys and values for data from files, unless the overrides set them.
+    Raises InputError for an override outside `data`, an unknown option or key, or a missing value.
     """
     if foreign := [line for line in overrides if not line.lstrip("+~").startswith(("data=", "data."))]:
         raise InputError(f"{foreign[0]}: a run is evaluated as it is; only data=NAME and data.KEY=VALUE may be given")
     if ours := [line for line in overrides if line.startswith(("data.views=", "data.test_views="))]:
-        raise InputError(f"{ours[0]} is the model's own: leave it out")
+        raise InputError(f"{ours[0]} is fixed by the model: leave it out")
     options = [line.removeprefix("data=") for line in overrides if line.startswith("data=")]
     values = [line for line in overrides if not line.startswith("data=")]
     config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "data" or not options])
@@ -65,7 +62,7 @@ def config_with_data(
             OmegaConf.set_struct(config, True)
             for override in parse_overrides(values):
                 OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
-        if config.data.get("_target_") in OF_FILES:
+        if config.data.get("_target_") in FILE_LOADERS:
             for key, value in (files or {}).items():
                 if not any(line.lstrip("+").startswith(f"data.{key}=") for line in values):
                     OmegaConf.update(config, f"data.{key}", value, force_add=True)
@@ -79,45 +76,45 @@ def config_with_data(
 def _check_known(name: str, folder: Path | None) -> None:
     known = {path.stem for above in (CONF, folder) if above for path in (above / "data").glob("*.yaml")}
     if name not in known:
-        raise InputError(f"data={name} is no data set; there are {', '.join(sorted(known))}")
+        raise InputError(f"data={name} is not a data set; known: {', '.join(sorted(known))}")
 
 
 def check_unchanged(data: Data, split: str, folder: Path) -> None:
-    """Raises InputError where a split of the run's own data has other images now: some may have been trained on."""
-    noted = read_result(folder) if (folder / "result.json").exists() else {}
-    before = noted.get("split_hashes", {}).get(split)
+    """Raises InputError if a split of the run's own data has changed: some images may have been trained on."""
+    result = read_result(folder) if (folder / "result.json").exists() else {}
+    before = result.get("split_hashes", {}).get(split)
     if before != data.hashes[split]:
         raise InputError(
-            f"the run's data has changed since, or was not noted: its {split} images are others now, and it may have "
-            "learnt from some; name data that it has not seen, as in data=image_folder data.root=FOLDER, or say "
+            "the run's data has changed, or its hashes were not recorded: the model may have been trained on some of "
+            f"today's {split} images; give data that is new to it, as in data=image_folder data.root=FOLDER, or use "
             "--split all"
         )
 
 
 def chosen(data: Data, split: str) -> list[tuple[str, Samples, torch.Tensor]]:
-    """The samples of a split, and which rows of them: of "all" the pool and the test images, where there are any."""
-    everything = {
+    """The parts of a split, each with its name, samples and row numbers; "all" is the pool and the test images."""
+    by_name = {
         "train": ("training", data.pool, data.train),
         "val": ("validation", data.pool, data.val),
         "test": ("test", data.test, torch.arange(len(data.test))),
         "pool": ("training and validation", data.pool, torch.arange(len(data.pool))),
     }
-    found = [everything[name] for name in (("pool", "test") if split == "all" else (split,))]
-    return [part for part in found if len(part[2])]
+    parts = [by_name[name] for name in (("pool", "test") if split == "all" else (split,))]
+    return [part for part in parts if len(part[2])]
 
 
 def renumbered(data: Data, classes: Sequence[str]) -> torch.Tensor:
-    """For each class of a data set its number among the model's, int64. Raises InputError where it has one more."""
-    if strangers := [name for name in data.classes if name not in classes]:
+    """For each class of a data set, its number in the model, int64. Raises InputError for an unknown class."""
+    if unknown := [name for name in data.classes if name not in classes]:
         raise InputError(
-            f"the data's class {strangers[0]!r} is none of the run's: the data has {', '.join(data.classes)}; the run "
-            f"{', '.join(classes)}; rename or leave out what differs (data.classes renames those of a CSV file)"
+            f"the data's class {unknown[0]!r} is not a class of the run: the data has {', '.join(data.classes)}; the "
+            f"run {', '.join(classes)}; rename or leave out what differs (data.classes renames those of a CSV file)"
         )
     return torch.tensor([list(classes).index(name) for name in data.classes])
 
 
 def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor:
-    """uint8 [B, C, H, W] -> uint8 [B, *shape], as image_file.read does it with a file: gray or RGB, then `fit`."""
+    """uint8 [B, C, H, W] -> uint8 [B, *shape], converted as image_file.read does a file: gray or RGB, then `fit`."""
     if list(images.shape[1:]) == list(shape):
         return images
     channels, *size = shape
@@ -129,36 +126,36 @@ def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor
         scale = {"crop": max(scales), "pad": min(scales)}.get(fit)
         inner = size if scale is None else [max(1, round(side * scale)) for side in x.shape[2:]]
         x = F.interpolate(x, inner, mode="bilinear", antialias=True)
-        missing = [(wanted - side) for wanted, side in zip(size, inner, strict=True)]  # below 0: cut off
+        missing = [(wanted - side) for wanted, side in zip(size, inner, strict=True)]  # negative: cropped
         top, left = (m // 2 for m in missing)
         x = F.pad(x, [left, missing[1] - left, top, missing[0] - top], value=0.0)
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
 @torch.inference_mode()
-def scored(one: Model, data: Data, split: str) -> list[Predictions]:
-    """What the model makes of a split, by the batch; labels are numbered as the model's classes are."""
-    numbers = renumbered(data, one.classes)
+def scored(model: Model, data: Data, split: str) -> list[Predictions]:
+    """The model's predictions for the parts of a split. Labels are numbered as in the model."""
+    numbers = renumbered(data, model.classes)
     parts = chosen(data, split)
-    found = []
+    predictions = []
     with tqdm(total=sum(len(rows) for *_, rows in parts), desc="evaluating", unit="image", disable=None) as bar:
         for name, samples, rows in parts:
 
             def log_p(batch: torch.Tensor, samples: Samples = samples) -> torch.Tensor:
-                images = shaped(samples.images[batch], one.input_shape, one.fit)
-                return one.log_p(send(images, one.device)).cpu()
+                images = shaped(samples.images[batch], model.input_shape, model.fit)
+                return model.log_p(send(images, model.device)).cpu()
 
             log_ps = []
-            for batch in Batches(one.batch_size, one.device)(log_p, rows):
+            for batch in Batches(model.batch_size, model.device)(log_p, rows):
                 log_ps.append(batch)
                 bar.update(len(batch))
             ours = Samples(samples.images, numbers[samples.labels], names=samples.names)
-            found.append(Predictions(name, ours, rows, torch.cat(log_ps), one.temperature))
-    return found
+            predictions.append(Predictions(name, ours, rows, torch.cat(log_ps), model.temperature))
+    return predictions
 
 
 def summary(parts: Sequence[Predictions], classes: Sequence[str]) -> dict[str, Any]:
-    """The scores of all images together, and a row a class. Means over classes are over those that have images."""
+    """The scores of all images together, and a row per class. Classes without images are left out."""
     labels, log_p = torch.cat([p.labels for p in parts]), torch.cat([p.calibrated for p in parts])
     rows = [row for row in metrics.per_class(labels, log_p.argmax(1), classes) if row["support"]]
     return {
@@ -171,17 +168,17 @@ def summary(parts: Sequence[Predictions], classes: Sequence[str]) -> dict[str, A
     }
 
 
-def _learnt(config: RunConfig, overrides: Sequence[str], split: str) -> str | None:
-    """Why images that don't look like it are not new to the model, or None."""
+def _reason_for_overlap(config: RunConfig, overrides: Sequence[str], split: str) -> str | None:
+    """Why the model may have been trained on these images, which the split's name does not show; or None."""
     others = ("data=", "data.root=", "data.path=", "data.test_path=")
     if overrides and not any(line.lstrip("+").startswith(others) for line in overrides):
-        return "the run's own data set, divided or made in another way"
+        return "the run's own data set, split or generated differently"
     retrained = config.final.epochs is not None
-    return "a search's last run trains on validation, too" if retrained and split == "val" else None
+    return "a search's retrained best was trained on validation, too" if retrained and split == "val" else None
 
 
 def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) -> None:
-    """per_class.csv, confusion_matrix.csv, predictions.csv and pictures, of all parts together."""
+    """Write per_class.csv, confusion_matrix.csv, predictions.csv and plots, of all parts together."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -195,33 +192,33 @@ def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) ->
 
 def main() -> None:
     """Print the scores of a run on its own test split or on other data; --out writes tables and plots."""
-    args = _arguments().parse_intermixed_args()  # options stand anywhere
-    one = model.load(args.run, device=args.device, precision=args.precision)
-    folder = model.file_of(args.run).parent
+    args = _arguments().parse_intermixed_args()  # options may come anywhere
+    model = load(args.run, device=args.device, precision=args.precision)
+    folder = file_of(args.run).parent
     split = args.split or ("all" if args.overrides else "test")
     if args.split is None:
         log.info("split: %s (%s)", split, "of other data than the run's" if args.overrides else "of the run's own data")
-    files = {"size": list(one.input_shape), "fit": one.fit, "divide": split != "all"} if args.overrides else None
+    files = {"size": list(model.input_shape), "fit": model.fit, "divide": split != "all"} if args.overrides else None
     config = config_with_data(written(folder), args.overrides, args.config_dir, files)
     data: Data = config.data.target.build()
     if not args.overrides and split != "all":
         check_unchanged(data, split, folder)
-    if learnt := _learnt(config, args.overrides, split):
-        log.warning("%s: the model may have learnt from some of these images", learnt)
-    theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], one.input_shape))
+    if reason := _reason_for_overlap(config, args.overrides, split):
+        log.warning("%s: the model may have been trained on some of these images", reason)
+    theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], model.input_shape))
     if theirs != ours:
-        log.info("images are brought from %s to %s, as files would be: fit=%s", theirs, ours, one.fit)
-    parts = scored(one, data, split)
-    found = {"run": str(args.run), "split": split} | summary(parts, one.classes)
+        log.info("images are converted from %s to %s, as files would be: fit=%s", theirs, ours, model.fit)
+    parts = scored(model, data, split)
+    scores = {"run": str(args.run), "split": split} | summary(parts, model.classes)
     if args.out:
-        write(parts, one.classes, args.out)
+        write(parts, model.classes, args.out)
     if args.json:
-        output.print_json(found)
+        output.print_json(scores)
         return
-    rows = pd.DataFrame(found.pop("per_class"))
+    rows = pd.DataFrame(scores.pop("per_class"))
     output.terminal(rows, "By class")
     print()
-    for key, value in found.items():
+    for key, value in scores.items():
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
         print(f"{key.replace('_', ' '):<18} {text}")
 
@@ -240,7 +237,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON")
     add("--config-dir", type=Path, metavar="FOLDER", help="of your own configs, as for tuner.train")
     add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
-    add("--precision", default="auto", help="bf16, fp32 or auto, as the run's config has it")
+    add("--precision", default="auto", help="bf16, fp32 or auto; default: auto, as in the run's config")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Go on with a single run that was killed: `python -m tuner.resume FOLDER [device=DEVICE]`."""
+"""Resume a single run that was killed: `python -m tuner.resume FOLDER [device=DEVICE]`."""
 
 import argparse
 import os
@@ -15,17 +15,17 @@ from tuner.runs.run import CHECKPOINT
 
 
 def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
-    """The command that goes on with the run in `folder`, and the folder that it is to be started in.
+    """The command that resumes the run in `folder`, and the folder to start it in.
 
     more: further overrides, such as device=cpu on a machine without the run's GPU.
-    Raises InputError where there is nothing to go on from.
+    Raises InputError if there is nothing to resume.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     if not (folder / CHECKPOINT).exists():
         raise InputError(
-            f"{folder} has no {CHECKPOINT}: it is no run, is finished, was a sweep's, or was killed before its first "
-            "epoch ended; start it anew"
+            f"{folder} has no {CHECKPOINT}: it is not a run, has finished, was part of a sweep, or was killed before "
+            "its first epoch ended; start it again"
         )
     try:
         hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())["hydra"]

@@ -60,7 +60,7 @@ class Prepared:
     def on_epoch(self, epoch: int, metrics: Metrics) -> None:
         """Record an epoch of the first head: in metrics.csv, on the bar or in the log, and in the study.
 
-        Raises TrialPruned where that ends the trial.
+        Raises TrialPruned if the pruner ends the trial.
         """
         self.run.log_epoch(epoch, metrics)
         text = f"loss {metrics['train_loss']:.4f}, accuracy {metrics['train_accuracy']:.4f}"
@@ -113,7 +113,7 @@ def prepare(
 
 
 def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
-    """How the head is trained: on the training split, judged on the validation split."""
+    """How the head is trained: on the training split, validated on the validation split."""
     data = setup.data
     run.result |= {"n_train": len(data.train), "n_val": len(data.val)}
     return [spec_of(config, setup, config.seed, data.train, data.val)]
@@ -138,8 +138,8 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
     if data.is_uneven and not (in_sweep or config.class_weights):
         counts = torch.bincount(data.pool.labels).tolist()
         log.info(
-            "classes are uneven, from %d images (%s) to %d: class_weights=balanced gives them the same part, and "
-            "objective=balanced_accuracy judges by it",
+            "classes are uneven, from %d images (%s) to %d: class_weights=balanced gives them equal weight in the loss "
+            "and objective=balanced_accuracy in the objective",
             min(counts),
             data.classes[counts.index(min(counts))],
             max(counts),
@@ -150,7 +150,7 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
 
 
 def fit_together(jobs: Sequence[Prepared]) -> list[list[Fitted]]:
-    """Train the heads of these runs: as one stack where they can be. Returns for each run what came of its specs."""
+    """Train the heads of these runs, in one stack if possible. Returns the results of each run's specs."""
     job_of = {job.specs[0]: job for job in jobs}  # a run's curve is that of its first spec
     errors: dict[Spec, Exception] = {}
 
@@ -276,7 +276,7 @@ def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
         reason = no_space(error)
         if raises or reason is None:
             raise
-        again = f"go on with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
+        again = f"resume with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
         log.error("a disk is full (%s): make room, then %s", reason, again)
         sys.exit(1)
 

@@ -161,7 +161,7 @@ def _on_equal_values(s: Inspection) -> list[str]:
 
 
 def _on_edges(s: Inspection) -> list[str]:
-    """The parameters of which the best trials are at the end of their range."""
+    """The parameters whose best values are at an end of their range."""
     top, least = _top(s), _fair(s, 0.1)
     ends = {p.name: _end(p, top[p.name]) for p in s.parameters if p.name in top and _share(s, p.name) >= least}
     return [
@@ -237,9 +237,9 @@ def _on_noise(s: Inspection) -> list[str]:
     if equals is None or len(equals) < max(2, len(s.complete) / 4):
         return []
     cheaper = _cheapest(s, equals)
-    take = f"take {cheaper}, or judge" if cheaper else "judge"
+    take = f"take {cheaper}, or compare" if cheaper else "compare"
     return [
-        f"{len(equals)} trials do not differ significantly from the best: {take} them with more validation images "
+        f"{len(equals)} trials do not differ significantly from the best: {take} them on more validation images "
         "(data.val_share) or several seeds"
     ]
 

@@ -46,12 +46,12 @@ class Layers(nn.Module):
 
 
 class Model(nn.Module):
-    """uint8 images [B, *input_shape] -> float32 probabilities [B, classes], calibrated. In eval mode, for use alone.
+    """uint8 images [B, *input_shape] -> float32 probabilities [B, classes], calibrated; eval mode, no gradients.
 
     classes: their names, in the order of the probabilities.
     input_shape: [C, H, W] of an image.   fit: how a file gets that shape, one of `image_file.FITS`.
-    temperature: that the logits are divided by.   mirrors: whether the mean with each image's mirror image is taken.
-    batch_size: images at a time, unless something else is asked for.
+    temperature: divides the logits.   mirrors: whether to average over each image and its mirror image.
+    batch_size: images per batch, unless `predict` is given another number.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Model(nn.Module):
         if isinstance(images, torch.Tensor) and (images.dtype, images.shape[1:]) != (torch.uint8, self.input_shape):
             raise InputError(
                 f"the model takes uint8 images [N, {', '.join(map(str, self.input_shape))}], not "
-                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}; of files it makes them itself"
+                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}; for files, pass their paths"
             )
 
         def probabilities(batch: torch.Tensor | Sequence[str | Path]) -> torch.Tensor:
@@ -132,12 +132,12 @@ class Model(nn.Module):
 
 
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
-    """The model that a run has trained.
+    """Load the model of a finished run.
 
-    run: a run folder, a search's best/, or a .safetensors file in one: best/ has one a seed.
-    device: auto, cpu, cuda, cuda:N or mps.   precision: bf16, fp32, or auto, which is as the run's own config has it.
-    Raises InputError where there is no run, it has not ended, an older version wrote it, something of it is damaged, or
-    the pretrained weights below what was trained are gone or have changed.
+    run: a run folder, a search's best/, or a .safetensors file in one; best/ has one per seed.
+    device: auto, cpu, cuda, cuda:N or mps.   precision: bf16, fp32, or auto, as in the run's config.
+    Raises InputError if the run does not exist, has not finished, is damaged or was written by a version that is too
+    old, or if its pretrained weights are missing or have changed.
     """
     PRECISION.check("precision", precision)
     path = file_of(run)
@@ -149,7 +149,7 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
         dtype = choose_precision(config.precision if precision == "auto" else precision, chosen)
         if backbone.weights.key != about["weights"]:
             raise InputError(
-                f"model.weights={config.model.weights} are not those that it was trained on: put those back"
+                f"model.weights={config.model.weights} are not the weights it was trained on: restore those"
             )
         head = {name: tensor for name, tensor in state.items() if name.startswith("head.")}
         trunk = backbone.trained_part()
@@ -157,7 +157,7 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
             below = {name.removeprefix("trunk."): tensor for name, tensor in state.items() if name not in head}
             places = trunk.tensors()
             if below.keys() != places.keys():
-                raise KeyError("its blocks are not those behind model.frozen")
+                raise KeyError("its blocks do not match model.frozen")
             for name, tensor in places.items():
                 tensor.copy_(below[name])
         layers = Layers(head, dtype)
@@ -166,21 +166,21 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
             raise InputError(f"{path.name} has no head from {sizes[0]} features to {sizes[1]} classes")
         frozen = None if backbone.frozen is None else backbone.frozen_part(dtype)
     except InputError as error:
-        raise InputError(f"the model of {path} can't be had: {error}") from error
+        raise InputError(f"{path} can't be loaded: {error}") from error
     except (KeyError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} and the config beside it don't belong together ({reason}): train it again") from error
+        raise InputError(f"{path} does not match the config beside it ({reason}): train it again") from error
     size = backbone.batch_size(chosen)
     return Model(frozen, trunk, layers, about, mirrors=config.data.test_views > 1, device=chosen, batch_size=size)
 
 
 def file_of(run: str | Path) -> Path:
-    """The .safetensors file of a run, given that or its folder. Raises InputError where there is none."""
+    """The .safetensors file of a run, from that path or its folder. Raises InputError if there is none."""
     path = Path(run).expanduser()
     if path.is_file():
         if path.suffix == ".safetensors":
             return path
-        raise InputError(f"{path} is no run: name a run's folder, or a .safetensors file in it")
+        raise InputError(f"{path} is not a run: name a run's folder, or a .safetensors file in it")
     if not path.is_dir():
         raise InputError(f"there is no run {path}; runs are in outputs/ and multirun/, where they were started")
     if (path / "model.safetensors").is_file():
@@ -188,5 +188,5 @@ def file_of(run: str | Path) -> Path:
     if (path / "best" / "model.safetensors").is_file():
         raise InputError(f"{path} is a sweep, not a run; its retrained best is {path / 'best'}")
     if not (path / ".hydra").is_dir() and not (path / "metrics.csv").exists():
-        raise InputError(f"{path} is no run folder: it has no model.safetensors; python -m tuner.compare lists runs")
-    raise InputError(f"{path} has no model.safetensors: the run goes on, or was killed, pruned or failed")
+        raise InputError(f"{path} is not a run folder: it has no model.safetensors; python -m tuner.compare lists runs")
+    raise InputError(f"{path} has no model.safetensors: the run is still going, or was killed, pruned or failed")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 METRICS = (
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "lr", "seconds"),
 )
-CHECKPOINT = "checkpoint.pt"  # of a run that is going on, or was killed
+CHECKPOINT = "checkpoint.pt"  # of a run that is still going or was killed
 VERSIONS = ("torch", "torchvision", "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna")
 log = logging.getLogger("tuner.runs")
 
@@ -44,14 +44,14 @@ class Run:
     """
 
     def __init__(self, folder: Path):
-        """Raises InputError where `folder` holds a run that is finished or still going."""
+        """Raises InputError if `folder` holds a run that is finished or still going."""
         self.lock = FileLock(folder / ".lock")
         try:
             self.lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(f"another process is at work on the run in {folder}: wait for it, or end it") from error
+            raise InputError(f"another process is using the run in {folder}: wait for it, or end it") from error
         except (OSError, NotImplementedError) as error:  # some clusters' file systems have no locks
-            log.warning("no lock on %s (%s): take care that one process alone works on it", folder, error)
+            log.warning("no lock on %s (%s): make sure that only one process uses it", folder, error)
         if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
             self._unlock()
             raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that one away")
@@ -108,7 +108,7 @@ class Run:
             file.write(save(tensors, metadata={key: json.dumps(value) for key, value in about.items()}))
 
     def save_table(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
-        """A CSV file of the given rows, the first of which is the header."""
+        """Write a CSV file.   rows: the header first."""
         write_table(self.folder / name, rows)
 
     def save_config(self, text: str) -> None:
@@ -142,7 +142,7 @@ class Run:
 
 
 def _job_log() -> logging.Logger:
-    """A logger of its own with the handlers that Hydra has set up for this job, and which the next job replaces."""
+    """A separate logger with this job's handlers, which Hydra replaces when the next job starts."""
     job = logging.Logger("tuner.train")
     job.handlers = logging.getLogger().handlers[:]
     for handler in job.handlers:
@@ -152,7 +152,7 @@ def _job_log() -> logging.Logger:
 
 
 def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """A CSV file of the given rows, the first of which is the header."""
+    """Write a CSV file.   rows: the header first."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     with replacing(path) as file:

@@ -84,7 +84,7 @@ class ThresholdPruner:
 
 @dataclass
 class PatientPruner:
-    """Prunes, where `wrapped_pruner` would (null: in any case), after `patience` steps without an improvement."""
+    """Prunes after `patience` steps without improvement, if `wrapped_pruner` (null: always) would prune, too."""
 
     _target_: str = "optuna.pruners.PatientPruner"
     wrapped_pruner: Any = None
@@ -106,29 +106,29 @@ PRUNERS = {
 
 @dataclass
 class TunerSweeperConf(OptunaSweeperConf):
-    """hydra-optuna-sweeper's keys, with other defaults where they lost work, and some more."""
+    """The keys of hydra-optuna-sweeper, with defaults that lose no work, and further keys."""
 
     _target_: str = "tuner.sweep.plugin.TunerSweeper"
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}, {"pruner": "none"}])
-    pruner: Any = MISSING  # also one from a YAML file, of which there is no dataclass
-    # sqlite:///FILE, journal:///FILE, any database URL; null: in memory, which nobody can resume or look into
+    pruner: Any = MISSING  # any type: a pruner from a YAML file has no dataclass
+    # sqlite:///FILE, journal:///FILE, any database URL; null: in memory, which cannot be resumed or inspected
     storage: Any = "sqlite:///multirun/optuna.db"
-    # jobs that run at once, where the launcher can
+    # jobs that run at once, if the launcher supports it
     n_jobs: int = 1
     # the sweep ends when more than this share of n_trials has failed; 0: at the first
     max_failure_rate: float = 1.0
     # the same as max_failure_rate: 0
     fail_fast: bool = False
-    # how often a trial whose process was killed is tried again, before that counts as its failure
+    # how often a trial whose process was killed is retried before it counts as failed
     retries: int = 2
-    # whether trial 0 is the config as it is composed without the search
+    # whether trial 0 is the config as composed without the search
     baseline: bool = True
-    # trials to begin with: dicts of parameters, or names of studies in the same storage, whose best one is taken
+    # the first trials: dicts of parameters, or names of studies in the same storage, for their best trials
     enqueue: list[Any] = field(default_factory=list)
 
 
 class TunerSweeper(Sweeper):
-    """See tuner.sweep.sweeper, which is imported only where it sweeps."""
+    """See tuner.sweep.sweeper, which is imported only for a sweep."""
 
     def __init__(self, **options: Any):
         from tuner.sweep.sweeper import AsyncSweeper
@@ -154,7 +154,7 @@ class FusedLauncherConf:
 
 
 class FusedLauncher(Launcher):
-    """See tuner.sweep.fused, which is imported only where it launches."""
+    """See tuner.sweep.fused, which is imported only for a launch."""
 
     def __init__(self, stack: int | str):
         from tuner.sweep.fused import Fused
@@ -178,7 +178,7 @@ def store(name: str) -> None:
 
 
 def register() -> None:
-    """For tuner's own commands, also where tuner is not installed: there `hydra/sweeper=optuna` is this one, too."""
+    """Register the plugins, even if tuner is not installed, and let `hydra/sweeper=optuna` name this sweeper, too."""
     Plugins.instance().register(TunerSweeper)
     Plugins.instance().register(FusedLauncher)
     store("optuna")

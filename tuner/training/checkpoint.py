@@ -1,4 +1,4 @@
-"""What a single run writes after an epoch, so that it can go on from there when it was killed."""
+"""The checkpoint that a single run writes after an epoch, from which it resumes if it is killed."""
 
 import json
 import logging
@@ -18,9 +18,9 @@ from tuner.runs.table import flat
 from tuner.training.spec import Spec
 
 log = logging.getLogger(__name__)
-MOST = 1 / 20  # of a run's time that goes into writing
+MOST = 1 / 20  # largest share of a run's time to spend on writing
 IRRELEVANT = ("study", "cache_dir")  # keys that do not affect the training
-LONG = 60  # seconds of a run after which its log says how to go on with it
+LONG = 60  # seconds of a run after which its log says how to resume it
 
 
 class Checkpoint:
@@ -41,7 +41,7 @@ class Checkpoint:
             torch.save({"config": json.dumps(self.config), "seconds": self.run.seconds(), "state": state()}, file)
         if not self.has_said_how and self.run.seconds() > LONG:
             self.has_said_how = True
-            log.info("if it is killed, go on with: python -m tuner.resume %s", self.run.folder)
+            log.info("if it is killed, resume with: python -m tuner.resume %s", self.run.folder)
         self.seconds += time.perf_counter() - start
 
     def load(self) -> dict[str, Any] | None:
@@ -55,27 +55,27 @@ class Checkpoint:
             kept = torch.load(self.path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, UnpicklingError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{self.path} is damaged ({reason}): delete it to begin anew") from error
+            raise InputError(f"{self.path} is damaged ({reason}): delete it to start over") from error
         written = json.loads(kept["config"])
         earlier.rename_keys(written)
         before, now = dict(flat(written)), dict(flat(self.config))
-        keys = [key for key in {**before, **now} if key != "device"]  # another device may go on, with a warning
+        keys = [key for key in {**before, **now} if key != "device"]  # another device may resume it, with a warning
         differ = [f"{key}={before.get(key)}" for key in keys if before.get(key) != now.get(key)]
         if differ and all(line.startswith("split_hashes.") for line in differ):
             raise InputError(
-                f"{self.path} is of a run on other images, which have changed since: put them back, or delete that "
-                "file to begin anew"
+                f"{self.path} is of a run on other images, which have changed since: restore them, or delete that "
+                "file to start over"
             )
         if differ:
             raise InputError(
                 f"{self.path} is of a run with {', '.join(differ[:3])}: give the same, or another hydra.run.dir, or "
-                "delete that file to begin anew"
+                "delete that file to start over"
             )
         state: dict[str, Any] = kept["state"]
         epochs = state["fitted"]["epochs"]
         self.run.cut_metrics(epochs)
         self.run.start -= kept["seconds"]
-        log.info("going on after epoch %d, from %s", epochs, self.path)
+        log.info("resuming after epoch %d, from %s", epochs, self.path)
         return state
 
 

@@ -1,4 +1,4 @@
-"""The weights that training starts from, where the config asks for it: another run's, or those of the head alone."""
+"""Initial weights, if the config asks for them: another run's (warm_start), or a head trained first (head_first)."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -41,30 +41,28 @@ def _head_first(epochs: int, setup: Setup, spec: Spec) -> State:
 def _warm_start(folder: Path, config: RunConfig, setup: Setup, spec: Spec) -> State:
     """The weights of a finished run: its head, and the blocks that it trained.
 
-    Raises InputError if they do not fit, or if the run may have trained on images that now validate or test.
+    Raises InputError if they do not fit, or if the run may have been trained on images of the validation or test split.
     """
     if not (folder / "model.safetensors").is_file():
-        raise InputError(f"warm_start={folder} is no folder of a finished run: it has no model.safetensors")
+        raise InputError(f"warm_start={folder} is not the folder of a finished run: it has no model.safetensors")
     try:
         about, state = model_file.read(folder / "model.safetensors")
         result = read_result(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"warm_start={folder} is no folder of a finished run ({error})") from error
+        raise InputError(f"warm_start={folder} is not the folder of a finished run ({error})") from error
     theirs, ours = result.get("split_hashes", {}), setup.data.hashes
     changed = [name for name in ("val", "test") if theirs.get(name) != ours[name]]
     if changed or not result.get("n_val"):
-        why = (
-            f"its {' and '.join(changed)} images were others" if changed else "it was trained on validation images, too"
-        )
+        why = f"its {' and '.join(changed)} images were different" if changed else "it was trained on validation, too"
         raise InputError(
-            f"warm_start={folder} may have learnt from images that now validate or test ({why}); begin with a run of "
-            f"the same data and seed={config.seed}"
+            f"warm_start={folder} may have been trained on images of the validation or test split ({why}); give a run "
+            f"with the same data and seed={config.seed}"
         )
     if about["class_names"] != list(setup.data.classes):
         names = (", ".join(names) for names in (about["class_names"], setup.data.classes))
         raise InputError("warm_start={} was trained for the classes {}; here they are {}".format(folder, *names))
     if about["weights"] != setup.backbone.weights.key:
-        raise InputError(f"warm_start={folder} was trained above other weights: give that run's model.weights")
+        raise InputError(f"warm_start={folder} was trained on top of other weights: give that run's model.weights")
     expected = shapes(setup, spec.head)
     wrong = [name for name, tensor in state.items() if expected.get(name) != tensor.shape]
     wrong += [name for name in expected if name.startswith("head.") and name not in state]
