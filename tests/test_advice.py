@@ -369,7 +369,7 @@ def test_against_the_others(tmp_path, found, options, expected):
     [
         (
             (0.9, 0.89, 0.9, 0.5),
-            "2 trials do not differ significantly from the best: take the fastest (trial 2, 8 s), or judge",
+            "2 trials do not differ significantly from the best: take the fastest (trial 2, 8 s), or compare",
         ),
         ((0.9, 0.89, 0.5, 0.5), None),
         ((0.9, 0.89, 0.9, *[0.5] * 10), None),
@@ -396,13 +396,13 @@ def test_of_equals_the_smallest_is_named(tmp_path, sizes, expected):
         more = {"gmacs": gmacs, "trained_parameters": trained}
         path.write_text(json.dumps(json.loads(path.read_text()) | more))
     lines = advice(s)
-    assert said(lines, f"take the {expected}" if expected else "from the best: judge them with more validation images")
+    assert said(lines, f"take the {expected}" if expected else "from the best: compare them on more validation images")
 
 
 def test_seconds_of_trials_that_ran_at_once_are_not_compared(tmp_path):
     s = accuracies(tmp_path, 0.9, 0.89, 0.9, 0.5)
     s.trials["end"] = s.trials.end.max()  # as of a stack
-    assert said(advice(s), "2 trials do not differ significantly from the best: judge them with more validation images")
+    assert said(advice(s), "2 trials do not differ significantly from the best: compare them on more validation images")
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,10 @@ def test_runs_from_the_best_with_what_differs(compared):
 
 
 def test_one_run_and_none(compared):
-    with pytest.raises(InputError, match=r"no run was found; python -m tuner\.train makes one in outputs/"):
+    with pytest.raises(InputError, match=r"no runs found; python -m tuner\.train writes runs to outputs/"):
         compared()
     make("outputs/1", {"a": 1}, "{")
-    with pytest.raises(InputError, match="no run was found"):
+    with pytest.raises(InputError, match="no runs found"):
         compared("outputs")
     make("outputs/1", {"a": 1}, RESULT)
     assert cells(compared()) == [

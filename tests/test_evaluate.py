@@ -58,7 +58,7 @@ def test_tables_and_pictures_of_other_data(trained, call):
     code, out, err = call("evaluate", trained(EXACT), *arguments)
     assert code == 0, err
     assert "split: all (of other data than the run's)" in err
-    assert "images are brought from [3, 40, 40] to [1, 16, 16], as files would be: fit=stretch" in err
+    assert "images are converted from [3, 40, 40] to [1, 16, 16], as files would be: fit=stretch" in err
     names = {path.name for path in Path("scores").iterdir()}
     assert names == {
         *("per_class.csv", "confusion_matrix.csv", "predictions.csv", "confusion_matrix.png", "per_class.png"),
@@ -190,7 +190,7 @@ WRONG = [
     (("data=csv", "data.path=nowhere.csv"), "there is no file nowhere.csv"),
     (("data=nothing",), "nothing"),
     (("data.colour=red",), "colour"),
-    (("data.test_views=2",), "data.test_views=2 is the model's own: leave it out"),
+    (("data.test_views=2",), "data.test_views=2 is fixed by the model: leave it out"),
     (("optimizer.lr=1",), "optimizer.lr=1: a run is evaluated as it is; only data=NAME and data.KEY=VALUE"),
     (("data.n=[",), "data.n=["),
     (("data=synthetic", "data.classes=5"), "the model does not know the class 'class4': the data has class0, "),

@@ -247,5 +247,5 @@ def test_a_sweep_goes_on_without_a_tracker_that_cannot_be_reached(command):
     code, output = command("-m", "seed=0,1", "logger=mlflow", "logger.uri=sqlite:////proc/none/mlflow.db", *TINY)
     assert code == 0
     assert "logger=mlflow cannot start: " in output
-    assert "trial 1 goes on without it" in output
+    assert "trial 1 continues without it" in output
     assert {json.loads(path.read_text())["status"] for path in Path().rglob("result.json")} == {"complete"}

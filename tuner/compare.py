@@ -199,7 +199,9 @@ def show_runs(args: argparse.Namespace) -> None:
     written = runs.load(*args.folders, resolve=False)
     frame = runs.resolved(written)
     if frame.empty:
-        raise InputError("no run was found; python -m tuner.train makes one in outputs/, and -m searches in multirun/")
+        raise InputError(
+            "no runs found; python -m tuner.train writes runs to outputs/, and searches with -m to multirun/"
+        )
     summary = _summary(frame)
     for condition in args.where:
         frame = where(frame, condition)

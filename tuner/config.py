@@ -30,7 +30,7 @@ PRECISION = one_of("auto", "bf16", "fp32")
 
 @dataclass(frozen=True)
 class Target:
-    """The part of a config group that is for the function or class that its `_target_` names.
+    """The part of a config group that its `_target_`, a function or class, takes as arguments.
 
     keywords: `_target_`, `_partial_` and the keyword arguments.
     """
@@ -56,7 +56,7 @@ class Target:
 
 @contextmanager
 def argument_errors(group: str) -> Iterator[None]:
-    """Turn the complaints of Python and torch about the arguments of a config group into InputErrors."""
+    """Turn the TypeErrors and ValueErrors that a config group's arguments cause into InputErrors."""
     try:
         yield
     except InputError:
@@ -210,7 +210,7 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def _section(section: Any, values: Any, prefix: str) -> Any:
-    """An object of a dataclass above, from the values of its part of the config; `prefix` is of their keys."""
+    """An object of a dataclass above, from its part of the config.   prefix: of its keys, such as "model."."""
     if not isinstance(values, Mapping):
         raise InputError(f"{prefix.rstrip('.')}={values} must be a group of keys")
     types = get_type_hints(section)
@@ -238,7 +238,7 @@ def _section(section: Any, values: Any, prefix: str) -> Any:
 
 
 def of_run(folder: Path) -> RunConfig:
-    """The config of a finished run. Raises InputError where there is none, or it is damaged."""
+    """The config of a finished run. Raises InputError if it is missing or damaged."""
     config = written(folder)
     try:
         return parse(config)
@@ -247,9 +247,9 @@ def of_run(folder: Path) -> RunConfig:
 
 
 def written(folder: Path) -> DictConfig:
-    """A run's config as it was composed, in today's names of keys, with paths that hold in any working folder.
+    """A run's config as it was composed, with today's key names, and paths that are valid in any working folder.
 
-    Raises InputError where there is none, or it is damaged.
+    Raises InputError if it is missing or damaged.
     """
     candidates = (folder / ".hydra" / "config.yaml", folder / "conf" / "config.yaml")
     path = next((path for path in candidates if path.is_file()), None)

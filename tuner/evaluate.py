@@ -33,9 +33,7 @@ log = logging.getLogger("tuner.evaluate")
 
 SPLITS = ("train", "val", "test", "all")
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
-
-
-OF_FILES = ("tuner.data.image_folder.load", "tuner.data.csv_file.load")  # which bring files to a shape themselves
+FILE_LOADERS = ("tuner.data.image_folder.load", "tuner.data.csv_file.load")  # these resize the images they read
 
 
 def config_with_data(
@@ -51,7 +49,7 @@ def config_with_data(
     if foreign := [line for line in overrides if not line.lstrip("+~").startswith(("data=", "data."))]:
         raise InputError(f"{foreign[0]}: a run is evaluated as it is; only data=NAME and data.KEY=VALUE may be given")
     if ours := [line for line in overrides if line.startswith(("data.views=", "data.test_views="))]:
-        raise InputError(f"{ours[0]} is the model's own: leave it out")
+        raise InputError(f"{ours[0]} is fixed by the model: leave it out")
     options = [line.removeprefix("data=") for line in overrides if line.startswith("data=")]
     values = [line for line in overrides if not line.startswith("data=")]
     config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "data" or not options])
@@ -66,7 +64,7 @@ def config_with_data(
             OmegaConf.set_struct(config, True)
             for override in parse_overrides(values):
                 OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
-        if config.data.get("_target_") in OF_FILES:
+        if config.data.get("_target_") in FILE_LOADERS:
             for key, value in (files or {}).items():
                 if not any(line.lstrip("+").startswith(f"data.{key}=") for line in values):
                     OmegaConf.update(config, f"data.{key}", value, force_add=True)
@@ -129,7 +127,7 @@ def shaped(images: torch.Tensor, shape: Sequence[int], fit: str) -> torch.Tensor
         scale = {"crop": max(scales), "pad": min(scales)}.get(fit)
         inner = size if scale is None else [max(1, round(side * scale)) for side in x.shape[2:]]
         x = F.interpolate(x, inner, mode="bilinear", antialias=True)
-        missing = [(wanted - side) for wanted, side in zip(size, inner, strict=True)]  # below 0: cut off
+        missing = [(wanted - side) for wanted, side in zip(size, inner, strict=True)]  # negative: cropped
         top, left = (m // 2 for m in missing)
         x = F.pad(x, [left, missing[1] - left, top, missing[0] - top], value=0.0)
     return x.round().clamp(0, 255).to(torch.uint8)
@@ -174,7 +172,7 @@ def _possibly_seen(config: RunConfig, overrides: Sequence[str], split: str) -> s
 
 
 def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) -> None:
-    """per_class.csv, confusion_matrix.csv, predictions.csv and pictures, of all parts together."""
+    """Write per_class.csv, confusion_matrix.csv, predictions.csv and plots, of all parts together."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -237,7 +235,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON")
     add("--config-dir", type=Path, metavar="FOLDER", help="of your own configs, as for tuner.train")
     add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
-    add("--precision", default="auto", help="bf16, fp32 or auto, as the run's config has it")
+    add("--precision", default="auto", help="bf16, fp32 or auto; default: auto, as in the run's config")
     return parser
 
 

@@ -81,7 +81,7 @@ def metadata(original: Model) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in about.items()}
 
 
-def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+def to_onnx(network: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
     """The ONNX file, and onnxruntime on the CPU to run it. Raises InputError if a package of the extra is missing.
 
     example: uint8 [2, *input_shape].   about: metadata of the file.
@@ -94,7 +94,7 @@ def to_onnx(made: Model, example: torch.Tensor, about: dict[str, str]) -> Export
         logging.getLogger(name).setLevel(logging.WARNING)
     shapes = {"images": {0: torch.export.Dim("N")}}
     program = torch.onnx.export(
-        made,
+        network,
         (example,),
         dynamo=True,
         dynamic_shapes=shapes,
@@ -119,10 +119,10 @@ def to_torchscript(network: Model, example: torch.Tensor, about: dict[str, str])
         return file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue()))
 
 
-def to_pt2(made: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
+def to_pt2(network: Model, example: torch.Tensor, about: dict[str, str]) -> Exported:
     """The file of torch.export, and the module loaded from it. Arguments as for to_onnx."""
     file = io.BytesIO()
-    program = torch.export.export(made, (example,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
+    program = torch.export.export(network, (example,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
     torch.export.save(program, file, extra_files=about)
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
 
@@ -161,10 +161,10 @@ def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, flo
 
 
 def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[torch.Tensor, str]:
-    """Images to compare on, uint8 [N, *input_shape], and what they are: of files, the run's test split, or random."""
+    """Images to compare on, uint8 [N, *input_shape], and their source: files, the run's test split, or random."""
     if inputs:
-        found = expand(inputs)[:IMAGES]
-        return torch.stack([original.read(path) for path in found]), "of the files given"
+        paths = expand(inputs)[:IMAGES]
+        return torch.stack([original.read(path) for path in paths]), "of the files given"
     try:
         test = of_run(model.file_of(run).parent).data.target.build().test.images
         if test.shape[1:] == original.input_shape:

@@ -16,7 +16,7 @@ class Rule:
     text: str
 
     def check(self, key: str, value: Any) -> None:
-        """Raises InputError where the value of `key` breaks the rule."""
+        """Raises InputError if the value of `key` breaks the rule."""
         if not self.holds(value):
             raise InputError(f"{key}={value} must be {self.text}")
 

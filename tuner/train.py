@@ -60,7 +60,7 @@ class Prepared:
     def on_epoch(self, epoch: int, metrics: Metrics) -> None:
         """Record an epoch of the first head: in metrics.csv, on the bar or in the log, and in the study.
 
-        Raises TrialPruned where that ends the trial.
+        Raises TrialPruned if the pruner ends the trial.
         """
         self.run.log_epoch(epoch, metrics)
         text = f"loss {metrics['train_loss']:.4f}, accuracy {metrics['train_accuracy']:.4f}"
@@ -113,7 +113,7 @@ def prepare(
 
 
 def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
-    """How the head is trained: on the training split, judged on the validation split."""
+    """How the head is trained: on the training split, validated on the validation split."""
     data = setup.data
     run.result |= {"n_train": len(data.train), "n_val": len(data.val)}
     return [spec_of(config, setup, config.seed, data.train, data.val)]
@@ -150,7 +150,7 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
 
 
 def fit_together(jobs: Sequence[Prepared]) -> list[list[Fitted]]:
-    """Train the heads of these runs: as one stack where they can be. Returns for each run what came of its specs."""
+    """Train the heads of these runs, in one stack if possible. Returns the results of each run's specs."""
     job_of = {job.specs[0]: job for job in jobs}  # a run's curve is that of its first spec
     errors: dict[Spec, Exception] = {}
 

@@ -237,9 +237,9 @@ def _on_noise(s: LoadedStudy) -> list[str]:
     if equals is None or len(equals) < max(2, len(s.complete) / 4):
         return []
     cheaper = _cheapest(s, equals)
-    take = f"take {cheaper}, or judge" if cheaper else "judge"
+    take = f"take {cheaper}, or compare" if cheaper else "compare"
     return [
-        f"{len(equals)} trials do not differ significantly from the best: {take} them with more validation images "
+        f"{len(equals)} trials do not differ significantly from the best: {take} them on more validation images "
         "(data.val_share) or several seeds"
     ]
 

@@ -46,12 +46,12 @@ class Layers(nn.Module):
 
 
 class Model(nn.Module):
-    """uint8 images [B, *input_shape] -> float32 probabilities [B, classes], calibrated. In eval mode, for use alone.
+    """uint8 images [B, *input_shape] -> float32 probabilities [B, classes], calibrated; eval mode, no gradients.
 
     classes: their names, in the order of the probabilities.
     input_shape: [C, H, W] of an image.   fit: how a file gets that shape, one of `image_file.FITS`.
-    temperature: that the logits are divided by.   mirrors: whether the mean with each image's mirror image is taken.
-    batch_size: images at a time, unless something else is asked for.
+    temperature: divides the logits.   mirrors: whether to average over each image and its mirror image.
+    batch_size: images per batch, unless `predict` is given another number.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Model(nn.Module):
         if isinstance(images, torch.Tensor) and (images.dtype, images.shape[1:]) != (torch.uint8, self.input_shape):
             raise InputError(
                 f"the model takes uint8 images [N, {', '.join(map(str, self.input_shape))}], not "
-                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}; of files it makes them itself"
+                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}; for files, pass their paths"
             )
 
         def probabilities(batch: torch.Tensor | Sequence[str | Path]) -> torch.Tensor:
@@ -132,7 +132,7 @@ class Model(nn.Module):
 
 
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
-    """The model that a run has trained.
+    """Load the model of a finished run.
 
     run: a run folder, a search's best/, or a .safetensors file in one: best/ has one a seed.
     device: auto, cpu, cuda, cuda:N or mps.   precision: bf16, fp32, or auto, which is as the run's own config has it.
@@ -175,7 +175,7 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
 
 
 def file_of(run: str | Path) -> Path:
-    """The .safetensors file of a run, given that or its folder. Raises InputError where there is none."""
+    """The .safetensors file of a run, from that path or its folder. Raises InputError if there is none."""
     path = Path(run).expanduser()
     if path.is_file():
         if path.suffix == ".safetensors":

@@ -15,7 +15,7 @@ class Predictions:
     """Log-probabilities for the images of a split.
 
     split: training, validation or test.
-    samples: images and labels, of which the split has `rows`, int64 [N].
+    samples: images and labels.   rows: int64 [N], the rows of `samples` in the split.
     log_p: uncalibrated log-probabilities, float [N, classes].
     temperature: the temperature that calibrates them.
     """

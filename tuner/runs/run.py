@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 METRICS = (
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "lr", "seconds"),
 )
-CHECKPOINT = "checkpoint.pt"  # of a run that is going on, or was killed
+CHECKPOINT = "checkpoint.pt"  # of a run that is still going or was killed
 VERSIONS = ("torch", "torchvision", "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna")
 log = logging.getLogger("tuner.runs")
 
@@ -44,7 +44,7 @@ class Run:
     """
 
     def __init__(self, folder: Path):
-        """Raises InputError where `folder` holds a run that is finished or still going."""
+        """Raises InputError if `folder` holds a run that is finished or still going."""
         self.lock = FileLock(folder / ".lock")
         try:
             self.lock.acquire(timeout=0)
@@ -142,7 +142,7 @@ class Run:
 
 
 def _job_log() -> logging.Logger:
-    """A logger of its own with the handlers that Hydra has set up for this job, and which the next job replaces."""
+    """A separate logger with this job's handlers, which Hydra replaces when the next job starts."""
     job = logging.Logger("tuner.train")
     job.handlers = logging.getLogger().handlers[:]
     for handler in job.handlers:

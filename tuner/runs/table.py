@@ -162,7 +162,7 @@ def _followed(frame: pd.DataFrame, key: str, before: tuple[str, ...] = ()) -> pd
 
 
 def flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """A config's values by their dotted keys; lists and empty groups as JSON, and what is no plain value as text."""
+    """A config's values by their dotted keys; lists and empty groups as JSON, other values as text."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{above}{key}.")

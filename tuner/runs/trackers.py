@@ -65,7 +65,7 @@ def open_tracker(config: RunConfig, folder: Path, study: str | None, number: int
     except UnreachableError as error:
         if not in_sweep:
             raise
-        log.warning("%s; trial %s goes on without it", error, name)  # an outage must not cost a night
+        log.warning("%s; trial %s continues without it", error, name)  # an outage must not cost a night
         return None
 
 
@@ -195,7 +195,7 @@ class WandB:
 
 @contextmanager
 def starting(option: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn a missing package, and the errors of one that can't start, into InputErrors."""
+    """Turn a missing package into an InputError, and `errors` at the start into an UnreachableError."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -146,10 +146,10 @@ class Fused:
         prepared, config = job.returned.return_value, copy.deepcopy(job.config)
         assert config is not None
         with read_write(config.hydra), open_dict(config):
-            config.hydra.output_subdir = None  # the first part has written these files
+            config.hydra.output_subdir = None  # prepare has written these files
             for handler in (OmegaConf.select(config, "hydra.job_logging.handlers") or {}).values():
                 if "mode" in handler:
-                    handler.mode = "a"  # the first part has begun the log
+                    handler.mode = "a"  # prepare has written to the log
         return self._run(
             config, lambda _: stages.finish(prepared, fitted), _Callbacks(self.hydra_context.callbacks, job)
         )

@@ -33,7 +33,7 @@ def resolve(choice: Any) -> str | None:
 
     choice: a URL, such as postgresql+psycopg://USER:PASSWORD@HOST/DB, sqlite:///FILE or journal:///FILE; or a config
     with one of Optuna's classes as `_target_`. FILE is relative to the current folder unless it starts with another /.
-    Its folder is made.
+    Its folder is created.
     """
     if isinstance(choice, DictConfig):
         return json.dumps(OmegaConf.to_container(choice, resolve=True))
@@ -46,7 +46,7 @@ def resolve(choice: Any) -> str | None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
-                    f"cannot make the folder of the storage {choice}: {error}; choose another one"
+                    f"cannot create the folder of the storage {choice}: {error}; choose another one"
                 ) from error
             return f"{scheme}{path}"
     if "://" not in str(choice):
@@ -93,13 +93,13 @@ def _open(spec: str, _pid: int) -> BaseStorage:  # one per process: connections 
     for _ in range(20):
         try:
             return cached(RDBStorage(spec, engine_kwargs=options))
-        except (DBAPIError, RuntimeError):  # several processes made the tables at once: all but one failed
+        except (DBAPIError, RuntimeError):  # several processes created the tables at once: all but one failed
             time.sleep(0.05)
     return cached(RDBStorage(spec, engine_kwargs=options))
 
 
 def open_read_only(spec: str, *, live: bool = False) -> BaseStorage:
-    """The storage, opened for reading: nothing is made or changed in it, and a running sweep is not slowed down.
+    """The storage, opened for reading: nothing in it is created or changed, and a running sweep is not slowed down.
 
     live: also see what a sweep writes that starts later. Storages for which `enforces_read_only` is False would let the
     caller write. Raises InputError if the storage can't be reached or holds no studies.

@@ -1,4 +1,4 @@
-"""A study by its name, made if there is none, and the one folder that all sweeps on it share."""
+"""A study by its name, created if it does not exist, and the folder that all sweeps on it share."""
 
 import logging
 import time
@@ -17,13 +17,13 @@ from tuner.sweep import storage
 
 log = logging.getLogger("tuner.sweep")
 METRICS = {"accuracy_and_cost": ["accuracy", "gmacs"]}  # an `objective` with several values; others have one, their own
-PATIENCE = 10.0  # seconds that another sweep may take between making the study and choosing its folder
+PATIENCE = 10.0  # seconds that another sweep may take between creating the study and choosing its folder
 
 
 def open_study(
     name: str | None, spec: str | None, directions: Sequence[str], default_folder: Path
 ) -> tuple[Study, Path]:
-    """The study of that name, made if there is none, and its folder.
+    """The study of that name, created if it does not exist, and its folder.
 
     The folder is `default_folder`, unless the study has one already or that folder belongs to another study.
     Raises InputError if the study has other directions.
@@ -41,7 +41,7 @@ def open_study(
             ) from None
         deadline = time.monotonic() + PATIENCE
         while "folder" not in study.user_attrs and not study.get_trials(deepcopy=False):
-            if time.monotonic() > deadline:  # the sweep that made the study was killed
+            if time.monotonic() > deadline:  # the sweep that created the study was killed
                 break
             time.sleep(0.05)
     return study, _folder(study, default_folder)

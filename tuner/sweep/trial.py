@@ -44,7 +44,7 @@ class RunningTrial:
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value of the objective, once a step.
 
-        Raises TrialPruned where the study's pruner ends the trial. A study with several objectives is not pruned.
+        Raises TrialPruned if the study's pruner ends the trial. A study with several objectives is not pruned.
         """
         if self.trial is None or len(self.trial.study.directions) > 1:
             return
@@ -61,7 +61,7 @@ _running: ContextVar[RunningTrial | None] = ContextVar("running", default=None)
 def report(value: float, step: int) -> None:
     """Report an intermediate value of the running trial from anywhere in its job. Outside a search: nothing.
 
-    Raises TrialPruned where the study's pruner ends the trial.
+    Raises TrialPruned if the study's pruner ends the trial.
     """
     if running := _running.get():
         running.report(value, step)
@@ -69,11 +69,11 @@ def report(value: float, step: int) -> None:
 
 @dataclass(frozen=True)
 class Stages:
-    """A task function in three stages, so that a launcher can train many jobs together.
+    """A task function in three stages, for launchers that train many jobs together.
 
     prepare: config, trial or None -> prepared; called in the job's Hydra context.
-    fit_together: prepared jobs -> what came of each, in order; called once for many jobs, in no job's context.
-    finish: prepared, and what came of it or the exception that ended it -> the objective; in the job's context.
+    fit_together: prepared jobs -> the result of each, in order; called once for many jobs, in no job's context.
+    finish: prepared, and its result or the exception that ended it -> the objective; in the job's context.
     """
 
     prepare: Callable[[DictConfig, RunningTrial | None], Any]
@@ -97,7 +97,7 @@ def stages_of(task: Any) -> Stages | None:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a pruned job returns: it was no failure, and Hydra logs no traceback."""
+    """What a pruned job returns. It did not fail, and Hydra logs no traceback."""
 
 
 @dataclass
@@ -241,7 +241,7 @@ class _Started:
     time: float
 
     def end(self, outcome: Outcome) -> None:
-        """Record how the trial went; the outcome last, for from then on nothing of it can be lost."""
+        """Record how the trial ended. The outcome comes last: once it is written, the trial cannot be lost."""
         trial = self.trial.trial
         if trial is None:
             return

@@ -1,1 +1,1 @@
-"""Training: what a run is made of, the heads, the loop, the CUDA graph, checkpoints."""
+"""Training: the setup of a run, the heads, the loop, the CUDA graph, checkpoints."""

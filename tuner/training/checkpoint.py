@@ -18,7 +18,7 @@ from tuner.runs.table import flat
 from tuner.training.spec import Spec
 
 log = logging.getLogger(__name__)
-MOST = 1 / 20  # of a run's time that goes into writing
+MOST = 1 / 20  # largest share of a run's time to spend on writing
 IRRELEVANT = ("study", "cache_dir")  # keys that do not affect the training
 LONG = 60  # seconds after which a run's log says how to resume it
 
@@ -59,7 +59,7 @@ class Checkpoint:
         written = json.loads(kept["config"])
         earlier.rename_keys(written)
         before, now = dict(flat(written)), dict(flat(self.config))
-        keys = [key for key in {**before, **now} if key != "device"]  # another device may go on, with a warning
+        keys = [key for key in {**before, **now} if key != "device"]  # another device may resume it, with a warning
         differ = [f"{key}={before.get(key)}" for key in keys if before.get(key) != now.get(key)]
         if differ and all(line.startswith("split_hashes.") for line in differ):
             raise InputError(

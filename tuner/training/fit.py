@@ -203,7 +203,7 @@ class _Training:
                 labels = [(targets, share), (others[None], 1 - share)]
             inputs = (images,)
         for parameter in self.loose:
-            parameter.grad = None  # those of first layers are written anew
+            parameter.grad = None  # those of first layers are overwritten
         size = targets.shape[1]
         for i in range(0, size, self.micro_batch):
             some = slice(i, i + self.micro_batch)

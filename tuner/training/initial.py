@@ -1,4 +1,4 @@
-"""The weights that training starts from, where the config asks for it: another run's, or those of the head alone."""
+"""Initial weights, if the config asks for them: another run's (warm_start), or a head trained first (head_first)."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -41,7 +41,7 @@ def _head_first(epochs: int, setup: Setup, spec: Spec) -> State:
 def _warm_start(folder: Path, config: RunConfig, setup: Setup, spec: Spec) -> State:
     """The weights of a finished run: its head, and the blocks that it trained.
 
-    Raises InputError if they do not fit, or if the run may have trained on images that now validate or test.
+    Raises InputError if they do not fit, or if the run may have been trained on images of the validation or test split.
     """
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"warm_start={folder} is not the folder of a finished run: it has no model.safetensors")

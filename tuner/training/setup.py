@@ -94,7 +94,7 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     """Choose the device, load and split the images, find and cut the network. The features are computed when read.
 
     shared: runs of this process whose configs agree in all of that share one setup.
-    Raises InputError where something cannot be used.
+    Raises InputError if something cannot be used.
     """
     model = replace(config.model, head=ModelConfig.head)
     key = repr(
@@ -119,7 +119,7 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
 
 
 def backbone_of(config: RunConfig) -> Backbone:
-    """The cut network. Its weights are found, but not read."""
+    """The cut network. Its weights are located but not read."""
     model = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
     del model["head"]
     with argument_errors("model"):
