@@ -203,7 +203,7 @@ def main() -> None:
         log.warning("%s: the model may have been trained on some of these images", reason)
     theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], trained.input_shape))
     if theirs != ours:
-        log.info("images are brought from %s to %s, as files would be: fit=%s", theirs, ours, trained.fit)
+        log.info("images are converted from %s to %s, as files would be: fit=%s", theirs, ours, trained.fit)
     parts = scored(trained, data, split)
     results = {"run": str(args.run), "split": split} | summary(parts, trained.classes)
     if args.out:
