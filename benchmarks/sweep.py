@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -54,8 +54,11 @@ from tuner.data import Data
 from tuner.device import choose_device, wait
 from tuner.networks.backbone import Backbone
 from tuner.runs.result import read_result
+from tuner.sweep import plugin
 from tuner.sweep.progress import duration
 from tuner.training.heads import widths
+
+plugin.register()  # the searches of conf/ are composed in this process, too
 
 WORKERS = max(2, joblib.cpu_count() - 2)  # processes of the plain pipeline's DataLoader
 SMALLEST = ["model=tiny", "data=synthetic", "epochs=2", "batch_size=32", "final.seeds=1"]
@@ -422,7 +425,7 @@ def plain_epochs(
     torch.manual_seed(seed)
     options = {key: cfg.model[key] for key in ("name", "weights", "image_size", "last_block", "pool")}
     backbone = Backbone(**options, frozen=cfg.model.last_block)
-    config = parse(cfg)
+    config = parse(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
     data = config.data.target.build()
     frozen, head = (part.to(device) for part in plain_model(cfg, backbone, len(data.classes)))
     frozen = frozen.eval().to(memory_format=torch.channels_last)

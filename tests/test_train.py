@@ -235,7 +235,10 @@ WRONG = [  # arguments, what the one line says
     (("model.last_block=block9",), "model.last_block=block9 is not a block of vgg16; known: block1, block2, block3"),
     (("model.frozen=block9",), "model.frozen=block9 is not a block of vgg16; known: block1, block2, block3"),
     (("model.pool=99",), "model.pool=99 does not fit"),
-    (("model.weights=nowhere.pth",), r"model.weights=nowhere.pth is neither a readable file .* nor weights of vgg16; use bundled"),
+    (
+        ("model.weights=nowhere.pth",),
+        r"model.weights=nowhere.pth is neither a readable file .* nor weights of vgg16; use bundled",
+    ),
     (("model.weights=IMAGENET",), r"model.weights=IMAGENET is neither a readable file .*; use bundled, IMAGENET1K_V1"),
     (("+model.colour=red",), "model.colour is not a key of the config; the keys are frozen, head, image_size"),
     (("device=cuda:77",), "device=cuda:77"),
