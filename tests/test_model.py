@@ -8,6 +8,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,7 @@ import tuner
 from tuner import InputError, data
 from tuner.data import image_file, synthetic
 from tuner.inference.model import Layers
+from tuner.sweep import hydra_private
 from tuner.training.heads import Classifier, Head, Stack
 
 CUTS = [
@@ -213,3 +215,23 @@ def test_where_the_run_looked_at_mirror_images_the_model_does(trained):
     said = pd.read_csv(run / "predictions.csv").query("split == 'test'")
     assert [model.classes[i] for i in model.predict(images).argmax(1)] == said.predicted.tolist()
     assert model.predict(images).amax(1).tolist() == pytest.approx(said.confidence.tolist(), abs=2e-3)
+
+
+@pytest.fixture
+def without_hydra():
+    """As in a process in which Hydra runs no job: its resolvers are not registered."""
+    for name in ("now", "hydra"):
+        OmegaConf.clear_resolver(name)
+    yield
+    hydra_private.setup_globals()
+
+
+def test_a_run_is_read_where_only_its_job_could_resolve_all_of_its_config(trained, call, without_hydra, tmp_path):
+    folder = trained()
+    for name in ("now", "hydra"):  # the run has registered them again, if it was not there yet
+        OmegaConf.clear_resolver(name)
+    assert "${now:" in (folder / ".hydra" / "config.yaml").read_text()
+    assert len(tuner.load(folder).classes) == 4
+    for command in (["evaluate", folder, "--json"], ["export", folder, "--format", "pt2", "--out", tmp_path / "m.pt2"]):
+        code, _, err = call(*command)
+        assert code == 0, err

@@ -237,13 +237,33 @@ def _section(section: Any, values: Any, prefix: str) -> Any:
     return section(**given)
 
 
-def of_run(folder: Path) -> RunConfig:
-    """The config of a finished run. Raises InputError if it is missing or damaged."""
+def of_run(folder: Path, *groups: str) -> RunConfig:
+    """The config of a finished run, as parse_part() reads it. Raises InputError if it is missing or damaged."""
     config = written(folder)
     try:
-        return parse(config)
+        return parse_part(config, *groups)
     except InputError as error:
         raise InputError(f"the config of {folder} cannot be used: {error}") from error
+
+
+def parse_part(config: DictConfig, *groups: str) -> RunConfig:
+    """Seed, precision, model, views and these groups of a run's config; other keys have their defaults.
+
+    Only these are resolved. Others may refer to what only the running job knew, as ${now:...} and ${hydra:...} do.
+    Raises InputError for the first value that is missing or breaks its rule.
+    """
+    part: dict[str, Any] = {}
+    try:
+        for key in ("seed", "precision", "model", *groups):
+            if key in config:
+                value = config[key]
+                part[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        if "data" not in groups:
+            views = {key: OmegaConf.select(config, f"data.{key}") for key in ("views", "test_views")}
+            part["data"] = {key: value for key, value in views.items() if value is not None}
+    except OmegaConfBaseException as error:
+        raise InputError(f"the config cannot be resolved: {' '.join(str(error).split())}") from error
+    return parse(part)
 
 
 def written(folder: Path) -> DictConfig:

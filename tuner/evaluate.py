@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from tuner import InputError, output, plots
-from tuner.config import CONF, RunConfig, parse, written
+from tuner.config import CONF, RunConfig, parse_part, written
 from tuner.data import Data, Samples
 from tuner.device import CHOICES, Batches, send
 from tuner.inference import model
@@ -72,7 +72,7 @@ def config_with_data(
             raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from error
-    return parse(config)
+    return parse_part(config, "data", "final")
 
 
 def _check_known(name: str, folder: Path | None) -> None:

@@ -166,7 +166,7 @@ def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[tor
         paths = expand(inputs)[:IMAGES]
         return torch.stack([original.read(path) for path in paths]), "of the files given"
     try:
-        test = of_run(model.file_of(run).parent).data.target.build().test.images
+        test = of_run(model.file_of(run).parent, "data").data.target.build().test.images
         if test.shape[1:] == original.input_shape:
             return test[:IMAGES].clone(), "of the run's test images"
         reason = f"they are {list(test.shape[1:])} now"
