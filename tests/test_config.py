@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tuner import InputError
-from tuner.config import CONF, FinalConfig, HeadConfig, OptimizerConfig, RunConfig, parse
+from tuner.config import CONF, FinalConfig, HeadConfig, OptimizerConfig, RunConfig, parse, parse_part
 
 
 def composed(*overrides):
@@ -84,6 +84,14 @@ def test_what_is_wrong_is_named(changes, message):
 def test_a_config_that_lacks_what_has_no_default_is_refused():
     assert refused({"seed": 0}) == "model has no default; give it, as in model=VALUE"
     assert refused({"seed": 0, "model": {"name": "vgg16"}}).startswith("model.weights has no default")
+
+
+def test_a_part_is_read_without_resolving_the_rest():
+    """The last run of a search of 50 epochs, as evaluate reads it; the rest refers to what only its job knew."""
+    config = composed("epochs=50", "final.epochs=40", "+data.colour=${hydra:job.name}")
+    part = parse_part(config, "final")
+    assert (part.epochs, part.final.epochs, part.model.name) == (50, 40, "vgg16")
+    assert refused(config).startswith("the config cannot be resolved: ")
 
 
 def test_further_keys_at_the_top_are_allowed():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tuner
-from tuner.earlier import KEYS
+from tuner.earlier import KEYS, rename_keys
 from tuner.resume import command as resume_command
 
 
@@ -73,3 +73,14 @@ def test_an_old_key_in_a_file_of_the_user_is_refused_with_its_new_name(command, 
     assert code == 1
     assert output.strip().splitlines()[-1].endswith(f"{old} is now called {KEYS[old]}")
     shutil.rmtree("own")
+
+
+def test_references_to_an_old_key_follow_it():
+    config = {
+        "model": {"features": "block1", "frozen": "${.features}"},
+        "note": ["x"],
+        "more": {"cut": "${model.features}"},
+    }
+    rename_keys(config)
+    assert config["model"] == {"last_block": "block1", "frozen": "${.last_block}"}
+    assert config["more"] == {"cut": "${model.last_block}"}

@@ -247,14 +247,14 @@ def of_run(folder: Path, *groups: str) -> RunConfig:
 
 
 def parse_part(config: DictConfig, *groups: str) -> RunConfig:
-    """Seed, precision, model, views and these groups of a run's config; other keys have their defaults.
+    """Seed, precision, epochs, model, views and these groups of a run's config; other keys have their defaults.
 
     Only these are resolved. Others may refer to what only the running job knew, as ${now:...} and ${hydra:...} do.
     Raises InputError for the first value that is missing or breaks its rule.
     """
     part: dict[str, Any] = {}
     try:
-        for key in ("seed", "precision", "model", *groups):
+        for key in ("seed", "precision", "epochs", "model", *groups):
             if key in config:
                 value = config[key]
                 part[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

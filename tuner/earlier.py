@@ -36,9 +36,16 @@ def rename_keys(config: Any) -> None:
         if isinstance(values, dict) and name in values:
             renamed = new.partition(".")[2]
             values[renamed] = values.pop(name)
-            for other, value in values.items():
-                if value == f"${{.{name}}}":
-                    values[other] = f"${{.{renamed}}}"
+            _replace_references(values, f"${{.{name}}}", f"${{.{renamed}}}")
+            _replace_references(config, f"${{{old}}}", f"${{{new}}}")
+
+
+def _replace_references(values: dict[Any, Any], old: str, new: str) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _replace_references(value, old, new)
+        elif value == old:
+            values[key] = new
 
 
 def fitted(values: Mapping[str, Any]) -> dict[str, Any]:

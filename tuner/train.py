@@ -149,31 +149,48 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
 # 2. Train
 
 
-def fit_together(jobs: Sequence[Prepared]) -> list[list[Fitted]]:
-    """Train the heads of these runs, in one stack if possible. Returns the results of each run's specs."""
-    job_of = {job.specs[0]: job for job in jobs}  # a run's curve is that of its first spec
+def fit_together(jobs: Sequence[Prepared]) -> Iterator[tuple[int, list[Fitted]]]:
+    """Train the heads of these runs: as one stack where they can be.
+
+    Yields the index of each run, and what came of its specs, as soon as all of them have been trained.
+    """
+    index_of = {spec: index for index, job in enumerate(jobs) for spec in job.specs}
+    fitted: list[dict[Spec, Fitted]] = [{} for _ in jobs]
     errors: dict[Spec, Exception] = {}
+    ended: set[Spec] = set()  # heads of runs that have failed
 
     def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> Collection[Spec]:
-        for spec in (spec for spec in metrics if spec in job_of):
-            try:
-                job_of[spec].on_epoch(epoch, metrics[spec])
-            except Exception as error:  # noqa: BLE001 - it ends this run alone, whose last stage raises it
-                errors[spec] = error
-                if isinstance(error, TrialPruned):
-                    record_end(job_of[spec].run, error)
-        return errors
+        for spec, m in metrics.items():
+            job = jobs[index_of[spec]]
+            if spec is job.specs[0]:  # a run's curve is that of its first spec
+                try:
+                    job.on_epoch(epoch, m)
+                except Exception as error:  # noqa: BLE001 - it ends this run alone, whose last stage raises it
+                    errors[spec] = _recorded_end(job.run, error)
+                    ended.update(job.specs)
+        return ended
 
-    try:
-        results = iter(fit_all([(job.setup, spec) for job in jobs for spec in job.specs], on_epoch))
-    finally:
-        for job in jobs:
-            job.bar.close()
-    fitted = [[next(results) for _ in job.specs] for job in jobs]
-    return [
-        [Fitted(error=errors[job.specs[0]])] if job.specs[0] in errors else of_job
-        for job, of_job in zip(jobs, fitted, strict=True)
-    ]
+    for spec, result in fit_all([(job.setup, spec) for job in jobs for spec in job.specs], on_epoch, ended):
+        index = index_of[spec]
+        specs = jobs[index].specs
+        fitted[index][spec] = Fitted(error=errors[spec]) if spec in errors else result
+        if result.error:
+            ended.update(specs)
+        if len(fitted[index]) == len(specs):
+            results, fitted[index] = fitted[index], {}
+            yield index, [results.pop(spec) for spec in specs]
+
+
+def _recorded_end(run: Run, error: Exception) -> Exception:
+    """Record the end of a run whose on_epoch failed. Returns the error without its traceback, which holds the stack."""
+    if isinstance(error, TrialPruned):
+        try:
+            record_end(run, error)
+        except OSError as full:  # the last stage tries again
+            return full.with_traceback(None)
+    elif no_space(error) is None:
+        run.log.error("the end of an epoch failed", exc_info=error)
+    return error.with_traceback(None)
 
 
 # 3. Finish
@@ -198,6 +215,7 @@ def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple
         record_end(job.run, error)
         raise
     finally:
+        job.bar.close()
         job.run.close()
 
 
@@ -217,7 +235,8 @@ def train(config: RunConfig, run: Run) -> float | tuple[float, float]:
     """A single run, outside of Hydra."""
     with recorded(run):
         job = prepare(config, run)
-    return finish(job, fit_together([job])[0])
+    [(_, fitted)] = fit_together([job])
+    return finish(job, fitted)
 
 
 # The command: Hydra calls the task, or a launcher calls its stages.

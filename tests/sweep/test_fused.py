@@ -265,6 +265,22 @@ def test_an_interrupt_ends_every_job_and_the_study_goes_on(command, monkeypatch)
     assert set(states()) == {"COMPLETE", "FAIL"}
 
 
+def test_a_stack_is_finished_before_the_next_one_trains(command, monkeypatch):
+    """Jobs of two batch sizes in one launch: an interrupt in the second stack loses nothing of the first."""
+    real = train.Prepared.on_epoch
+
+    def interrupted(job, epoch, metrics):
+        real(job, epoch, metrics)
+        if job.config.batch_size == 32:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Prepared, "on_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command(*SWEEP, "batch_size=64,32", "optimizer.lr=1e-3,2e-3")
+    assert statuses(Path("fused")) == ["complete", "complete", "failed", "failed"]
+    assert not list(Path("fused").rglob(".lock"))
+
+
 def test_programs_without_stages_run_as_under_the_basic_launcher(toy):
     left = {}
     for launcher in ("basic", "fused"):

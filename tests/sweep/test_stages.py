@@ -50,9 +50,9 @@ class Squares:
 
     def fit_together(self, prepared):
         self.calls.append(prepared)
-        for x in prepared:
+        for index, x in enumerate(prepared):
             self.fail("fit", x)
-        return [x**2 for x in prepared]
+            yield index, x**2
 
     def finish(self, x, fitted):
         self.finished.append((x, fitted if isinstance(fitted, int) else repr(fitted)))
@@ -147,7 +147,7 @@ def failing(stage, x, error=ValueError):
     ("stage", "calls", "finished", "ends"),
     [
         ("prepare", [[1, 3]], [(1, 1), (3, 9)], [2, 1, 3]),
-        ("fit", [[1, 2, 3]], [(x, "ValueError('no fit of 2')") for x in (1, 2, 3)], [1, 2, 3]),
+        ("fit", [[1, 2, 3]], [(1, 1), *((x, "ValueError('no fit of 2')") for x in (2, 3))], [1, 2, 3]),
         ("finish", [[1, 2, 3]], [(1, 1), (2, 4), (3, 9)], [1, 2, 3]),
     ],
 )
@@ -164,14 +164,17 @@ def test_an_error_ends_the_jobs_that_it_concerns(program, stage, calls, finished
     ("stage", "finished"),
     [
         ("prepare", [(1, "KeyboardInterrupt('no prepare of 2')")]),
-        ("fit", [(x, "KeyboardInterrupt('no fit of 2')") for x in (1, 2, 3)]),
+        ("fit", [(1, 1), *((x, "KeyboardInterrupt('no fit of 2')") for x in (2, 3))]),
+        ("finish", [(1, 1), (2, 4), (3, "KeyboardInterrupt('no finish of 2')")]),
     ],
 )
-def test_an_interrupt_ends_every_job_that_was_prepared(program, stage, finished):
+def test_an_interrupt_ends_every_job_that_is_not_finished_and_no_other(program, stage, finished):
     squares = Squares(failing(stage, 2, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         program(squares.task(), "x=1,2,3")
     assert squares.finished == finished
+    started, ended = ([x for moment, x, *_ in seen if moment == name] for name in ("start", "end"))
+    assert sorted(ended) == started
 
 
 @pytest.mark.parametrize("launcher", ["basic", "fused"])

@@ -135,20 +135,30 @@ class Run:
     def close(self) -> None:
         """Unlock the folder, and send the tracker how the run ended; that may take time, but result.json is final."""
         self._unlock()
-        for handler in set(self.log.handlers) - set(logging.getLogger().handlers):
+        for handler in set(self.log.handlers) - set(_handlers(logging.getLogger("tuner.train"))):
             handler.close()
         if self.tracker and (self.folder / "result.json").exists():  # else the disk is full, or the like
             self.tracker.finish(read_result(self.folder))
 
 
 def _job_log() -> logging.Logger:
-    """A separate logger with this job's handlers, which Hydra replaces when the next job starts."""
-    job = logging.Logger("tuner.train")
-    job.handlers = logging.getLogger().handlers[:]
+    """A copy of the logger "tuner.train", as Hydra has set it up for this job. Setting up the next job leaves it alone."""
+    source = logging.getLogger("tuner.train")
+    job = logging.Logger(source.name, source.getEffectiveLevel())
+    job.handlers = _handlers(source)
     for handler in job.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.mode = "a"  # closed by the next job's set-up, it opens again only in this mode
     return job
+
+
+def _handlers(logger: logging.Logger | None) -> list[logging.Handler]:
+    """The handlers that get the records of a logger: its own, and those of the loggers above it."""
+    handlers: list[logging.Handler] = []
+    while logger:
+        handlers += logger.handlers
+        logger = logger.parent if logger.propagate else None
+    return handlers
 
 
 def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:

@@ -32,14 +32,15 @@ DO_NOT_LEARN = ("Random", "Grid", "QMC", "BruteForce")
 
 @dataclass
 class _Job:
-    """A job between its first and its last stage. `returned`: of the first stage; its value is what was prepared."""
+    """A job of a stack.
+
+    config: None if it could not be composed.   returned: of the last stage that was run.
+    prepared: between the first and the last stage, what the first one returned; then None.
+    """
 
     config: DictConfig | None
     returned: JobReturn
-
-    @property
-    def is_prepared(self) -> bool:
-        return self.returned.status is JobStatus.COMPLETED
+    prepared: Any = None
 
 
 @dataclass
@@ -116,43 +117,49 @@ class Fused:
 
     def _run_together(self, stages: Stages, stack: Sequence[tuple[int, Sequence[str]]]) -> list[JobReturn]:
         jobs: list[_Job] = []
-        fitted: Sequence[Any]
         try:
             for number, overrides in stack:
                 jobs.append(self._prepare(stages, number, overrides))
+            waiting = [job for job in jobs if job.prepared is not None]
             self._log_to_sweep()
-            prepared = [job.returned.return_value for job in jobs if job.is_prepared]
             try:
-                fitted = stages.fit_together(prepared) if prepared else []
-            except Exception as error:  # noqa: BLE001 - each job reports it as its own
-                fitted = [error for _ in prepared]
-        except BaseException as error:  # an interrupt, which ends each job
+                for index, fitted in stages.fit_together([job.prepared for job in waiting]) if waiting else ():
+                    self._finish(stages, waiting[index], fitted)
+            except Exception as error:  # noqa: BLE001 - each job that is left reports it as its own
+                for job in waiting:
+                    self._finish(stages, job, error)
+        except BaseException as error:  # an interrupt, which ends each job that is left
             for job in jobs:
-                if job.is_prepared:
-                    with suppress(BaseException):
-                        stages.finish(job.returned.return_value, error)
+                with suppress(BaseException):
+                    self._finish(stages, job, error)
             raise
-        results = iter(fitted)
-        return [self._finish(stages, job, next(results)) if job.is_prepared else job.returned for job in jobs]
+        return [job.returned for job in jobs]
 
     def _prepare(self, stages: Stages, number: int, overrides: Sequence[str]) -> _Job:
         config, returned = self._compose(number, overrides)
-        if config is not None:
-            callbacks = _Callbacks(self.hydra_context.callbacks, None)
-            returned = self._run(config, lambda cfg: stages.prepare(cfg, None), callbacks)
-        return _Job(config, returned)
+        if config is None:
+            return _Job(None, returned)
+        callbacks = _Callbacks(self.hydra_context.callbacks, None)
+        job = _Job(config, self._run(config, lambda cfg: stages.prepare(cfg, None), callbacks))
+        if job.returned.status is JobStatus.COMPLETED:
+            job.prepared, job.returned.return_value = job.returned.return_value, None
+        return job
 
-    def _finish(self, stages: Stages, job: _Job, fitted: Any) -> JobReturn:
-        prepared, config = job.returned.return_value, copy.deepcopy(job.config)
+    def _finish(self, stages: Stages, job: _Job, fitted: Any) -> None:
+        """Run the last stage of a job, unless it has been run, or the first one failed."""
+        if job.prepared is None:
+            return
+        prepared, job.prepared = job.prepared, None  # nothing of it is kept
+        config = copy.deepcopy(job.config)
         assert config is not None
         with read_write(config.hydra), open_dict(config):
-            config.hydra.output_subdir = None  # prepare has written these files
+            config.hydra.output_subdir = None  # the first part has written these files
             for handler in (OmegaConf.select(config, "hydra.job_logging.handlers") or {}).values():
                 if "mode" in handler:
-                    handler.mode = "a"  # prepare has written to the log
-        return self._run(
-            config, lambda _: stages.finish(prepared, fitted), _Callbacks(self.hydra_context.callbacks, job)
-        )
+                    handler.mode = "a"  # the first part has begun the log
+        callbacks = _Callbacks(self.hydra_context.callbacks, job)
+        job.returned = self._run(config, lambda _: stages.finish(prepared, fitted), callbacks)
+        self._log_to_sweep()
 
     def _compose(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig | None, JobReturn]:
         """The config of a job; None where it can't be composed, which is a failure of this job alone."""

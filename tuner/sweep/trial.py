@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,19 +72,20 @@ class Stages:
     """A task function in three stages, for launchers that train many jobs together.
 
     prepare: config, trial or None -> prepared; called in the job's Hydra context.
-    fit_together: prepared jobs -> the result of each, in order; called once for many jobs, in no job's context.
+    fit_together: prepared jobs -> the index of each and its result, as soon as that is known; called once for many
+        jobs, in no job's context. A job is finished before the next result is asked for.
     finish: prepared, and its result or the exception that ended it -> the objective; in the job's context.
     """
 
     prepare: Callable[[DictConfig, RunningTrial | None], Any]
-    fit_together: Callable[[Sequence[Any]], Sequence[Any]]
+    fit_together: Callable[[Sequence[Any]], Iterator[tuple[int, Any]]]
     finish: Callable[[Any, Any], Any]
 
     def run(self, cfg: DictConfig, trial: RunningTrial | None) -> Any:
         """One job, from start to end."""
         prepared = self.prepare(cfg, trial)
         try:
-            [fitted] = self.fit_together([prepared])
+            [(_, fitted)] = self.fit_together([prepared])
         except BaseException as error:  # noqa: BLE001 - the last stage records it and raises it
             fitted = error
         return self.finish(prepared, fitted)
@@ -178,12 +179,18 @@ class Job:
             started = self._start()
             return started, self._attempt(started, lambda: inner.prepare(cfg, started.trial), last=False)
 
-        def fit_together(jobs: Sequence[tuple[_Started, Any]]) -> Sequence[Any]:
-            return inner.fit_together([prepared for _, prepared in jobs])
+        def fit_together(jobs: Sequence[tuple[_Started, Any]]) -> Iterator[tuple[int, Any]]:
+            places = [place for place, (_, prepared) in enumerate(jobs) if not isinstance(prepared, Pruned)]
+            yield from ((place, None) for place in range(len(jobs)) if place not in places)
+            for index, fitted in inner.fit_together([jobs[place][1] for place in places]) if places else ():
+                yield places[index], fitted
 
         def finish(job: tuple[_Started, Any], fitted: Any) -> Any:
+            started, prepared = job
+            if isinstance(prepared, Pruned):  # before it was trained
+                return prepared
             _quiet_console()
-            return self._attempt(job[0], lambda: inner.finish(job[1], fitted))
+            return self._attempt(started, lambda: inner.finish(prepared, fitted))
 
         return Stages(prepare, fit_together, finish)
 

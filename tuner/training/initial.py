@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def with_initial_weights(config: RunConfig, setup: Setup, spec: Spec) -> Spec:
     """The spec with the weights of warm_start, or of head_first, if the config has either."""
     if config.warm_start is not None:
-        return replace(spec, initial=_warm_start(Path(config.warm_start).expanduser(), config, setup, spec))
+        return replace(spec, initial=_warm_start(Path(str(config.warm_start)).expanduser(), config, setup, spec))
     return replace(spec, initial=_head_first(config.head_first, setup, spec)) if config.head_first else spec
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +18,29 @@ from tuner.training.spec import Fitted, Metrics, OnEpoch, Spec
 log = logging.getLogger(__name__)
 
 
-def fit_all(heads: Sequence[tuple[Setup, Spec]], on_epoch: OnEpoch) -> list[Fitted]:
-    """Train these heads: those that can form a stack together, the others one after another.
+def fit_all(
+    heads: Sequence[tuple[Setup, Spec]], on_epoch: OnEpoch, ended: Collection[Spec] = ()
+) -> Iterator[tuple[Spec, Fitted]]:
+    """Train these heads: those that can form a stack together, and one stack after another. Yields the heads of a stack
+    when it has been trained.
 
     An exception becomes the `error` of each head of its stack, and does not affect other stacks.
+    ended: heads that are not to be trained any more; the caller may add to it.
     """
     stacks: dict[Any, list[tuple[Setup, Spec]]] = {}
     for setup, spec in heads:
         stacks.setdefault(_stack_key(setup, spec), []).append((setup, spec))
-    results: dict[Spec, Fitted] = {}
     for stack in stacks.values():
-        setup, specs = stack[0][0], [spec for _, spec in stack]
+        setup, specs = stack[0][0], [spec for _, spec in stack if spec not in ended]
+        yield from ((spec, Fitted()) for _, spec in stack if spec not in specs)
+        if not specs:
+            continue
         try:
             fitted = fit_stack(setup, specs, on_epoch)
         except Exception as error:  # noqa: BLE001 - each run of the stack reports it as its own
             fitted = [Fitted(error=error) for _ in specs]
-        results |= dict(zip(specs, fitted, strict=True))
-    return [results[spec] for _, spec in heads]
+        for spec in specs:
+            yield spec, fitted.pop(0)  # weights of finished runs are not kept
 
 
 def _stack_key(setup: Setup, spec: Spec) -> Any:
