@@ -142,7 +142,7 @@ class Run:
 
 
 def _job_log() -> logging.Logger:
-    """A copy of the logger "tuner.train", as Hydra has set it up for this job. Setting up the next job leaves it alone."""
+    """A copy of the logger "tuner.train", as Hydra has set it up for this job. The next job does not change it."""
     source = logging.getLogger("tuner.train")
     job = logging.Logger(source.name, source.getEffectiveLevel())
     job.handlers = _handlers(source)
