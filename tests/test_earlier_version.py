@@ -21,7 +21,7 @@ def earlier(tmp_path, monkeypatch):
     with tarfile.open(Path(__file__).with_name("earlier_version.tar.gz")) as archive:
         archive.extractall(tmp_path, filter="data")
     for path in tmp_path.rglob("*.yaml"):
-        path.write_text(path.read_text().replace("/home/user/project", str(tmp_path)))
+        path.write_text(path.read_text().replace("PROJECT_FOLDER", str(tmp_path)))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -201,3 +201,20 @@ def test_a_task_without_stages_runs_one_job_after_another(program):
     assert stages_of(task) is None
     assert program(task, "x=1,2")[0] == 0
     assert [entry[:2] for entry in seen] == [(moment, x) for x in (1, 2) for moment in ("start", "task", "end")]
+
+
+def test_each_job_must_get_a_result(program):
+    squares = Squares()
+    squares.fit_together = lambda prepared: iter([(0, prepared[0] ** 2)])
+    code, _ = program(squares.task(), "x=1,2")
+    assert code == 1
+    assert squares.finished == [(1, 1), (2, "RuntimeError('fit_together must yield a result for each job')")]
+
+
+def test_what_is_prepared_may_be_none(program):
+    squares = Squares()
+    squares.prepare, squares.fit_together = lambda cfg, trial: None, lambda prepared: iter([(0, 4), (1, 9)])
+    squares.fail = lambda stage, x: None
+    squares.note = lambda stage, x: None
+    assert program(squares.task(), "x=2,3")[0] == 0
+    assert squares.finished == [(None, 4), (None, 9)]

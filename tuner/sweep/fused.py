@@ -35,12 +35,13 @@ class _Job:
     """A job of a stack.
 
     config: None if it could not be composed.   returned: of the last stage that was run.
-    prepared: between the first and the last stage, what the first one returned; then None.
+    prepared: between the first and the last stage, while the job `waits`, what the first one returned.
     """
 
     config: DictConfig | None
     returned: JobReturn
     prepared: Any = None
+    waits: bool = False
 
 
 @dataclass
@@ -120,11 +121,13 @@ class Fused:
         try:
             for number, overrides in stack:
                 jobs.append(self._prepare(stages, number, overrides))
-            waiting = [job for job in jobs if job.prepared is not None]
+            waiting = [job for job in jobs if job.waits]
             self._log_to_sweep()
             try:
                 for index, fitted in stages.fit_together([job.prepared for job in waiting]) if waiting else ():
                     self._finish(stages, waiting[index], fitted)
+                if any(job.waits for job in waiting):
+                    raise RuntimeError("fit_together must yield a result for each job")
             except Exception as error:  # noqa: BLE001 - each job that is left reports it as its own
                 for job in waiting:
                     self._finish(stages, job, error)
@@ -142,14 +145,15 @@ class Fused:
         callbacks = _Callbacks(self.hydra_context.callbacks, None)
         job = _Job(config, self._run(config, lambda cfg: stages.prepare(cfg, None), callbacks))
         if job.returned.status is JobStatus.COMPLETED:
-            job.prepared, job.returned.return_value = job.returned.return_value, None
+            job.prepared, job.waits = job.returned.return_value, True
+            job.returned.return_value = None
         return job
 
     def _finish(self, stages: Stages, job: _Job, fitted: Any) -> None:
         """Run the last stage of a job, unless it has been run, or the first one failed."""
-        if job.prepared is None:
+        if not job.waits:
             return
-        prepared, job.prepared = job.prepared, None  # nothing of it is kept
+        prepared, job.prepared, job.waits = job.prepared, None, False  # nothing of it is kept
         config = copy.deepcopy(job.config)
         assert config is not None
         with read_write(config.hydra), open_dict(config):
