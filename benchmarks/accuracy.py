@@ -21,7 +21,7 @@ from tuner.config import CONF, RunConfig, parse
 from tuner.data import fashion_mnist
 from tuner.runs.result import read_result
 from tuner.runs.run import Run
-from tuner.train import train
+from tuner.stages import train
 
 SMALLEST = ["model=tiny", "data=synthetic", "epochs=2", "batch_size=32"]
 

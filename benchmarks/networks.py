@@ -21,7 +21,7 @@ from tuner.config import CONF, parse
 from tuner.device import choose_device
 from tuner.runs.result import read_result
 from tuner.runs.run import Run
-from tuner.train import train
+from tuner.stages import train
 from tuner.training.setup import backbone_of
 
 NETWORKS = (

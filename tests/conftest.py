@@ -84,6 +84,8 @@ def call(monkeypatch, capfd):
         except SystemExit as stop:
             code = stop.code
         finally:
+            for handler in root.handlers:
+                handler.close()
             root.handlers[:] = before
         output = capfd.readouterr()
         said = f"{output.err}{code}\n" if isinstance(code, str) else output.err  # as the interpreter does

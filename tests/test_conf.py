@@ -6,12 +6,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from tuner import targets
 from tuner.config import CONF, parse
 from tuner.sweep import sampling
-from tuner.sweep.plugin import PRUNERS
+from tuner.sweep.plugin import PRUNERS, register
 from tuner.training.setup import backbone_of
 from tuner.training.spec import head_of
 
+register()  # hydra/sweeper=optuna is ours
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml") if path.parent != CONF)
 MANDATORY = {  # what an option leaves to the user
     "data/csv": ["data.path=images.csv"],
@@ -50,7 +52,7 @@ def test_every_search_goes_with_every_pruner(search, pruner):
     with initialize_config_dir(str(CONF)):
         overrides = [f"hparams_search={search}", f"hydra/sweeper/pruner={pruner}", *bound]
         config = compose("train", overrides, return_hydra_config=True).hydra.sweeper.pruner
-    made = sampling.build(config, sampling.PRUNERS)
+    made = sampling.build(config, targets.PRUNERS)
     assert f"optuna.pruners.{type(made).__name__}" == PRUNERS[pruner]._target_
     if pruner in ("median", "percentile"):
         assert (made._n_startup_trials, made._n_warmup_steps) == (5, 8)

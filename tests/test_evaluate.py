@@ -234,6 +234,7 @@ def test_a_run_of_an_earlier_version_is_read(trained, call, tmp_path):
     """The functions and classes that its config names have moved since."""
     folder = tmp_path / "old"
     shutil.copytree(trained(EXACT), folder)
+    shutil.rmtree(folder / "conf")  # newer
     path = folder / ".hydra" / "config.yaml"
     old = path.read_text()
     for new, was in (("tuner.training.schedules.", "tuner.fit."), ("tuner.data.augmentation.", "tuner.augment.")):

@@ -412,16 +412,16 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(tmp_path, monkeypatch
 
 def interrupted(command, *arguments, by=KeyboardInterrupt):
     """A run that ends in its second epoch, in here/."""
-    from tuner import train as train_room
+    from tuner import stages
 
     def interrupt(job, epoch, metrics):
         if epoch == 2:
             raise by
         real(job, epoch, metrics)
 
-    real = train_room.Prepared.on_epoch
+    real = stages.Prepared.on_epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_room.Prepared, "on_epoch", interrupt)
+        patch.setattr(stages.Prepared, "on_epoch", interrupt)
         try:
             return command(*arguments, "hydra.run.dir=here")
         except KeyboardInterrupt:
@@ -454,11 +454,22 @@ def test_a_checkpoint_of_a_gpu_is_gone_on_from_on_the_cpu_with_a_warning(command
     assert output.count(said) == 1
 
 
-def test_resume_takes_further_overrides(command, monkeypatch):
-    interrupted(command, *TINY, "epochs=3")
-    words, _ = resume.command(Path("here").resolve(), ["device=cpu"])
-    assert words[-2] == "device=cpu"
-    assert words[-1].startswith("hydra.run.dir=")
+def test_a_refused_resume_leaves_the_run_as_it_was(command, call):
+    interrupted(command, *TINY, "epochs=3", "device=cpu")
+    before = {path: path.read_bytes() for path in Path("here").glob("[.c]*/*.yaml")}
+    assert len(before) == 4
+    for line, reason in (
+        ("batch_size=7", "is of a run with batch_size="),
+        ("precisoin=fp32", "precisoin=fp32: Key 'precisoin' is not in struct"),
+        ("~seed", "~seed must be KEY=VALUE, with a key of the run's config"),
+    ):
+        code, out, err = call("resume", "here", line)
+        assert code, (line, out, err)
+        assert reason in out + err
+        assert before == {path: path.read_bytes() for path in before}
+    code, out, err = call("resume", "here", "device=cpu")
+    assert code == 0, err
+    assert "resuming after epoch 1" in out
 
 
 def test_a_checkpoint_of_other_images_is_not_gone_on_from(command, tmp_path):
@@ -499,7 +510,7 @@ def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path):
 
 def test_resume_says_why_it_can_not(tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
-        resume.command(tmp_path / "nowhere")
+        resume.killed_run(tmp_path / "nowhere")
     words = [sys.executable, "-m", "tuner.resume", str(tmp_path)]
     done = subprocess.run(words, text=True, capture_output=True, check=False)
     assert done.returncode == 1

@@ -116,7 +116,7 @@ def damage(name):
         save_file(load_file(path), path, {key: value for key, value in about.items() if value})
 
     def config(folder, old, new):
-        path = folder / ".hydra" / "config.yaml"
+        path = folder / "conf" / "config.yaml"
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new))
@@ -134,10 +134,13 @@ def damage(name):
             load_file(folder / "model.safetensors"), folder / "model.safetensors", {"class_names": "[]"}
         ),
         "other weights": edit_metadata,
-        "no config": lambda folder: shutil.rmtree(folder / ".hydra"),
-        "config damaged": lambda folder: (folder / ".hydra" / "config.yaml").write_text("a: [b"),
-        "hydra damaged": lambda folder: (folder / ".hydra" / "hydra.yaml").write_text("a: ["),
-        "config of another": lambda folder: (folder / ".hydra" / "config.yaml").write_text("a: b"),
+        "no config": lambda folder: [shutil.rmtree(folder / name) for name in ("conf", ".hydra")],
+        "config damaged": lambda folder: (folder / "conf" / "config.yaml").write_text("a: [b"),
+        "hydra damaged": lambda folder: (
+            shutil.rmtree(folder / "conf"),
+            (folder / ".hydra" / "hydra.yaml").write_text("a: ["),
+        ),
+        "config of another": lambda folder: (folder / "conf" / "config.yaml").write_text("a: b"),
         "weights gone": lambda folder: config(folder, "weights: bundled", "weights: /nowhere/w.safetensors"),
         "other cut": lambda folder: config(folder, "last_block: block2", "last_block: block1"),
         "unset": lambda folder: config(folder, "weights: bundled", "weights: ${oc.env:NOT_SET_AT_ALL}"),
@@ -157,7 +160,7 @@ REFUSED = [
         r"by an older version of tuner, without input_shape, .*: train it again, with the overrides in ",
     ),
     ("other weights", r"model\.weights=bundled are not the weights that it was trained on: restore those"),
-    ("no config", r"has no \.hydra/config\.yaml: keep a model in the folder of its run"),
+    ("no config", r"has no conf/config\.yaml: keep a model in the folder of its run"),
     ("config damaged", r"config\.yaml can't be read"),
     ("hydra damaged", r"hydra\.yaml can't be read"),
     ("config of another", r"config\.yaml is not the config of a run"),

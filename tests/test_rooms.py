@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "tuner"
 COMMANDS = {"train", "study", "compare", "predict", "evaluate", "export", "resume", "cache"}
 ROOMS = (  # a module or a package, each above all that it may import
     *("files", "targets", "rules", "earlier", "device", "cache_files", "output", "config"),
-    *("data", "networks", "plots", "bank", "runs", "training", "sweep", "inference", "analysis"),
+    *("data", "networks", "plots", "bank", "runs", "training", "sweep", "stages", "inference", "analysis"),
 )
 ONLY_IN = {
     "hydra": {"config", "evaluate", "sweep", "train"},

@@ -42,7 +42,7 @@ def test_a_run_leaves_a_complete_folder(command):
     assert re.search(r"validation accuracy 0\.\d{4}, test accuracy 0\.\d{4} \(80 images\)", last)
     assert last.endswith(str(folder.absolute()))
 
-    assert {path.name for path in folder.iterdir()} == FILES | {".hydra", "plots"}
+    assert {path.name for path in folder.iterdir()} == FILES | {".hydra", "conf", "plots"}
     assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS
     assert all(matplotlib.image.imread(path).shape[0] > 400 for path in (folder / "plots").iterdir())
     curve = pd.read_csv(folder / "metrics.csv")
@@ -190,7 +190,7 @@ def test_a_sweep_never_reads_the_test_split(command, arguments, jobs):
         assert r["test_accuracy"] is None
         assert r["reported_split"] == "validation"
         assert r["trial"] == i
-        assert {path.name for path in folder.iterdir()} == FILES | {".hydra"}
+        assert {path.name for path in folder.iterdir()} == FILES | {".hydra", "conf"}
         assert pd.read_csv(folder / "per_class.csv").support.sum() == 64
     assert "features of 80 images" not in output
 
@@ -265,7 +265,8 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code(command, arguments, me
     assert len([line for line in output.splitlines() if "ERROR" in line]) <= 1
     for folder in run_folders():
         assert result(folder)["status"] == "failed"
-        assert {path.name for path in folder.iterdir()} == {".hydra", "train.log", "metrics.csv", "result.json"}
+        left = {path.name for path in folder.iterdir()} - {"conf"}
+        assert left == {".hydra", "train.log", "metrics.csv", "result.json"}
     assert not list(Path().rglob("*.partial"))
 
 

@@ -3,27 +3,29 @@
 conf/ has the defaults that a command uses. Those here are for configs of earlier versions, which lack newer keys.
 """
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import hydra
 import yaml
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tuner import InputError, earlier
+from tuner import InputError, earlier, targets
 from tuner.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Rule, check_fields, number, one_of, or_null, whole
-from tuner.targets import TRUSTED
 
 log = logging.getLogger("tuner.config")
 HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed, or a checkout
 PATHS = (("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"))  # that may be relative
+REFERENCE = re.compile(r"\$\{(?!hydra\.)[\w.]+\}")  # to another key
 IN_A_SINGLE_RUN = one_of("auto", True, False)
 PRECISION = one_of("auto", "bf16", "fp32")
 
@@ -45,13 +47,19 @@ class Target:
         keywords = dict(self.keywords)
         if "_target_" in keywords:
             keywords["_target_"] = earlier.target(str(keywords["_target_"]))
-        with argument_errors(self.group):
+        trusted = targets.of_group(self.group)
+        with argument_errors(self.group), hydra.utils.execution_whitelist(trusted, reset=True):
             try:
-                return hydra.utils.instantiate(keywords, _convert_="all", _execution_whitelist_=TRUSTED)
+                return hydra.utils.instantiate(keywords, _convert_="all")
             except InstantiationException as error:
-                hint = "; name packages you trust in TUNER_TRUST, as in TUNER_TRUST='mypackage.*'"
                 reason = " ".join(str(error).split())
-                raise InputError(reason + (hint if "whitelist" in reason else "")) from error
+                if "whitelist" in reason:
+                    reason = (
+                        f"{self.group}: {reason.partition(' Pass _execution')[0]} Choose one of "
+                        f"{', '.join(targets.GROUPS[self.group])}, or name packages you trust in TUNER_TRUST, as in "
+                        "TUNER_TRUST='mypackage.*'"
+                    )
+                raise InputError(reason) from error
 
 
 @contextmanager
@@ -191,14 +199,15 @@ def parse(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     Raises InputError for the first value that is missing or breaks its rule, and for a key by the name that it had in
     an earlier version. Further keys at the top are allowed: a search, or the user, may have added them.
     """
+    plain = config
     if isinstance(config, DictConfig):
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
-        config = _resolved(config)
+        plain = _resolved(config)
     earlier.refuse_old_names(
-        f"{group!s}.{key}" for group, values in config.items() if isinstance(values, Mapping) for key in values
+        f"{group!s}.{key}" for group, values in plain.items() if isinstance(values, Mapping) for key in values
     )
-    return _section(RunConfig, config, "")
+    return _section(RunConfig, plain, "")
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
@@ -267,29 +276,40 @@ def parse_part(config: DictConfig, *groups: str) -> RunConfig:
 
 
 def written(folder: Path) -> DictConfig:
-    """A run's config as it was composed, with today's key names, and paths that are valid in any working folder.
+    """A run's applied config, with today's key names, and paths that are valid in any working folder.
 
     Raises InputError if it is missing or damaged.
     """
-    candidates = (folder / ".hydra" / "config.yaml", folder / "conf" / "config.yaml")
-    path = next((path for path in candidates if path.is_file()), None)
+    path = earlier.config_file(folder)
     if path is None:
-        raise InputError(f"{folder} has no .hydra/config.yaml: keep a model in the folder of its run")
+        raise InputError(f"{folder} has no conf/config.yaml: keep a model in the folder of its run")
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        plain: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read ({' '.join(str(error).split())}): train it again") from error
     if not isinstance(plain, dict) or not {"model", "seed", "precision"} <= plain.keys():
         raise InputError(f"{path} is not the config of a run: it must have model, seed and precision")
     earlier.rename_keys(plain)
-    config = OmegaConf.create(plain)
-    if started := _start_folder(path.with_name("hydra.yaml")):
-        make_paths_absolute(config, started)
-    return config
+    for key in ("hydra", "study"):  # how a new run would be started
+        plain.pop(key, None)
+    started = start_folder(folder) if path.parent.name == ".hydra" else None
+    return OmegaConf.create(with_absolute_paths(plain, started) if started else plain)
 
 
-def _start_folder(hydra_yaml: Path) -> Path | None:
-    """The folder in which a run was started, from its hydra.yaml; None without that file."""
+def with_values(config: DictConfig, lines: Sequence[str]) -> DictConfig:
+    """A config with values set, each by a line KEY=VALUE. Raises InputError for a key that it does not have."""
+    try:
+        if not_values := [line for line in lines if "=" not in line or line[0] in "+~"]:
+            raise InputError(f"{not_values[0]} must be KEY=VALUE, with a key of the run's config")
+        OmegaConf.set_struct(config, True)
+        return cast(DictConfig, OmegaConf.merge(config, OmegaConf.from_dotlist(list(lines))))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{' '.join(lines)}: {str(error).splitlines()[0]}") from error
+
+
+def start_folder(folder: Path) -> Path | None:
+    """The folder in which a run was started, from its .hydra/hydra.yaml; None without that file."""
+    hydra_yaml = folder / ".hydra" / "hydra.yaml"
     if not hydra_yaml.is_file():
         return None
     try:
@@ -299,23 +319,41 @@ def _start_folder(hydra_yaml: Path) -> Path | None:
     return cwd and Path(cwd)
 
 
-def make_paths_absolute(config: DictConfig, start: Path) -> None:
-    """Resolve existing relative paths against the start directory."""
-    plain: Any = OmegaConf.to_container(config, resolve=False)
+def with_absolute_paths(plain: Mapping[str, Any], start: Path) -> dict[str, Any]:
+    """A copy of a config with its existing relative paths resolved against the start directory."""
+    copied = dict(plain)
     for group, key in PATHS:
-        value = plain.get(group, {}).get(key)
+        value = copied[group].get(key) if isinstance(copied.get(group), Mapping) else None
         if isinstance(value, str) and (path := start / value).exists():
-            config[group][key] = str(path)
+            copied[group] = {**copied[group], key: str(path)}
+    return copied
 
 
-def plain_run_yaml(config: DictConfig) -> str:
-    """The config of a search's last run as YAML of a plain run, for --config-name; run folders as in train.yaml."""
-    root = OmegaConf.masked_copy(OmegaConf.load(CONF / "train.yaml"), ["study", "hydra"])  # type: ignore[arg-type]
-    with open_dict(config):
-        plain = OmegaConf.merge(config, root, {"final": {"epochs": None, "temperature": None}})
-    assert isinstance(plain, DictConfig)
-    make_paths_absolute(plain, Path.cwd())
-    return OmegaConf.to_yaml(plain)
+@functools.cache
+def _root() -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"), resolve=False)
+    return {key: plain[key] for key in ("study", "hydra")}
+
+
+def applied_yaml(composed: DictConfig, config: RunConfig) -> str:
+    """A run's config as YAML for --config-name, with absolute paths, and run folders as in train.yaml.
+
+    References to other keys stay; what resolvers such as ${now:...} and ${oc.env:...} gave is written out.
+    """
+    raw = OmegaConf.to_container(composed, resolve=False)
+    applied = with_absolute_paths(_applied(raw, config.plain), Path.cwd())
+    final = {**applied.get("final", {}), "epochs": None, "temperature": None}
+    return OmegaConf.to_yaml(OmegaConf.create({**applied, "final": final, **_root()}))
+
+
+def _applied(raw: Any, resolved: Any) -> Any:
+    if isinstance(resolved, Mapping):
+        return {key: _applied(raw[key] if isinstance(raw, Mapping) else None, item) for key, item in resolved.items()}
+    if isinstance(resolved, list):
+        return [_applied(None, item) for item in resolved]
+    if isinstance(raw, str) and REFERENCE.fullmatch(raw):
+        return raw
+    return resolved.replace("${", r"\${") if isinstance(resolved, str) else resolved  # ${ is literal text here
 
 
 def config_options(hydra: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """What earlier versions wrote, in today's names. Nothing else knows that names have changed."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tuner import InputError
@@ -13,6 +14,12 @@ TARGETS = {  # the first part of a `_target_`
 }
 KEYS = {"model.features": "model.last_block"}
 FITTED = {"epoch": "saved_epoch", "best": "best_value"}
+
+
+def config_file(folder: Path) -> Path | None:
+    """The config of a run: conf/config.yaml, or what Hydra wrote for an earlier version. None if there is neither."""
+    names = ("conf/config.yaml", ".hydra/config.yaml")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def target(name: str) -> str:

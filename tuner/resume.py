@@ -1,21 +1,25 @@
-"""Resume a single run that was killed: `python -m tuner.resume FOLDER [device=DEVICE]`."""
+"""Resume a single run that was killed: `python -m tuner.resume FOLDER [KEY=VALUE...]`.
+
+The run's applied config is data: of the folder, nothing but that, the checkpoint and metrics.csv is read.
+"""
 
 import argparse
+import logging
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+from tuner import InputError, output
+from tuner.config import RunConfig, parse, start_folder, with_values, written
+from tuner.runs.run import CHECKPOINT, Run
+from tuner.stages import one_line_errors, train
 
-from tuner import InputError, earlier
-from tuner.config import config_options
-from tuner.runs.run import CHECKPOINT
+FORMAT = "[%(asctime)s] %(levelname)s %(message)s"  # as in conf/train.yaml
 
 
-def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
-    """The command that resumes the run in `folder`, and the folder to start it in.
+def killed_run(folder: Path, more: Sequence[str] = ()) -> RunConfig:
+    """The config of the run in `folder`.
 
     more: further overrides, such as device=cpu on a machine without the run's GPU.
     Raises InputError if there is no checkpoint to resume from.
@@ -27,34 +31,28 @@ def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
             f"{folder} has no {CHECKPOINT}: it is not a run, has finished, belongs to a sweep, or was killed before "
             "its first epoch ended; start it again"
         )
-    try:
-        hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())["hydra"]
-        overrides, runtime = hydra["overrides"], hydra["runtime"]
-        given = [
-            o for o in (*overrides["hydra"], *overrides["task"]) if not o.startswith(("hydra.run.dir=", "hydra.mode="))
-        ]
-        options, cwd = config_options(hydra), Path(runtime["cwd"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}/.hydra/hydra.yaml does not say how the run was started ({error})") from error
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    overrides = [*map(earlier.override, given), *more, f"hydra.run.dir='{quoted}'"]
-    return [sys.executable, "-m", "tuner.train", *options, *overrides], cwd
+    return parse(with_values(written(folder), more))
 
 
 def main() -> None:
-    """Print the command that resumes a killed run, then run it in place of this process."""
+    """Train a killed run to its end, in its folder. Its log goes on in train.log."""
     parser = argparse.ArgumentParser("python -m tuner.resume", description=__doc__)
     parser.add_argument("folder", type=Path, help="the run's folder, as in outputs/2026-11-24/12-00-00-000000")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as device=cpu, on another machine")
     args = parser.parse_args()
-    try:
-        words, cwd = command(args.folder.resolve(), args.overrides)
-        os.chdir(cwd)
-    except (InputError, OSError) as error:
-        sys.exit(str(error))
-    print(shlex.join(words), flush=True)
-    os.execv(words[0], words)
+    folder = args.folder.resolve()
+    config = killed_run(folder, args.overrides)
+    if (started := start_folder(folder)) and started.is_dir():  # a logger's store may be a relative path
+        os.chdir(started)
+    _log_to(folder / "train.log")
+    with one_line_errors(folder, raises=False):
+        train(config, Run(folder))
+
+
+def _log_to(path: Path) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(path, encoding="utf-8")]
+    logging.basicConfig(format=FORMAT, datefmt="%H:%M:%S", level=logging.INFO, handlers=handlers, force=True)
 
 
 if __name__ == "__main__":
-    main()
+    output.command(main)

@@ -41,6 +41,7 @@ class Run:
     log: writes to the log of the run's job, also when the program is busy with other jobs.
     result: what finish() writes to result.json beside its arguments.
     tracker: gets what metrics.csv and result.json get.
+    resumes: whether the folder has a killed run's checkpoint. Its config files are not written again.
     """
 
     def __init__(self, folder: Path):
@@ -61,6 +62,7 @@ class Run:
         self.tracker: Tracker | None = None
         self.start = time.perf_counter()
         self.has_ended = False
+        self.resumes = (folder / CHECKPOINT).exists()
         self._remove_leftovers()
 
     def _unlock(self) -> None:
@@ -71,7 +73,7 @@ class Run:
         """Remove a failed run's files, except a resumable checkpoint."""
         for left in ("result.json", "model.safetensors"):
             (self.folder / left).unlink(missing_ok=True)
-        if not (self.folder / CHECKPOINT).exists():
+        if not self.resumes:
             with replacing(self.folder / "metrics.csv") as file:
                 file.write((",".join(METRICS) + "\n").encode())
 
@@ -111,11 +113,17 @@ class Run:
         """Write a CSV file. rows: the header, then the rows."""
         write_table(self.folder / name, rows)
 
-    def save_config(self, text: str) -> None:
-        """Write conf/config.yaml. It has its own folder because Hydra takes folders beside it for config groups."""
-        (self.folder / "conf").mkdir(exist_ok=True)
-        with replacing(self.folder / "conf" / "config.yaml") as file:
-            file.write(text.encode())
+    def save_config(self, files: Mapping[str, str]) -> None:
+        """Write config files, unless the run resumes.   files: path in the run folder -> content.
+
+        conf/config.yaml is the applied config, which all readers take. It has its own folder because Hydra takes
+        folders beside a config for its groups.
+        """
+        for name, text in ({} if self.resumes else files).items():
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as file:
+                file.write(text.encode())
 
     def save_plot(self, name: str, figure: Figure) -> None:
         """plots/NAME.png"""

@@ -57,7 +57,7 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         with os.scandir(folder) as entries:
             folders = {entry.name: _is_dir(entry) for entry in entries}
         is_run = not folders.keys().isdisjoint(("result.json", "metrics.csv"))
-        is_run = is_run or (folder / ".hydra" / "config.yaml").is_file()
+        is_run = is_run or earlier.config_file(folder) is not None
     except (OSError, UnicodeEncodeError) as error:  # unreadable, deleted meanwhile, or its name is not UTF-8
         log.warning("skipped %s: %s", folder, error)
         return
@@ -123,15 +123,16 @@ def is_result(key: str) -> bool:
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
-    """A run's composed config by dotted keys, and when it was written. Without a config: {} and None."""
-    path = folder / ".hydra" / "config.yaml"
-    if not path.exists():
+    """A run's applied config by dotted keys, and when it was written. Without a config: {} and None."""
+    path = earlier.config_file(folder)
+    if path is None:
         return {}, None
-    with _named(".hydra/config.yaml"):
+    with _named(str(path.relative_to(folder))):
         config = yaml.load(path.read_text(), Loader=Yaml)
         if not isinstance(config, dict):
             raise ValueError("not the config of a run: it has no keys")
         earlier.rename_keys(config)
+        config.pop("hydra", None)
         return dict(flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from hydra.core import utils
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
 BASIC_LAUNCHER_LOG = "hydra._internal.core_plugins.basic_launcher"  # the name of the basic launcher's logger
@@ -46,6 +47,13 @@ def run_job(context: HydraContext, task_function: TaskFunction, config: DictConf
         job_subdir_key="hydra.sweep.subdir",
         hydra_context=context,
     )
+
+
+def job_files(config: DictConfig) -> dict[str, str]:
+    """What Hydra writes into the folder of the running job: path -> YAML.   config: of the task function."""
+    hydra: Any = HydraConfig.instance().cfg
+    parts = {"config": config, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
+    return {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()}
 
 
 def job_result(job: JobReturn) -> Any:

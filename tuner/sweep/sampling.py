@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import execution_whitelist, instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
@@ -17,14 +17,12 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler
 from optuna.study import Study
 from optuna.trial import Trial
 
-from tuner import InputError
+from tuner import InputError, targets
 from tuner.sweep import hydra_private, ranking, search_space
 from tuner.sweep.optuna_private import FixedTrial, contains, storage_of
 from tuner.sweep.search_space import SearchSpace
 
 log = logging.getLogger("tuner.sweep")
-SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
-PRUNERS = ("optuna.pruners.*",)
 
 
 def make_sampler(
@@ -39,7 +37,7 @@ def make_sampler(
     seed = OmegaConf.select(config, "seed")
     if seed is None or config._target_.endswith(("QMCSampler", "GridSampler")):  # their position is stored in the study
         earlier_sweeps = 0
-    sampler = build(config, SAMPLERS, **({"seed": seed + earlier_sweeps} if earlier_sweeps else {}))
+    sampler = build(config, targets.SAMPLERS, **({"seed": seed + earlier_sweeps} if earlier_sweeps else {}))
     if isinstance(sampler, functools.partial) and sampler.func is GridSampler:
         return sampler({name: _points(name, distribution) for name, distribution in distributions.items()})
     if isinstance(sampler, CmaEsSampler) and objectives > 1:
@@ -141,7 +139,8 @@ def build(config: DictConfig, trusted: tuple[str, ...], **options: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the user chose it by name
-            return instantiate(config, **options, _execution_whitelist_=trusted)
+            with execution_whitelist(trusted, reset=True):
+                return instantiate(config, **options)
     except InstantiationException as error:
         raise InputError(" ".join(str(error).split())) from error
     except (TypeError, ValueError) as error:  # raised by Optuna

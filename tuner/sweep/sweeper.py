@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.samplers import GridSampler
 from optuna.trial import Trial, TrialState
 
-from tuner import InputError, earlier
+from tuner import InputError, earlier, targets
 from tuner.files import no_space
 from tuner.sweep import hydra_private, launchers, ranking, report, sampling, search_space, storage
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures
@@ -142,7 +142,7 @@ class AsyncSweeper:
     # 1. The study
 
     def _open_study(self) -> None:
-        self.pruner = sampling.build(self.pruner_config, sampling.PRUNERS)
+        self.pruner = sampling.build(self.pruner_config, targets.PRUNERS)
         folder = Path(self.config.hydra.sweep.dir).absolute()
         self.study, self.folder = open_study(self.study_name, self.spec, directions(self.direction), folder)
         self.study_name = self.study.study_name

@@ -5,13 +5,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from tuner import InputError, earlier
-from tuner.config import RunConfig
+from tuner.config import RunConfig, with_absolute_paths
 from tuner.files import replacing
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.table import flat
@@ -28,7 +29,7 @@ class Checkpoint:
 
     def __init__(self, run: Run, config: RunConfig, split_hashes: Mapping[str, str]):
         self.run, self.path = run, run.folder / CHECKPOINT
-        self.config = _without_irrelevant(config.plain) | {"split_hashes": split_hashes}
+        self.config = _relevant(config.plain) | {"split_hashes": split_hashes}
         self.seconds = 0.0  # spent on writing
         self.has_said_how = False
 
@@ -58,6 +59,7 @@ class Checkpoint:
             raise InputError(f"{self.path} is damaged ({reason}): delete it to start again") from error
         written = json.loads(kept["config"])
         earlier.rename_keys(written)
+        written = _relevant(written)
         before, now = dict(flat(written)), dict(flat(self.config))
         keys = [key for key in {**before, **now} if key != "device"]  # another device may resume it, with a warning
         differ = [f"{key}={before.get(key)}" for key in keys if before.get(key) != now.get(key)]
@@ -84,7 +86,8 @@ def with_checkpoints(spec: Spec, run: Run, config: RunConfig, split_hashes: Mapp
     return replace(spec, resume=checkpoint.load(), checkpoint=checkpoint.save)
 
 
-def _without_irrelevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the keys that do not affect the training."""
+def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the keys that do not affect the training, its paths absolute."""
+    config = with_absolute_paths(config, Path.cwd())
     kept = {key: value for key, value in config.items() if key not in IRRELEVANT}
     return kept | {"data": {key: value for key, value in config["data"].items() if key not in IRRELEVANT}}

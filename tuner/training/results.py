@@ -43,12 +43,11 @@ def write_results(
     fitted: Sequence[Fitted],
     *,
     in_sweep: bool,
-    yaml: str | None,
 ) -> dict[str, Any]:
     """Write the results of a run, result.json last. Returns the scores in it.
 
     specs, fitted: one; where a search's best trial is retrained, one for each seed. The curve, the tables and the plots
-    are those of the first.   yaml: see Run.save_config.
+    are those of the first.
     Raises what ended the training of a head.
     """
     first, retrains = fitted[0], config.final.epochs is not None
@@ -64,8 +63,6 @@ def write_results(
 
     draw = is_on(config.plots, in_sweep and not retrains)
     write_report(run, scores.predictions, setup.data.classes, scores.accuracies, first.saved_epoch, draw=draw)
-    if yaml:
-        run.save_config(yaml)
     outcome: dict[str, Any] = result_scores(scores.predictions)
     outcome |= {"val_accuracy": None, "val_loss": None}
     outcome |= {name: value for name, value in first.metrics.items() if name.startswith("val_")}  # as searches see them

@@ -1,0 +1,265 @@
+"""A run in three stages: prepare, fit_together, finish.
+
+A single run goes through them one after another; under hydra/launcher=fused many runs are prepared, then trained
+together, then finished.
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from tuner import InputError
+from tuner.config import RunConfig
+from tuner.device import describe
+from tuner.files import no_space
+from tuner.runs.run import CHECKPOINT, Run
+from tuner.runs.trackers import open_tracker
+from tuner.sweep.trial import RunningTrial, TrialPruned
+from tuner.training.checkpoint import with_checkpoints
+from tuner.training.fit import DivergedError
+from tuner.training.initial import with_initial_weights
+from tuner.training.results import features, write_results
+from tuner.training.setup import Setup, setup_of
+from tuner.training.spec import Fitted, Metrics, Spec, head_of, spec_of
+from tuner.training.together import fit_all
+
+log = logging.getLogger("tuner.train")
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A run that is ready to train.
+
+    specs: one; where a search's best trial is retrained, one for each of `final.seeds`.
+    """
+
+    config: RunConfig
+    run: Run
+    trial: RunningTrial | None
+    setup: Setup
+    specs: list[Spec]
+    bar: tqdm
+    in_sweep: bool
+
+    def on_epoch(self, epoch: int, metrics: Metrics) -> None:
+        """Record an epoch of the first head: in metrics.csv, on the bar or in the log, and in the study.
+
+        Raises TrialPruned if the pruner ends the trial.
+        """
+        self.run.log_epoch(epoch, metrics)
+        text = f"loss {metrics['train_loss']:.4f}, accuracy {metrics['train_accuracy']:.4f}"
+        if "val_loss" in metrics:
+            text = f"loss {metrics['train_loss']:.4f} (val {metrics['val_loss']:.4f}), "
+            text += f"accuracy {metrics['train_accuracy']:.4f} (val {metrics['val_accuracy']:.4f})"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        self.bar.refresh()
+        if self.bar.disable:
+            self.run.log.info("%sepoch %d/%d: %s", self._prefix, epoch, self.bar.total, text)
+        # A diverged run has failed; it is not reported, or it would count as pruned.
+        if self.trial and "val_loss" in metrics and math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
+            self.trial.report(self.specs[0].value(metrics), epoch)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.run.folder.name}: " if self.run.folder.name.isdecimal() else ""
+
+
+# 1. Prepare
+
+
+def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, number: int | None = None) -> Prepared:
+    """Load and split the images, cut the network, compute the features.
+
+    number: of the job in a sweep, or None.
+    """
+    head = head_of(config.model.head, config.seed)  # a mistake here is reported before images are read
+    torch.set_flush_denormal(True)  # an optimizer's fading averages end in numbers that CPUs are very slow with
+    in_sweep = number is not None
+    study, storage = (trial.study, trial.storage) if trial else (None, None)
+    run.result |= {"seed": config.seed, "study": study, "trial": number, "storage": storage}
+    run.tracker = open_tracker(config, run.folder, study or (config.study if in_sweep else None), number)
+    setup = setup_of(config, shared=in_sweep)
+    describe_setup(config, run, setup, in_sweep)
+    run.result |= setup.cost(head)
+    specs = retraining_specs(config, run, setup) if config.final.epochs else training_specs(config, run, setup)
+    features(run, setup, "x")
+    if not (in_sweep or config.final.epochs):
+        specs = [with_checkpoints(spec, run, config, setup.data.hashes) for spec in specs]
+    specs = [spec if spec.resume else with_initial_weights(config, setup, spec) for spec in specs]
+    epochs = config.final.epochs or config.epochs
+    bar = tqdm(total=epochs, desc="training", unit="epoch", disable=in_sweep or None)
+    if resume := specs[0].resume:
+        bar.update(resume["fitted"]["epochs"])
+    return Prepared(config, run, trial, setup, specs, bar, in_sweep)
+
+
+def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
+    """How the head is trained: on the training split, validated on the validation split."""
+    data = setup.data
+    run.result |= {"n_train": len(data.train), "n_val": len(data.val)}
+    return [spec_of(config, setup, config.seed, data.train, data.val)]
+
+
+def retraining_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
+    """The end of a search: `final.epochs` on train + validation, `final.seeds` times."""
+    if config.final.temperature is None:
+        log.info("temperature: 1 (there are no validation images to fit it on, and final.temperature is not given)")
+    rows = torch.cat([setup.data.train, setup.data.val])
+    seeds = list(range(config.seed, config.seed + config.final.seeds))
+    run.result |= {"n_train": len(rows), "n_val": 0, "seeds": seeds}
+    return [spec_of(config, setup, seed, rows, None) for seed in seeds]
+
+
+def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) -> None:
+    """Write to result.json what the run trains on; log it if the classes are uneven."""
+    data = setup.data
+    run.result |= {"device": describe(setup.device), "precision": str(setup.precision).removeprefix("torch.")}
+    run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
+    run.result |= {"split_hashes": data.hashes}
+    if data.is_uneven and not (in_sweep or config.class_weights):
+        counts = torch.bincount(data.pool.labels).tolist()
+        log.info(
+            "classes are uneven, from %d images (%s) to %d: class_weights=balanced gives each class the same weight in "
+            "training, and objective=balanced_accuracy in the objective",
+            min(counts),
+            data.classes[counts.index(min(counts))],
+            max(counts),
+        )
+
+
+# 2. Train
+
+
+def fit_together(jobs: Sequence[Prepared]) -> Iterator[tuple[int, list[Fitted]]]:
+    """Train the heads of these runs: as one stack where they can be.
+
+    Yields the index of each run, and what came of its specs, as soon as all of them have been trained.
+    """
+    index_of = {spec: index for index, job in enumerate(jobs) for spec in job.specs}
+    fitted: list[dict[Spec, Fitted]] = [{} for _ in jobs]
+    errors: dict[Spec, Exception] = {}
+    ended: set[Spec] = set()  # heads of runs that have failed
+
+    def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> Collection[Spec]:
+        for spec, m in metrics.items():
+            job = jobs[index_of[spec]]
+            if spec is job.specs[0]:  # a run's curve is that of its first spec
+                try:
+                    job.on_epoch(epoch, m)
+                except Exception as error:  # noqa: BLE001 - it ends this run alone, whose last stage raises it
+                    errors[spec] = _recorded_end(job.run, error)
+                    ended.update(job.specs)
+        return ended
+
+    for spec, result in fit_all([(job.setup, spec) for job in jobs for spec in job.specs], on_epoch, ended):
+        index = index_of[spec]
+        specs = jobs[index].specs
+        fitted[index][spec] = Fitted(error=errors[spec]) if spec in errors else result
+        if result.error:
+            ended.update(specs)
+        if len(fitted[index]) == len(specs):
+            results, fitted[index] = fitted[index], {}
+            yield index, [results.pop(spec) for spec in specs]
+
+
+def _recorded_end(run: Run, error: Exception) -> Exception:
+    """Record the end of a run whose on_epoch failed. Returns the error without its traceback, which holds the stack."""
+    if isinstance(error, TrialPruned):
+        try:
+            record_end(run, error)
+        except OSError as full:  # the last stage tries again
+            return full.with_traceback(None)
+    elif no_space(error) is None:
+        run.log.error("the end of an epoch failed", exc_info=error)
+    return error.with_traceback(None)
+
+
+# 3. Finish
+
+
+def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple[float, float]:
+    """Score the saved weights, and write the model, tables, plots and result.json.
+
+    Returns the objective of the saved weights on the validation split; with
+    objective=accuracy_and_cost also the billions of multiply-adds for an image. Where a search's best trial is
+    retrained: the mean test accuracy.
+    """
+    try:
+        if isinstance(fitted, BaseException):
+            raise fitted
+        outcome = write_results(job.config, job.run, job.setup, job.specs, fitted, in_sweep=job.in_sweep)
+        if job.config.final.epochs:
+            return float(outcome["test_accuracy"])
+        value = job.specs[0].value(fitted[0].metrics)
+        return (value, job.run.result["gmacs"]) if job.config.objective == "accuracy_and_cost" else value
+    except BaseException as error:
+        record_end(job.run, error)
+        raise
+    finally:
+        job.bar.close()
+        job.run.close()
+
+
+def record_end(run: Run, error: BaseException) -> None:
+    """Write to result.json that a run was pruned or has failed, unless its end is recorded."""
+    if run.has_ended:
+        return
+    if isinstance(error, TrialPruned):
+        last = run.metrics().iloc[-1]
+        run.finish("pruned", epochs=int(last.epoch), val_accuracy=last.val_accuracy, val_loss=last.val_loss)
+        run.log.info("%s", error)
+    else:
+        run.finish("failed", error=f"{type(error).__name__}: {error}")
+
+
+def train(config: RunConfig, run: Run) -> float | tuple[float, float]:
+    """A single run, outside of Hydra."""
+    with recorded(run):
+        job = prepare(config, run)
+    [(_, fitted)] = fit_together([job])
+    return finish(job, fitted)
+
+
+# How a run ends
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """An exception in this context ends the run, and is written to its result.json."""
+    try:
+        yield
+    except BaseException as error:
+        record_end(run, error)
+        run.close()
+        raise
+
+
+@contextmanager
+def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
+    """Exit after a line about a user's mistake, a diverged run or a full disk, instead of with a traceback.
+
+    raises: leave that to the caller.
+    """
+    try:
+        yield
+    except (InputError, DivergedError) as error:
+        if raises:
+            raise
+        log.error("%s", error)
+        log.debug("where it came from, for hydra.verbose=true", exc_info=error)
+        sys.exit(1)
+    except Exception as error:
+        reason = no_space(error)
+        if raises or reason is None:
+            raise
+        again = f"resume with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
+        log.error("a disk is full (%s): make room, then %s", reason, again)
+        sys.exit(1)
