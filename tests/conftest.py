@@ -181,6 +181,8 @@ hydra:
     study_name: toy
     n_trials: 6
     n_jobs: 1
+    max_failure_rate: 1.0
+    irrelevant: [steps, seconds, does, ran]
     sampler:
       seed: 0
     params:

@@ -13,6 +13,8 @@ from helpers import result
 from optuna.trial import TrialState
 from safetensors import safe_open
 
+from tuner.training import setup
+
 TINY = ("data=synthetic", "model=tiny", "epochs=4", "batch_size=32")
 SEARCH = ("-m", "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=4", *TINY)
 MINE = Path("multirun/mine")
@@ -130,6 +132,122 @@ def test_seeds_are_trained_one_after_another_where_the_backbone_is(command, froz
     )
     assert code == 0, output
     assert len(result(MINE / "best")["test_accuracies"]) == 2
+
+
+def test_without_a_name_the_study_its_folder_and_the_printed_command_have_one(command):
+    code, output = command("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "final.seeds=0", *TINY)
+    assert code == 0, output
+    [name] = optuna.get_all_study_names("sqlite:///multirun/optuna.db")
+    assert [path.name for path in Path("multirun").iterdir() if path.is_dir()] == [name]
+    assert f" study={name}\n" in output
+    assert result(Path("multirun", name, "0"))["study"] == name
+    code, output = command(
+        "-m", "hparams_search=optuna", "hydra.sweeper.n_trials=3", "final.seeds=0", *TINY, f"study={name}"
+    )
+    assert code == 0, output
+    assert "continuing after 2 of 3 trials" in output
+
+
+def test_the_best_is_retrained_with_its_own_config(command):
+    """What does not affect the objective is as in the last command, all else as the trial recorded it."""
+    code, output = command(*SEARCH, "final.seeds=0")
+    assert code == 0, output
+    number = study().best_trial.number
+    path = MINE / str(number) / "conf/config.yaml"
+    recorded = yaml.safe_load(path.read_text())
+    recorded["optimizer"] |= {"_target_": "torch.optim.SGD", "momentum": 0.5}
+    recorded["epochs"] = 3  # and so on: a trial of another command, before settings were compared
+    del recorded["augment"]["erase"]
+    path.write_text(yaml.safe_dump(recorded))
+    saved = json.loads((MINE / str(number) / "result.json").read_text()) | {"saved_epoch": 2}
+    (MINE / str(number) / "result.json").write_text(json.dumps(saved))
+    code, output = command(*SEARCH, "final.seeds=1")
+    assert code == 0, output
+    best = yaml.safe_load((MINE / "best/conf/config.yaml").read_text())
+    assert best["optimizer"] == recorded["optimizer"]
+    assert best["epochs"] == 3
+    assert "erase" not in best["augment"]
+    assert result(MINE / "best")["epochs"] == 2
+
+
+def csv_of(path, swapped=()):
+    """Write a CSV file, for a command that has read nothing yet: a process keeps the images of its sweep."""
+    setup._in_use.clear()
+    lines = [
+        "label,a,b,c,d",
+        *(f"{'xy'[(i + (i in swapped)) % 2]},{i},{2 * i},{3 * i},{i % 2 * 200}" for i in range(60)),
+    ]
+    Path(path).write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+def test_a_study_does_not_go_on_with_other_images(command, launcher):
+    arguments = (*SEARCH[:3], *TINY[1:], "data=csv", "data.path=t.csv", f"hydra/launcher={launcher}", "final.seeds=0")
+    csv_of("t.csv")
+    code, output = command(*arguments, "hydra.sweeper.n_trials=2")
+    assert code == 0, output
+    csv_of("t.csv", swapped=(3, 4))
+    code, output = command(*arguments, "hydra.sweeper.n_trials=3")
+    assert code == 1
+    said = [line for line in output.splitlines() if "study mine had other images (" in line]
+    assert len(said) == 1
+    assert "restore them, or give another study=NAME, or study_mixed=true" in said[0]
+    assert "Traceback" not in output
+    assert sum(trial.state == TrialState.COMPLETE for trial in study().trials) == 2
+    Path("moved").mkdir()
+    csv_of("moved/same.csv")
+    code, output = command(*arguments, "data.path=moved/same.csv", "hydra.sweeper.n_trials=3")
+    assert code == 0, output  # the same images in another file
+    code, output = command(*arguments, "study_mixed=true", "hydra.sweeper.n_trials=4")
+    assert code == 0, output
+    last = [trial for trial in study().trials if trial.state == TrialState.COMPLETE][-1]
+    assert last.user_attrs["mixed"].startswith("other images (")
+
+
+def test_the_best_is_not_retrained_on_other_images(command):
+    arguments = (*SEARCH[:3], *TINY[1:], "data=csv", "data.path=t.csv", "hydra.sweeper.n_trials=2")
+    csv_of("t.csv")
+    assert command(*arguments, "final.seeds=0")[0] == 0
+    csv_of("t.csv", swapped=(3, 4))
+    code, output = command(*arguments, "final.seeds=1")
+    assert code == 1
+    lines = output.strip().splitlines()
+    assert "study mine had other images" in lines[-1]
+    assert any("best value" in line for line in lines)  # the summary comes first
+    assert not (MINE / "best/model.safetensors").exists()
+
+
+def test_a_best_that_cannot_be_retrained_ends_with_the_summary(command):
+    assert command(*SEARCH, "final.seeds=0")[0] == 0
+    best = study().best_trial
+    shutil.move(MINE / str(best.number), "elsewhere")
+    code, output = command(*SEARCH)
+    assert code == 1
+    lines = output.strip().splitlines()
+    assert f"cannot retrain trial {best.number}, the best: " in lines[-1]
+    assert any(f"best value {best.value:.6g} (trial {best.number})" in line for line in lines)
+    shutil.move("elsewhere", MINE / str(best.number))
+    code, output = command(*SEARCH)
+    assert code == 0, output
+    assert "standard deviation" in output
+
+
+def test_a_direction_against_the_objective_is_warned_of(command):
+    code, output = command(*SEARCH, "hydra.sweeper.direction=minimize", "final.seeds=0", "hydra.sweeper.n_trials=1")
+    assert code == 0, output
+    said = (
+        "objective=accuracy is better the larger it is: hydra.sweeper.direction=minimize makes the worst trial the best"
+    )
+    assert output.count(said) == 1
+    code, output = command(*SEARCH, "study=other", "final.seeds=0", "hydra.sweeper.n_trials=1")
+    assert "makes the worst" not in output
+
+
+def test_one_folder_for_all_trials_is_refused(command):
+    code, output = command(*SEARCH, "hydra.sweep.subdir=same")
+    assert code == 1
+    assert "hydra.sweep.subdir=same is one folder for all trials; include ${hydra.job.num}" in output
+    assert not Path("multirun/optuna.db").exists()
 
 
 def test_a_pruned_run_keeps_its_curve_and_says_so(command):

@@ -87,7 +87,9 @@ def evil(folder: Path, marker: Path) -> None:
     path.write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.parametrize("words", [("evaluate",), ("export", "--format", "torchscript"), ("resume",), ("predict", "x.png")])
+@pytest.mark.parametrize(
+    "words", [("evaluate",), ("export", "--format", "torchscript"), ("resume",), ("predict", "x.png")]
+)
 def test_a_run_of_somebody_else_runs_no_code(trained, call, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained(), "run")

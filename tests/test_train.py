@@ -11,6 +11,7 @@ import matplotlib.image
 import pandas as pd
 import pytest
 import torch
+import yaml
 from helpers import TINY, result
 from safetensors import safe_open
 
@@ -176,6 +177,38 @@ SWEEPS = [
     (("optimizer.lr=1e-3,1e-4",), 2),
     (("hparams_search=optuna", "hydra.sweeper.n_trials=3", "final.seeds=0"), 3),
 ]
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".log"}
+
+
+def test_a_refused_run_changes_nothing_in_a_finished_runs_folder(command):
+    assert command(*TINY, "hydra.run.dir=here", "plots=false")[0] == 0
+    before = files("here")
+    code, output = command(*TINY, "hydra.run.dir=here", "optimizer.lr=0.5", "model.head.width=7")
+    assert code == 1
+    assert "here holds a finished run; choose another hydra.run.dir" in output
+    assert files("here") == before
+
+
+def test_jobs_of_hydras_own_sweep_do_not_share_a_folder(command, call):
+    """`compare` listed the first job's accuracies under the last one's learning rate."""
+    command("-m", *TINY, "optimizer.lr=0.001,0.5", "hydra.sweep.dir=swept", "hydra.sweep.subdir=same")
+    config = yaml.safe_load(Path("swept/same/conf/config.yaml").read_text())
+    assert config["optimizer"]["lr"] == 0.001
+    assert result(Path("swept/same"))["status"] == "complete"
+    assert Path("swept/same/.hydra/overrides.yaml").read_text().count("optimizer.lr=0.001") == 1
+    code, _, err = call("compare", "swept", "--json")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("subdir", ["null", "hydra_files"])
+def test_hydras_own_record_is_not_needed(command, call, subdir):
+    assert command(*TINY, "hydra.run.dir=here", "plots=false", f"hydra.output_subdir={subdir}")[0] == 0
+    for name, *more in (("evaluate",), ("compare",), ("export", "--format", "torchscript")):
+        code, _, err = call(name, "here", *more)
+        assert code == 0, err
 
 
 @pytest.mark.parametrize(("arguments", "jobs"), SWEEPS)

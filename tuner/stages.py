@@ -87,6 +87,8 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     run.result |= {"seed": config.seed, "study": study, "trial": number, "storage": storage}
     run.tracker = open_tracker(config, run.folder, study or (config.study if in_sweep else None), number)
     setup = setup_of(config, shared=in_sweep)
+    if trial:
+        trial.check_images(config.plain["data"], setup.data.hashes)
     describe_setup(config, run, setup, in_sweep)
     run.result |= setup.cost(head)
     specs = retraining_specs(config, run, setup) if config.final.epochs else training_specs(config, run, setup)

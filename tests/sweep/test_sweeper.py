@@ -15,6 +15,8 @@ from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 
 from tuner import earlier
+from tuner.analysis import load
+from tuner.sweep import ranking
 from tuner.sweep.conditional_spaces import wide
 
 TWO = ("objectives=2", "hydra.sweeper.direction=[minimize,minimize]")
@@ -191,10 +193,74 @@ def test_a_wider_range_and_another_parameter_go_on(toy):
     assert set(toy.study().trials[7].params) == {"x", "n"}
 
 
-def test_another_fixed_value_is_warned_of(toy):
-    toy.run("y=b")
-    done = toy.run("y=c", "hydra.sweeper.n_trials=7")
-    assert "study toy was started with y=b, now continues with y=c: its trials may not be comparable" in done.stdout
+@pytest.mark.parametrize("edit", [None, ("y: b", "y: c"), ("z: 0.0", "z: 0.0\nnew: [1, 2]")])
+def test_other_settings_are_refused_or_mixed_in(toy, edit):
+    """Given on the command line, or by an edited config file."""
+    toy.run()
+    before = toy.states()
+    config = toy.folder / "conf" / "toy.yaml"
+    config.write_text(config.read_text().replace(*edit) if edit else config.read_text())
+    given = [] if edit else ["y=c"]
+    said = "new=[1, 2] (was not set)" if edit and "new" in edit[1] else "y=c (was b)"
+    for _ in range(2):  # the refused sweep leaves the study as it was
+        done = toy.run(*given, "hydra.sweeper.n_trials=7")
+        assert done.returncode == 1
+        assert f"study toy has other settings: {said}; give the old ones, or another study=NAME, or" in done.stdout
+        assert toy.states() == before
+    done = toy.run(*given, "hydra.sweeper.n_trials=9", "hydra.sweeper.study_mixed=true", "x=interval(-9,9)")
+    assert done.returncode == 0, done.stdout
+    assert "no result counts the new trials" in done.stdout
+    trials = toy.study().trials
+    assert [trial.user_attrs.get("mixed") for trial in trials] == [None] * 6 + [said] * 3
+    assert ranking.best(toy.study(), trials).number < 6
+    assert results(toy)["best_trial"] < 6
+    read = load("toy")
+    assert dict(read.states) == {"COMPLETE": 6, "MIXED": 3}
+    assert len(read.complete) == 6
+    config.write_text(config.read_text().replace(*edit[::-1]) if edit else config.read_text())
+    done = toy.run("hydra.sweeper.n_trials=10", "x=interval(-9,9)")  # the old settings go on without a word
+    assert done.returncode == 0, done.stdout
+    assert "mixed" not in toy.study().trials[9].user_attrs
+
+
+def test_what_does_not_affect_the_objective_may_change(toy):
+    toy.run()
+    done = toy.run("seconds=0.01", "hydra.sweeper.n_trials=7", "hydra/sweeper/sampler=tpe", "x=interval(-3,3)")
+    assert done.returncode == 0
+    assert len(toy.states()) == 7
+
+
+def test_a_key_that_was_fixed_may_be_searched(toy):
+    toy.run("y=c")
+    done = toy.run("y=choice(b,c)", "hydra.sweeper.n_trials=8")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("words", ["yy=choice(1,2)", "group.nme=choice(1,2)", "group=choice(nowhere,a)"])
+def test_a_misspelt_key_is_one_line_and_starts_no_trial(toy, words):
+    done = toy.run(words)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert toy.starts() == []
+    assert len([line for line in done.stdout.splitlines() if "HYDRA" in line]) == 1
+
+
+@pytest.mark.parametrize("word", ["maximise", "[minimize,up]", "[]", "5"])
+def test_another_direction_is_one_line(toy, word):
+    done = toy.run(f"hydra.sweeper.direction={word}")
+    assert done.returncode == 1
+    assert "hydra.sweeper.direction=" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert toy.starts() == []
+
+
+def test_a_night_in_which_all_fails_is_stopped(toy):
+    config = toy.folder / "conf" / "toy.yaml"
+    config.write_text(config.read_text().replace("    max_failure_rate: 1.0\n", ""))
+    done = toy.run("does=all-raise", "hydra.sweeper.n_trials=40")
+    assert done.returncode == 1
+    assert "stopped: 11 trials failed, and 10 may" in done.stdout
+    assert toy.states() == ["FAIL"] * 11
 
 
 NASTY = ["it's", 'say "hi"', "a,b", "c d", "1", "true", "null", "[1]", "a=b", "x:y", "back\\slash", "ünïcode", "  pad "]
@@ -237,6 +303,22 @@ def test_a_custom_search_space_depends_on_what_was_drawn(toy):
     assert done.returncode == 0, done.stdout + done.stderr
     for trial in toy.study().trials[1:]:
         assert abs(trial.params["z"] - trial.params["x"]) <= 0.1
+
+
+def test_a_custom_search_space_sees_fixed_parameters(toy):
+    """As hydra-optuna-sweeper has it: drawn ones are in trial.params, fixed ones in trial.user_attrs."""
+    done = toy.run("hydra.sweeper.custom_search_space=toy.near_fixed", "x=1.5", "++v=[1,2]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for trial in toy.study().trials:
+        assert 1.4 <= trial.params["z"] <= 1.6
+        assert 0 <= trial.params["+w"] <= 1  # a new key: named with its +, as Hydra's example does
+        assert trial.user_attrs["++v"] == [1, 2]
+
+
+def test_a_new_key_keeps_its_plus_in_the_study(toy):
+    done = toy.run("+w=interval(0,1)", "hydra.sweeper.n_trials=3")
+    assert done.returncode == 0, done.stdout
+    assert all("+w" in trial.params for trial in toy.study().trials)
 
 
 def test_a_custom_search_space_may_have_the_name_of_an_earlier_version(toy, monkeypatch):

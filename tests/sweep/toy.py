@@ -56,6 +56,13 @@ def configure(cfg, trial):
     trial.suggest_float("z", trial.params["x"] - 0.1, trial.params["x"] + 0.1)
 
 
+def near_fixed(cfg, trial):
+    """A custom search space in which x is fixed."""
+    x = trial.user_attrs["x"]
+    trial.suggest_float("z", x - 0.1, x + 0.1)
+    trial.suggest_float("+w", 0.0, 1.0)
+
+
 def main():
     hydra.main(config_path=os.environ["TOY_CONFIG"], config_name="toy", execution_whitelist=("toy.*",))(objective)()
 

@@ -116,7 +116,7 @@ class TunerSweeperConf(OptunaSweeperConf):
     # number of jobs that run at once, if the launcher can
     n_jobs: int = 1
     # the sweep stops when more than this share of n_trials has failed; 0: at the first failure
-    max_failure_rate: float = 1.0
+    max_failure_rate: float = 0.25
     # the same as max_failure_rate: 0
     fail_fast: bool = False
     # how often a trial whose process was killed is retried before it counts as failed
@@ -125,6 +125,15 @@ class TunerSweeperConf(OptunaSweeperConf):
     baseline: bool = True
     # the first trials: dicts of parameters, or names of studies in the same storage, whose best trial is used
     enqueue: list[Any] = field(default_factory=list)
+    # keys and groups that do not affect the objective: they may be others when a study is continued
+    irrelevant: list[str] = field(
+        default_factory=lambda: [
+            *("study", "study_mixed", "final", "logger", "cache_dir", "device", "test", "plots"),
+            *("data.cache_dir", "data.root", "data.path", "data.test_path"),  # hashes of the images are compared
+        ]
+    )
+    # continue a study with other settings or images: its new trials are marked, and no result counts them
+    study_mixed: bool = False
 
 
 class TunerSweeper(Sweeper):

@@ -1,14 +1,19 @@
-"""Which trials of a study are complete, the best, on the Pareto front, and the default config's."""
+"""Which trials of a study are complete, the best, on the Pareto front, and the default config's.
+
+A trial that differs from its study (study_mixed=true) is none of these.
+"""
 
 from collections.abc import Sequence
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.sweep.settings import MIXED
+
 
 def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that have ended with a value."""
-    return [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE and MIXED not in trial.user_attrs]
 
 
 def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
@@ -22,7 +27,13 @@ def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 
 def pareto_front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The complete trials that no other trial dominates."""
-    return study.best_trials if complete(trials) else []
+    signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in study.directions]
+    costs = {trial.number: [s * v for s, v in zip(signs, trial.values, strict=True)] for trial in complete(trials)}
+
+    def dominated(cost: list[float]) -> bool:
+        return any(other != cost and all(o <= c for o, c in zip(other, cost, strict=True)) for other in costs.values())
+
+    return [trial for trial in complete(trials) if not dominated(costs[trial.number])]
 
 
 def baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:

@@ -12,11 +12,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from tuner import InputError
+from tuner import InputError, earlier
+from tuner.files import no_space
 from tuner.sweep import hydra_private, ranking, report, storage
 from tuner.sweep.budget import Budget
-from tuner.sweep.search_space import SearchSpace
-from tuner.sweep.trial import LastRun, RunningTrial
+from tuner.sweep.config_cache import CachingConfigLoader
+from tuner.sweep.search_space import SearchSpace, as_override
+from tuner.sweep.settings import settings_of
+from tuner.sweep.trial import LastRun, RunningTrial, Shared
 
 log = logging.getLogger("tuner.sweep")
 
@@ -29,6 +32,8 @@ class Retraining:
     """
 
     config: DictConfig
+    loader: CachingConfigLoader
+    shared: Shared
     budget: Budget
     space: SearchSpace
     folder: Path
@@ -67,13 +72,40 @@ class Retraining:
         if epochs is None:
             raise InputError(f"cannot retrain trial {number}, the best: {folder} has no result.json with saved_epoch")
         log.info("retraining trial %d, the best, on train + validation for %d epochs, then testing it", number, epochs)
-        overrides = [*self.space.overrides(trial.params), f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
+        overrides = self._as_recorded(self.space.overrides(trial.params), folder)
+        overrides += [f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
         if "temperature" in result and "temperature" in self.config.final:
             overrides.append(f"final.temperature={result['temperature']}")
-        best = RunningTrial(self.budget.study.study_name, number, storage.redacted(self.spec))
+        spec = storage.redacted(self.spec)
+        best = RunningTrial(self.budget.study.study_name, number, spec, None, self.shared)
         launcher = self.make_launcher(LastRun(self.task_function, best))
-        [job] = launcher.launch([overrides], initial_job_idx=number)
+        try:
+            [job] = launcher.launch([overrides], initial_job_idx=number)
+        except Exception as error:
+            if no_space(error):
+                raise
+            raise InputError(f"retraining trial {number} failed: {type(error).__name__}: {error}") from error
         if job.status is JobStatus.FAILED:
             log_file = self.folder / "best" / f"{self.config.hydra.job.name}.log"
-            error = hydra_private.job_result(job)
-            raise InputError(f"retraining trial {number} failed: {error}; see {log_file}, then sweep again")
+            reason = hydra_private.job_result(job)
+            if no_space(reason):
+                raise reason
+            raise InputError(f"retraining trial {number} failed: {reason}; see {log_file}, then sweep again")
+
+    def _as_recorded(self, overrides: list[str], folder: Path) -> list[str]:
+        """The overrides, and further ones that give the job exactly the config that the trial recorded.
+
+        Keys that do not affect the objective are as in this sweep.
+        """
+        path = earlier.config_file(folder)
+        if path is None:
+            raise InputError(f"cannot retrain the best trial: {folder} has no conf/config.yaml")
+        recorded = OmegaConf.load(path)
+        assert isinstance(recorded, DictConfig)
+        trials = settings_of(recorded, self.shared.irrelevant, resolve=True)
+        sweeps = settings_of(
+            self.loader.load_sweep_config(self.config, overrides), self.shared.irrelevant, resolve=True
+        )
+        changed = [key for key in trials if key not in sweeps or sweeps[key] != trials[key]]
+        lines = [f"{'' if key in sweeps else '++'}{key}={as_override(trials[key])}" for key in changed]
+        return [*overrides, *(f"~{key}" for key in sweeps if key not in trials), *lines]

@@ -25,30 +25,37 @@ from tuner.sweep import hydra_private
 
 @dataclass
 class SearchSpace:
-    """The parameters that a sweep searches, and the overrides that all trials share. A name is a key without + or ++.
+    """The parameters that a sweep searches, and the overrides that all trials share.
 
-    distributions: name -> distribution.
-    keys: name -> the key with its + or ++, as an override needs it.
-    literals: name -> {text in Optuna: value}, for choices that are lists or dicts.
-    fixed: name -> override, the same in every trial.
+    distributions: key with its + or ++, as an override needs it -> distribution.
+    literals: the same key -> {text in Optuna: value}, for choices that are lists or dicts.
+    fixed: key without + or ++ -> override, the same in every trial.
     deletions: overrides that delete a key or a group (~KEY).
     """
 
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
     literals: dict[str, dict[str, Any]] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
     deletions: list[str] = field(default_factory=list)
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """The overrides of a trial. Hydra reads exactly the values of `params` from them, strings as strings."""
-        lines = [f"{self.keys.get(name, name)}={self._text(name, value)}" for name, value in params.items()]
+        lines = [f"{name}={self._text(name, value)}" for name, value in params.items()]
         return self.deletions + lines + list(self.fixed.values())  # a deleted key may be added again
+
+    def fixed_values(self) -> dict[str, Any]:
+        """The values of the overrides that all trials share, by their keys with + or ++."""
+        parsed = hydra_private.parse_overrides(list(self.fixed.values()))
+        return {override.get_key_element(): override.value() for override in parsed if not override.is_hydra_override()}
+
+    def names(self) -> list[str]:
+        """The config keys and groups that are searched."""
+        return [name.lstrip("+") for name in self.distributions]
 
     def _text(self, name: str, value: Any) -> str:
         if isinstance(value, str) and name not in self.distributions:
             return value if _is_plain(value) else quoted(value)  # a custom space may write a list or a number as text
-        return value if value in self.literals.get(name, ()) else _as_override(value)
+        return value if value in self.literals.get(name, ()) else as_override(value)
 
     def default_value(self, config: DictConfig, name: str) -> Any:
         """The config's value of a parameter, as Optuna stores it. Raises KeyError if the config has none."""
@@ -70,17 +77,18 @@ def parse(lines: Sequence[str], loader: ConfigLoader) -> SearchSpace:
     """
     space = SearchSpace()
     for override in hydra_private.parse_overrides(lines, loader):
-        name = override.get_key_element().lstrip("+~")
-        space.distributions.pop(name, None)
-        space.fixed.pop(name, None)
+        name = override.get_key_element()
+        key = name.lstrip("+~")
+        for other in [other for other in space.distributions if other.lstrip("+") == key]:
+            del space.distributions[other]
+        space.fixed.pop(key, None)
         if override.is_delete():
             space.deletions.append(str(override.input_line))
             continue
         if not override.is_sweep_override():
             assert override.input_line is not None
-            space.fixed[name] = override.input_line
+            space.fixed[key] = override.input_line
             continue
-        space.keys[name] = override.get_key_element()
         try:
             value = override.value()
             if override.is_choice_sweep() or (isinstance(value, RangeSweep) and value.shuffle):
@@ -117,7 +125,7 @@ def _parsed(text: str) -> Override:
     return hydra_private.parse_overrides([f"key={text}"])[0]
 
 
-def _as_override(value: Any) -> str:
+def as_override(value: Any) -> str:
     """A value as text that Hydra reads as exactly this value."""
     if not isinstance(value, str):
         return hydra_private.element_text(value)
@@ -137,10 +145,18 @@ def quoted(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
 
 
+def first(distribution: BaseDistribution) -> Any:
+    """A value of a distribution: the first choice, or the lower bound."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return distribution.low
+
+
 def describe(distribution: BaseDistribution) -> str:
     """A distribution as override: choice(a, b), interval(0, 1), tag(log, interval(1, 10)), range(0, 8, step=2)."""
     if isinstance(distribution, CategoricalDistribution):
-        return f"choice({', '.join(map(_as_override, distribution.choices))})"
+        return f"choice({', '.join(map(as_override, distribution.choices))})"
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
     text = f"interval({low:.12g}, {high:.12g})"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,25 +17,26 @@ from typing import Any
 
 import optuna
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 from optuna.samplers import GridSampler
 from optuna.trial import Trial, TrialState
 
 from tuner import InputError, earlier, targets
 from tuner.files import no_space
-from tuner.sweep import hydra_private, launchers, ranking, report, sampling, search_space, storage
+from tuner.sweep import hydra_private, launchers, ranking, report, sampling, search_space, settings, storage
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures
 from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.progress import Progress
 from tuner.sweep.retraining import Retraining
 from tuner.sweep.study_folder import name_objectives, open_study
-from tuner.sweep.trial import Job
+from tuner.sweep.trial import Job, Shared, stages_of
 from tuner.sweep.trial_loop import Monitor, TrialLoop
 
 log = logging.getLogger("tuner.sweep")
-NOT_COMPARED = ("study", "final.seeds", "logger")  # overrides that don't change the value of a trial
 
 
 class AsyncSweeper:
@@ -61,12 +63,16 @@ class AsyncSweeper:
         retries: int,
         baseline: bool,
         enqueue: Sequence[Any],
+        irrelevant: Sequence[str],
+        study_mixed: bool,
     ):
         self.sampler, self.pruner_config, self.params = sampler, pruner, params or {}
         self.direction, self.storage, self.study_name = direction, storage, study_name
         self.n_trials, self.n_jobs, self.retries = n_trials, n_jobs, retries
         self.max_failure_rate = 0.0 if fail_fast else max_failure_rate
         self.custom_search_space, self.baseline, self.enqueue = custom_search_space, baseline, enqueue
+        self.irrelevant, self.study_mixed = list(irrelevant), study_mixed
+        self.missing: InputError | None = None  # why the best trial is not retrained
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `sweep`."""
@@ -100,6 +106,7 @@ class AsyncSweeper:
         self.custom_space = self._load_custom_space()
         overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         self.space = search_space.parse(overrides, self.hydra_context.config_loader)
+        self._fix_name()
         with nullcontext() if self.config.hydra.verbose else launchers.quiet_logs():
             self._open_study()
             with self.budget.alive():
@@ -120,6 +127,16 @@ class AsyncSweeper:
                     raise
                 self._finish()
 
+    def _fix_name(self) -> None:
+        """Give the folder and the jobs the study's name: ${now:...} in it is another time wherever it is resolved."""
+        given = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
+        reference = re.fullmatch(r"\$\{(\w+)\}", str(given["study_name"] if isinstance(given, dict) else ""))
+        if reference and self.study_name:
+            key = reference[1]
+            with read_write(self.config), open_dict(self.config):
+                self.config[key] = self.study_name
+            self.space.fixed[key] = f"{key}={search_space.quoted(self.study_name)}"
+
     def _check_options(self) -> None:
         for key, lowest, highest in (
             ("n_trials", 0, None),
@@ -131,6 +148,10 @@ class AsyncSweeper:
             if value < lowest or (highest is not None and value > highest):
                 limits = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
                 raise InputError(f"hydra.sweeper.{key}={value} must be {limits}")
+
+        subdir = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
+        if "${" not in str(subdir):
+            raise InputError(f"hydra.sweep.subdir={subdir} is one folder for all trials; include ${{hydra.job.num}}")
 
     def _load_custom_space(self) -> Callable[[DictConfig, Trial], None] | None:
         if not self.custom_search_space:
@@ -144,7 +165,9 @@ class AsyncSweeper:
     def _open_study(self) -> None:
         self.pruner = sampling.build(self.pruner_config, targets.PRUNERS)
         folder = Path(self.config.hydra.sweep.dir).absolute()
-        self.study, self.folder = open_study(self.study_name, self.spec, directions(self.direction), folder)
+        goals = directions(self.direction)
+        self._check_direction(goals)
+        self.study, self.folder = open_study(self.study_name, self.spec, goals, folder)
         self.study_name = self.study.study_name
         self.study.pruner = self.pruner
         locks = self.folder / LOCKS
@@ -152,24 +175,52 @@ class AsyncSweeper:
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.budget = Budget(self.study, locks, owner, n_trials=self.n_trials, retries=self.retries)
 
+    def _check_direction(self, goals: list[str]) -> None:
+        """Warn of a direction that makes the worst trial the best, for an objective of tuner.train."""
+        objective = OmegaConf.select(self.config, "objective")
+        if "minimize" not in goals or stages_of(self.task_function) is None:
+            return
+        from tuner.runs.metrics import OBJECTIVES  # imports torch and scikit-learn, which other programs may not need
+
+        wanted = ["maximize", "minimize"] if objective == "accuracy_and_cost" else ["maximize"]
+        if objective in OBJECTIVES and goals != wanted:
+            message = (
+                "objective=%s is better the larger it is: hydra.sweeper.direction=%s makes the worst trial the best"
+            )
+            log.warning(message, objective, ",".join(goals))
+
     def _compare_search(self) -> None:
         """Compare the search with the one that the study was started with, and record what is new."""
         attributes = self.study.user_attrs
-        if "space" in attributes and any(trial.state != TrialState.WAITING for trial in self.budget.trials()):
+        started = any(trial.state != TrialState.WAITING for trial in self.budget.trials())
+        if "space" in attributes and started:
             search_space.check_unchanged(attributes["space"], self.space.distributions, self.study.study_name)
-        fixed = {
-            key: override
-            for key, override in self.space.fixed.items()
-            if key not in NOT_COMPARED and not key.startswith("logger.")
-        }
-        before = attributes.get("fixed", fixed)
-        if changed := [key for key in before | fixed if before.get(key) != fixed.get(key)]:
-            old, new = (" ".join(values.get(key, f"no {key}") for key in changed) for values in (before, fixed))
-            message = "study %s was started with %s, now continues with %s: its trials may not be comparable"
-            log.warning(message, self.study.study_name, old, new)
-        for key, value in {"space": search_space.to_json(self.space.distributions), "fixed": fixed}.items():
+        now = settings.settings_of(self.config, [*self.irrelevant, *self.space.names()], resolve=False)
+        before = attributes.get(settings.SETTINGS) if started else None
+        self.mixed = self._mixed(before, now)
+        record = {"space": search_space.to_json(self.space.distributions)}
+        if not self.mixed:
+            record |= {settings.SETTINGS: now, "fixed": self.space.fixed}
+        for key, value in record.items():
             if attributes.get(key) != value:
                 self.study.set_user_attr(key, value)
+
+    def _mixed(self, before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
+        """How the settings differ from the study's, if study_mixed allows that. before: None if they are unknown."""
+        if before is None:
+            return None  # it starts, or an earlier version recorded nothing
+        known = {key: value for key, value in before.items() if not settings.is_below(key, self.space.names())}
+        lines = settings.differences(known, now)
+        if not lines:
+            return None
+        text = ", ".join(lines)
+        if not self.study_mixed:
+            raise settings.MixedStudyError(
+                f"study {self.study.study_name} has other settings: {text}; give the old ones, or another study=NAME, "
+                "or study_mixed=true, which leaves the new trials out of every result"
+            )
+        log.warning("study %s has other settings: %s; no result counts the new trials", self.study.study_name, text)
+        return text
 
     def _prepare_study(self) -> None:
         """Give the study its names and sampler, recover what killed sweeps left, and queue the first trials."""
@@ -207,13 +258,35 @@ class AsyncSweeper:
                 overrides.append(f"hydra.sweeper.storage={search_space.quoted(safe)}")
             self.config.hydra.overrides.hydra = overrides
         self.loader: Any = CachingConfigLoader(self.hydra_context.config_loader)
-        objectives, name = len(self.study.directions), self.study.study_name
+        self._check_composes()
+        objectives, name, shared = len(self.study.directions), self.study.study_name, self._shared()
         self.launcher = self._launcher(
-            Job(self.task_function, self.spec, name, objectives, self.pruner, study=self.study)
+            Job(self.task_function, self.spec, name, objectives, self.pruner, shared, study=self.study)
         )
         self.retraining = Retraining(
-            self.config, self.budget, self.space, self.folder, self.spec, self.task_function, self._launcher
+            self.config,
+            self.loader,
+            shared,
+            self.budget,
+            self.space,
+            self.folder,
+            self.spec,
+            self.task_function,
+            self._launcher,
         )
+
+    def _check_composes(self) -> None:
+        """Raises InputError if the first value of each searched parameter gives no config: a key may be misspelt."""
+        overrides = self.space.overrides({name: search_space.first(d) for name, d in self.space.distributions.items()})
+        try:
+            self.loader.load_sweep_config(self.config, overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(" ".join(str(error).split())) from error
+
+    def _shared(self) -> Shared:
+        attributes = self.study.user_attrs.items()
+        images = {key: value for key, value in attributes if key.startswith(settings.IMAGES)}
+        return Shared(self.irrelevant, images, self.study_mixed)
 
     def _launcher(self, task: TaskFunction) -> Launcher:
         context = replace(self.hydra_context, config_loader=self.loader)
@@ -249,12 +322,16 @@ class AsyncSweeper:
             self.space,
             self.custom_space,
             self.folder,
+            self.mixed,
         )
         # Ray installs signal handlers when it starts, so `interruptible` comes second
         with launchers.workers_end_with_sweep(self.launcher), interruptible(self.slots):
             loop.run()
             if not self.monitor.stopping.is_set():
-                self.retraining.run()
+                try:
+                    self.retraining.run()
+                except InputError as error:  # reported after the summary of the trials, which are all there
+                    self.missing = error
 
     # 3. The results
 
@@ -277,14 +354,25 @@ class AsyncSweeper:
             log.info("%d trials still run in other sweeps; the last of these sweeps writes the results", others)
             return
         log.info("%s", report.summary(results, self.folder))
+        if self.missing:
+            raise self.missing
         if self.monitor.stopping.is_set() or not ranking.complete(self.budget.trials()):
             sys.exit(1)
 
 
 def directions(direction: Any) -> list[str]:
-    """minimize or maximize for each objective. direction: one or a list, as text or as upstream's enum."""
+    """minimize or maximize for each objective. direction: one or a list, as text or as upstream's enum.
+
+    Raises InputError for another word.
+    """
     each = [direction] if isinstance(direction, str) or not isinstance(direction, Sequence) else direction
-    return [item if isinstance(item, str) else item.name for item in each]
+    names = [item if isinstance(item, str) else getattr(item, "name", str(item)) for item in each]
+    for name in names:
+        if name not in ("minimize", "maximize"):
+            raise InputError(f"hydra.sweeper.direction={name} must be minimize or maximize")
+    if not names:
+        raise InputError("hydra.sweeper.direction=[] must have a direction for each objective")
+    return names
 
 
 @contextmanager

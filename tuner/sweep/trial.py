@@ -24,7 +24,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from tuner.files import no_space
-from tuner.sweep import storage
+from tuner.sweep import settings, storage
 from tuner.sweep.optuna_private import set_system_attr, trial_view
 from tuner.sweep.report import read_result
 
@@ -32,14 +32,50 @@ TrialPruned = optuna.TrialPruned
 OUTCOME = "outcome"  # system attribute of a trial: its Outcome as a dict, from the job to whoever tells the study
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of a study have in common.
+
+    irrelevant: keys that do not affect the objective.   images: attribute -> hashes of the splits, those known so far.
+    may_be_mixed: whether a trial with other images is marked instead of refused.
+    """
+
+    irrelevant: Sequence[str] = ()
+    images: dict[str, dict[str, str]] = field(default_factory=dict)
+    may_be_mixed: bool = False
+
+
 class RunningTrial:
     """The trial that a job runs, or the best trial, in the job that retrains it.
 
     study: its name.   number: of the trial.   storage: a URL without a password, or None for a study in memory.
+    shared: what the trials of the study have in common.
     """
 
-    def __init__(self, study: str, number: int, storage: str | None, trial: Trial | None = None):
-        self.study, self.number, self.storage, self.trial = study, number, storage, trial
+    def __init__(self, study: str, number: int, storage: str | None, trial: Trial | None, shared: Shared):
+        self.study, self.number, self.storage, self.trial, self.shared = study, number, storage, trial, shared
+
+    def check_images(self, data: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
+        """Compare the images with those that the study's trials had; the first trial records them.
+
+        data: the config of the data.   hashes: of its splits.
+        Raises MixedStudyError if they are others, unless the study may be mixed: then the trial is marked.
+        """
+        key = settings.images_key(data, self.shared.irrelevant)
+        known = self.shared.images
+        if key not in known and self.trial:  # another process may have recorded them
+            known |= {name: value for name, value in self.trial.study.user_attrs.items() if name == key}
+        if key not in known and self.trial:
+            self.trial.study.set_user_attr(key, dict(hashes))
+        before = known.setdefault(key, dict(hashes))
+        if before != hashes:
+            splits = ", ".join(name for name in hashes if before.get(name) != hashes[name])
+            if not (self.shared.may_be_mixed and self.trial):
+                raise settings.MixedStudyError(
+                    f"study {self.study} had other images ({splits}): restore them, or give another study=NAME, or "
+                    "study_mixed=true, which leaves the new trials out of every result"
+                )
+            self.trial.set_user_attr(settings.MIXED, f"other images ({splits})")
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value of the objective, once a step.
@@ -150,6 +186,7 @@ class Job:
     study_name: str
     objectives: int
     pruner: optuna.pruners.BasePruner
+    shared: Shared = Shared()
     parent: int = field(default_factory=os.getpid)
     study: Study | None = None  # in the process of the sweep
 
@@ -204,7 +241,8 @@ class Job:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
         folder = hydra.runtime.output_dir
         _set(trial, {"output_dir": folder, "host": socket.gethostname()})
-        running = RunningTrial(self.study_name, hydra.job.num, storage.redacted(self.spec), trial)
+        spec = storage.redacted(self.spec)
+        running = RunningTrial(self.study_name, hydra.job.num, spec, trial, self.shared)
         return _Started(running, Path(folder), time.perf_counter())
 
     def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:
@@ -223,10 +261,10 @@ class Job:
             outcome = Outcome.failed(error)
             raise error from stop  # or a worker process would end with it
         except Exception as error:
-            outcome = None if no_space(error) else Outcome.failed(error)
+            outcome = None if ends_sweep(error) else Outcome.failed(error)
             raise  # Hydra logs it, in the job's folder
         finally:
-            if outcome:  # otherwise it was interrupted, or the disk is full: the trial is run again
+            if outcome:  # otherwise it was interrupted, or its error ends the sweep: the trial is run again
                 started.end(outcome)
         return returned
 
@@ -272,6 +310,11 @@ class LastRun:
         _quiet_console()
         stages = stages_of(self.task)
         return stages.run(cfg, self.best) if stages else self.task(cfg)
+
+
+def ends_sweep(error: Any) -> bool:
+    """Whether a job's error ends the sweep, and is no failure of its trial: a full disk, or images of another study."""
+    return isinstance(error, settings.MixedStudyError) or no_space(error) is not None
 
 
 def set_outcome(trial: Trial, outcome: Outcome) -> None:

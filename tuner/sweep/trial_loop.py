@@ -23,7 +23,8 @@ from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.launchers import Slots
 from tuner.sweep.progress import Progress
 from tuner.sweep.search_space import SearchSpace
-from tuner.sweep.trial import Outcome
+from tuner.sweep.settings import MIXED
+from tuner.sweep.trial import Outcome, ends_sweep
 
 log = logging.getLogger("tuner.sweep")
 
@@ -54,6 +55,7 @@ class TrialLoop:
 
     config: the sweep's. loader: composes the jobs' configs. folder: the sweep's; trial N runs in its subfolder N.
     custom_space: a function (config, trial) that draws further parameters.
+    mixed: how the trials differ from the study's others, or None.
     """
 
     monitor: Monitor
@@ -64,6 +66,7 @@ class TrialLoop:
     space: SearchSpace
     custom_space: Callable[[DictConfig, Trial], None] | None
     folder: Path
+    mixed: str | None
     any_job_returned: bool = False
 
     @property
@@ -134,18 +137,18 @@ class TrialLoop:
             self._tell(jobs, returns)
 
     def _tell(self, jobs: Sequence[tuple[int, list[str]]], returns: Sequence[JobReturn]) -> None:
-        """Tell the study the outcomes. A full disk is raised at the end: it does not count as a failed trial."""
-        disk_error: Exception | None = None
+        """Tell the study the outcomes. An error that ends the sweep is raised last: it is no failure of a trial."""
+        last: Exception | None = None
         for (number, _), job in zip(jobs, returns, strict=True):
             result = hydra_private.job_result(job)
             if job.status is not JobStatus.FAILED:
                 self.budget.tell(number, Outcome.of(result, len(self.budget.study.directions)))
-            elif no_space(result):
-                disk_error = result
+            elif ends_sweep(result):
+                last = result
             else:
                 self.budget.tell(number, Outcome.failed(result))
-        if disk_error:
-            raise disk_error
+        if last:
+            raise last
 
     def _finish_lost(self, jobs: Sequence[tuple[int, list[str]]], reason: str, *, interrupted: bool) -> None:
         """Finish the trials of jobs that returned nothing: with the outcome a job wrote, else failed, to be retried."""
@@ -168,6 +171,11 @@ class TrialLoop:
     def _overrides(self, trial: Trial) -> list[str] | None:
         """Draw the parameters of a trial. None: that failed, and so has the trial."""
         try:
+            if self.mixed:
+                trial.set_user_attr(MIXED, self.mixed)
+            if self.custom_space:  # as hydra-optuna-sweeper does
+                for name, value in self.space.fixed_values().items():
+                    trial.set_user_attr(name, value)
             if trial.user_attrs.get("baseline"):
                 trial = sampling.baseline_trial(trial, self.space, self.config)
             for name, distribution in self.space.distributions.items():
@@ -180,7 +188,7 @@ class TrialLoop:
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the trial has failed
             self.budget.tell(trial.number, Outcome.failed(error))
             return None
-        if both := trial.params.keys() & self.space.fixed.keys():
+        if both := {name.lstrip("+") for name in trial.params} & self.space.fixed.keys():
             raise InputError(f"{', '.join(both)} is fixed, but custom_search_space searches it; leave one out")
         return overrides
 

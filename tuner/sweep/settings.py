@@ -1,0 +1,61 @@
+"""The settings that all trials of a study share: recorded when it starts, compared when it is continued.
+
+Settings are a composed config without what is searched, and without the keys that do not affect the objective.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tuner import InputError
+
+SETTINGS = "settings"  # attribute of a study: what settings_of() gave when it was started
+IMAGES = "images:"  # attributes of a study: for each config of its data, the hashes of the splits
+MIXED = "mixed"  # attribute of a trial: how it differs from its study
+
+
+class MixedStudyError(InputError):
+    """A trial does not belong to its study: its settings or its images are others."""
+
+
+def flat(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """A config's values by their dotted keys; lists and empty groups are values."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def is_below(key: str, keys: Sequence[str]) -> bool:
+    """Whether a dotted key is one of `keys`, or in a group of that name."""
+    return any(key == other or key.startswith(f"{other}.") for other in keys)
+
+
+def settings_of(config: DictConfig, irrelevant: Sequence[str], *, resolve: bool) -> dict[str, Any]:
+    """The settings of a composed config.   resolve: references, which are else compared as text."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    plain: Any = OmegaConf.to_container(own, resolve=resolve)
+    return {key: value for key, value in flat(plain) if not is_below(key, irrelevant)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that is another: `KEY=NEW (was OLD)`."""
+    return [
+        f"{key}={_text(now, key)} (was {_text(before, key)})"
+        for key in {**before, **now}
+        if (key in before) != (key in now) or before[key] != now[key]
+    ]
+
+
+def _text(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key]).strip('"') if key in settings else "not set"
+
+
+def images_key(data: Mapping[str, Any], irrelevant: Sequence[str]) -> str:
+    """The attribute with the hashes of the splits for this config of the data."""
+    kept = [pair for pair in flat(data, "data.") if not is_below(pair[0], irrelevant)]
+    return IMAGES + hashlib.sha256(json.dumps(kept, default=str).encode()).hexdigest()[:16]
