@@ -1,5 +1,6 @@
 """Every config file composes, and its leaves can be made."""
 
+import optuna
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 
 from tuner import targets
 from tuner.config import CONF, parse
-from tuner.sweep import sampling
+from tuner.sweep import conditional_spaces, sampling, search_space
 from tuner.sweep.plugin import PRUNERS, register
 from tuner.training.setup import backbone_of
 from tuner.training.spec import head_of
@@ -56,6 +57,28 @@ def test_every_search_goes_with_every_pruner(search, pruner):
     assert f"optuna.pruners.{type(made).__name__}" == PRUNERS[pruner]._target_
     if pruner in ("median", "percentile"):
         assert (made._n_startup_trials, made._n_warmup_steps) == (5, 8)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_no_search_proposes_what_its_own_checks_refuse(search):
+    with initialize_config_dir(str(CONF)):
+        cfg = compose("train", [f"hparams_search={search}"], return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        space = search_space.parse([f"{k}={v}" for k, v in cfg.hydra.sweeper.params.items()], loader)
+        custom = cfg.hydra.sweeper.custom_search_space
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        drawn = {}
+        for _ in range(300):
+            trial = study.ask(space.distributions)
+            if custom:
+                getattr(conditional_spaces, custom.rpartition(".")[2])(cfg, trial)
+            network = {k: v for k, v in trial.params.items() if k.startswith("model.") and "head" not in k}
+            drawn[tuple(sorted(network.items()))] = trial.params
+        assert len(drawn) >= {"optuna_pareto": 30, "optuna_wide": 20}.get(search, 1)
+        for params in drawn.values():
+            config = parse(compose("train", space.overrides(params)))
+            backbone_of(config)
+            head_of(config.model.head, 0)
 
 
 @pytest.mark.parametrize("search", SEARCHES)

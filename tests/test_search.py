@@ -318,6 +318,19 @@ def test_the_wide_search_draws_what_fits(command):
         assert ("model.head.width" in p) == (p["model.head.depth"] > 0)
 
 
+def test_the_wide_search_leaves_to_the_command_line_what_it_gives(command):
+    code, output = command(
+        *("-m", "hparams_search=optuna_wide", "study=mine", *TINY, "epochs=1", "hydra.sweeper.n_trials=4"),
+        *("optimizer=sgd", "optimizer.lr=0.01", "model.image_size=32", "model.last_block=block2", "model.pool=1"),
+        "final.seeds=0",
+    )
+    assert code == 0, output
+    for trial in study().trials:
+        assert trial.state == TrialState.COMPLETE
+        assert {"optimizer", "optimizer.lr", "model.pool"}.isdisjoint(trial.params)
+        assert 1e-6 <= trial.params["optimizer.weight_decay"] <= 1e-3  # that of SGD
+
+
 @pytest.mark.parametrize("search", ["random", "grid", "gp", "cmaes"])
 def test_every_search_runs(command, search):
     code, output = command(
