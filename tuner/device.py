@@ -46,7 +46,9 @@ def choose_device(choice: str) -> torch.device:
         log.info("device: %s (auto: %s)", device, why)
         return device
     kind, _, index = str(choice).partition(":")
-    is_valid = kind in ("cpu", "cuda", "mps") and (not index or (index.isascii() and index.isdigit()))
+    is_valid = kind in ("cpu", "cuda", "mps") and (
+        not index or (index.isascii() and index.isdigit() and len(index) < 5)
+    )
     if not is_valid or (kind == "cpu" and index):
         raise InputError(f"device={choice} must be {CHOICES}")
     if kind == "cpu":

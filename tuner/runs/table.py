@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from tuner import InputError, earlier
+from tuner.rules import as_number
 from tuner.runs.result import read_result
 
 RESULTS = (  # columns of a table of runs that are in result.json; the keys of the config have columns, too
@@ -184,7 +185,7 @@ def _last_epoch(path: Path) -> dict[str, float | None]:
         if len(names) != len(fields) or "epoch" not in names:
             raise ValueError(f"its last line {lines[-1][:80]!r} does not have the columns of its first")
         last = dict(zip(names, fields, strict=True))
-        values = {name: float(last[name]) if last.get(name) else None for name in ("val_accuracy", "val_loss")}
+        values = {name: as_number(last[name]) if last.get(name) else None for name in ("val_accuracy", "val_loss")}
         return {"epochs": int(last["epoch"])} | values
 
 
