@@ -27,7 +27,7 @@ def is_number(value: Any) -> bool:
 
 
 def as_number(text: str) -> float:
-    """The number that a text is. Raises ValueError also for 1_2 and for digits of other scripts, which float() takes."""
+    """The number in a text. Raises ValueError also for 1_2 and for digits of other scripts, which float() takes."""
     if not text.isascii() or "_" in text:
         raise ValueError(f"{text!r} is not a number")
     return float(text)
