@@ -18,8 +18,19 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tuner import InputError, earlier, targets
-from tuner.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Rule, check_fields, number, one_of, or_null, whole
+from tuner import InputError, earlier, targets, yaml_file
+from tuner.rules import (
+    BELOW_ONE,
+    FOLDER_NAME,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Rule,
+    check_fields,
+    number,
+    one_of,
+    or_null,
+    whole,
+)
 
 log = logging.getLogger("tuner.config")
 HERE = Path(__file__).resolve().parent
@@ -163,7 +174,7 @@ class RunConfig:
     head_first: Annotated[int, whole(0)] = 0
     micro_batch: Annotated[int | None, or_null(whole(1))] = None
     recompute: Annotated[bool, one_of(True, False)] = False
-    study: str | None = None
+    study: Annotated[str | None, or_null(FOLDER_NAME)] = None
     test: Annotated[bool | str, IN_A_SINGLE_RUN] = "auto"
     plots: Annotated[bool | str, IN_A_SINGLE_RUN] = "auto"
     plain: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -283,17 +294,17 @@ def written(folder: Path) -> DictConfig:
     path = earlier.config_file(folder)
     if path is None:
         raise InputError(f"{folder} has no conf/config.yaml: keep a model in the folder of its run")
-    try:
-        plain: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} can't be read ({' '.join(str(error).split())}): train it again") from error
-    if not isinstance(plain, dict) or not {"model", "seed", "precision"} <= plain.keys():
+    plain = yaml_file.mapping(path)
+    if not {"model", "seed", "precision"} <= plain.keys():
         raise InputError(f"{path} is not the config of a run: it must have model, seed and precision")
     earlier.rename_keys(plain)
     for key in ("hydra", "study"):  # how a new run would be started
         plain.pop(key, None)
     started = start_folder(folder) if path.parent.name == ".hydra" else None
-    return OmegaConf.create(with_absolute_paths(plain, started) if started else plain)
+    try:
+        return OmegaConf.create(with_absolute_paths(plain, started) if started else plain)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"{path} is not the config of a run: {' '.join(str(error).split())}") from error
 
 
 def with_values(config: DictConfig, lines: Sequence[str]) -> DictConfig:
@@ -313,10 +324,9 @@ def start_folder(folder: Path) -> Path | None:
     if not hydra_yaml.is_file():
         return None
     try:
-        cwd = OmegaConf.select(OmegaConf.load(hydra_yaml), "hydra.runtime.cwd")
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{hydra_yaml} can't be read ({' '.join(str(error).split())}): train it again") from error
-    return cwd and Path(cwd)
+        return Path(yaml_file.mapping(hydra_yaml)["hydra"]["runtime"]["cwd"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{hydra_yaml} does not say where the run was started: it has no hydra.runtime.cwd") from error
 
 
 def with_absolute_paths(plain: Mapping[str, Any], start: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rules for the values of config keys: each is a test and the words that follow "must be" in an error message."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
@@ -24,6 +25,13 @@ class Rule:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def as_number(text: str) -> float:
+    """The number in a text. Raises ValueError also for 1_2 and for digits of other scripts, which float() takes."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
 
 
 def whole(least: int) -> Rule:
@@ -52,6 +60,20 @@ POSITIVE = number(lambda v: v > 0, "a number of more than 0")
 NOT_NEGATIVE = number(lambda v: v >= 0, "a number of at least 0")
 PROBABILITY = number(lambda v: 0 <= v <= 1, "a probability, 0 to 1")
 BELOW_ONE = number(lambda v: 0 <= v < 1, "at least 0 and less than 1")
+
+
+def _is_folder_name(value: Any) -> bool:
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[^./\\\x00-\x1f\x7f\ud800-\udfff][^/\\\x00-\x1f\x7f\ud800-\udfff]*", value
+    ):
+        return False
+    return len(value.encode()) <= 200 and value == value.strip()  # a file system allows 255, and `-2` may follow
+
+
+FOLDER_NAME = Rule(
+    _is_folder_name,
+    "the name of a folder: of at most 200 bytes, without slashes, and with no dot or space at its start",
+)
 
 
 def check_fields(instance: Any, prefix: str) -> None:

@@ -23,6 +23,7 @@ from tuner import InputError, output, plots
 from tuner.analysis import loaded_study
 from tuner.analysis.advice import advice, certainty
 from tuner.analysis.loaded_study import LoadedStudy
+from tuner.files import subfolder
 from tuner.sweep import budget, storage
 from tuner.sweep.optuna_private import study_id
 from tuner.sweep.progress import duration
@@ -184,9 +185,11 @@ def write(s: LoadedStudy, folder: Path | None, pictures: bool, page: bool) -> No
     if folder is None:
         raise InputError(f"study {s.study.study_name} has no folder on this machine; give --out FOLDER")
     if pictures:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = subfolder(folder, "plots")
         for name, figure in figures(s):
-            plots.save(figure, folder / "plots" / f"{name}.png")
-        log.info("pictures: %s", folder / "plots")
+            plots.save(figure, drawn / f"{name}.png")
+        log.info("pictures: %s", drawn)
     if page:
         write_page(s, folder / "study.html")
         log.info("page: %s", folder / "study.html")

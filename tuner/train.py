@@ -4,7 +4,9 @@ Hydra calls the task with a config; a launcher may call its three stages instead
 """
 
 import logging
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -14,6 +16,7 @@ from omegaconf import DictConfig
 
 from tuner import InputError, earlier, targets
 from tuner.config import CONF, applied_yaml, parse
+from tuner.rules import FOLDER_NAME, or_null
 from tuner.runs.run import Run
 from tuner.stages import Prepared, finish, fit_together, one_line_errors, prepare, recorded
 from tuner.sweep import hydra_private, plugin
@@ -53,10 +56,24 @@ def task(cfg: DictConfig) -> float | tuple[float, float]:
 task.stages = STAGES  # type: ignore[attr-defined]
 
 
+def check_folders(arguments: Sequence[str]) -> None:
+    """Raises InputError for a folder that Hydra could not make, or would make outside of multirun/."""
+    for key, _, value in (argument.partition("=") for argument in arguments):
+        text = value.strip("'\"")
+        if key == "study" and "${" not in text:
+            or_null(FOLDER_NAME).check(key, None if text == "null" else text)
+        if (
+            key in ("hydra.run.dir", "hydra.sweep.dir")
+            and max(len(os.fsencode(part)) for part in text.split("/")) > 255
+        ):
+            raise InputError(f"{key}={text} has the name of a folder of more than 255 bytes: shorten it")
+
+
 def main() -> None:
     """Train one run, or search with -m, from a config that Hydra composes. Refuses names of earlier versions."""
     try:
         earlier.refuse_old_names(sys.argv[1:])
+        check_folders(sys.argv[1:])
     except InputError as error:
         sys.exit(str(error))
     hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=targets.of_hydra())(task)()

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from tuner import InputError, __version__, plots
-from tuner.files import replacing
+from tuner.files import appending, replacing, subfolder
 from tuner.runs.result import read_result
 from tuner.runs.table import read_metrics
 from tuner.runs.trackers import Tracker
@@ -85,7 +85,7 @@ class Run:
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Append an epoch's row to metrics.csv; a missing metric's cell is empty."""
-        with (self.folder / "metrics.csv").open("a", newline="") as file:
+        with appending(self.folder / "metrics.csv") as file:
             values = (f"{metrics[name]:.6g}" if name in metrics else "" for name in METRICS[1:])
             csv.writer(file, lineterminator="\n").writerow([epoch, *values])
         if self.tracker:
@@ -114,21 +114,19 @@ class Run:
         write_table(self.folder / name, rows)
 
     def save_config(self, files: Mapping[str, str]) -> None:
-        """Write config files, unless the run resumes.   files: path in the run folder -> content.
+        """Write config files, unless the run resumes.   files: FOLDER/NAME in the run folder -> content.
 
         conf/config.yaml is the applied config, which all readers take. It has its own folder because Hydra takes
         folders beside a config for its groups.
         """
-        for name, text in ({} if self.resumes else files).items():
-            path = self.folder / name
-            path.parent.mkdir(exist_ok=True)
-            with replacing(path) as file:
+        for path, text in ({} if self.resumes else files).items():
+            folder, name = path.split("/")
+            with replacing(subfolder(self.folder, folder) / name) as file:
                 file.write(text.encode())
 
     def save_plot(self, name: str, figure: Figure) -> None:
         """plots/NAME.png"""
-        (self.folder / "plots").mkdir(exist_ok=True)
-        plots.save(figure, self.folder / "plots" / f"{name}.png")
+        plots.save(figure, subfolder(self.folder, "plots") / f"{name}.png")
 
     def finish(self, status: str, **more: Any) -> None:
         """Write result.json. status: complete, pruned or failed."""

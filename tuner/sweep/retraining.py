@@ -12,7 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from tuner import InputError, earlier
+from tuner import InputError, earlier, yaml_file
 from tuner.files import no_space
 from tuner.sweep import hydra_private, ranking, report, storage
 from tuner.sweep.budget import Budget
@@ -100,8 +100,7 @@ class Retraining:
         path = earlier.config_file(folder)
         if path is None:
             raise InputError(f"cannot retrain the best trial: {folder} has no conf/config.yaml")
-        recorded = OmegaConf.load(path)
-        assert isinstance(recorded, DictConfig)
+        recorded = OmegaConf.create(yaml_file.mapping(path))
         trials = settings_of(recorded, self.shared.irrelevant, resolve=True)
         sweeps = settings_of(
             self.loader.load_sweep_config(self.config, overrides), self.shared.irrelevant, resolve=True

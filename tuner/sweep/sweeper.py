@@ -27,6 +27,7 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError, earlier, targets
 from tuner.files import no_space
+from tuner.rules import FOLDER_NAME
 from tuner.sweep import hydra_private, launchers, ranking, report, sampling, search_space, settings, storage
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures
 from tuner.sweep.config_cache import CachingConfigLoader
@@ -148,6 +149,8 @@ class AsyncSweeper:
             if value < lowest or (highest is not None and value > highest):
                 limits = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
                 raise InputError(f"hydra.sweeper.{key}={value} must be {limits}")
+        if self.study_name and OmegaConf.select(self.config, "study") == self.study_name:
+            FOLDER_NAME.check("study", self.study_name)
 
         subdir = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
         if "${" not in str(subdir):
