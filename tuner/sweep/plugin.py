@@ -113,6 +113,8 @@ class TunerSweeperConf(OptunaSweeperConf):
     pruner: Any = MISSING  # not a dataclass, because it may come from a YAML file
     # sqlite:///FILE, journal:///FILE, or any database URL; null: in memory, which cannot be resumed or inspected
     storage: Any = "sqlite:///multirun/optuna.db"
+    # how long a call may wait for a database server that does not answer, in seconds; then the sweep stops
+    storage_patience: float = 600.0
     # number of jobs that run at once, if the launcher can
     n_jobs: int = 1
     # the sweep stops when more than this share of n_trials has failed; 0: at the first failure
