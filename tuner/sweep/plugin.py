@@ -1,5 +1,6 @@
 """Hydra plugins and their config schemas: `hydra/launcher=fused`, and `hydra/sweeper=tuner`, which extends upstream."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
 from omegaconf import MISSING, DictConfig
+
+from tuner.sweep import passwords
 
 
 @dataclass
@@ -186,6 +189,7 @@ def register() -> None:
     store("optuna")
 
 
+logging.getLogger("hydra._internal.hydra").addFilter(passwords.Filter())  # before Hydra logs anything
 store("tuner")
 for _name, _node in PRUNERS.items():
     ConfigStore.instance().store(group="hydra/sweeper/pruner", name=_name, node=_node, provider="tuner", replace=True)

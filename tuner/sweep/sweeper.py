@@ -21,7 +21,7 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError, earlier
 from tuner.files import no_space
-from tuner.sweep import hydra_private, launchers, passwords, ranking, report, sampling, search_space, storage
+from tuner.sweep import hydra_private, launchers, password_config, ranking, report, sampling, search_space, storage
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures, new_owner
 from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.progress import Progress
@@ -104,9 +104,9 @@ class AsyncSweeper:
         self._check_options()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.spec = storage.resolve(self.storage)
-        secret_keys = passwords.keys_with_password(self.config, self.spec)
-        self.shown = passwords.without_password(sys.argv[1:], secret_keys, self.spec)
-        arguments = passwords.keep_off_disk(self.config, arguments, self.spec)
+        secret_keys = password_config.keys_with_password(self.config, self.spec)
+        self.shown = password_config.without_password(sys.argv[1:], secret_keys, self.spec)
+        arguments = password_config.keep_off_disk(self.config, arguments, self.spec)
         self.custom_space = self._load_custom_space()
         overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         self.space = search_space.parse(overrides, self.hydra_context.config_loader)
