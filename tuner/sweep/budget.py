@@ -1,5 +1,6 @@
 """The budget of a study: which trials count towards `n_trials`, which one is next, and what becomes of lost ones."""
 
+import json
 import math
 import os
 import socket
@@ -18,7 +19,7 @@ from tuner.sweep import optuna_private
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
 from tuner.sweep.patient_storage import SURPLUS
 from tuner.sweep.storage_files import Place, StorageLostError
-from tuner.sweep.trial import OUTCOME, Outcome
+from tuner.sweep.trial import OUTCOME, OUTCOME_FILE, Outcome
 
 LOCKS = ".locks"  # in the study's folder
 CLOCK_ERROR = 5.0  # seconds by which the start of a process may seem to change when the clock is set
@@ -160,8 +161,11 @@ class Budget:
             trial = self.trial(number)
             if trial.state.is_finished():
                 return
-            if outcome := _outcome(trial):
-                self.tell(number, outcome)
+            file = _outcome_file(trial)
+            if written := trial.system_attrs.get(OUTCOME) or (file and json.loads(file.read_text())):
+                self.tell(number, Outcome(**written))
+                if file:
+                    file.unlink()
                 return
             interrupted = interrupted or INTERRUPTED in trial.system_attrs
             if interrupted:
@@ -206,12 +210,11 @@ class Budget:
         return [t.number for t in self.trials() if t.state == TrialState.RUNNING and OWNER not in t.system_attrs]
 
 
-def _outcome(trial: FrozenTrial) -> Outcome | None:
-    """The outcome that the job of a trial wrote, into the study or into its run folder."""
-    if outcome := trial.system_attrs.get(OUTCOME):
-        return Outcome(**outcome)
+def _outcome_file(trial: FrozenTrial) -> Path | None:
+    """The file that a job leaves if it can't write its outcome to the study; None if there is none."""
     folder = trial.user_attrs.get("output_dir")
-    return Outcome.read(Path(folder)) if folder else None
+    file = Path(folder) / OUTCOME_FILE if folder else None
+    return file if file and file.is_file() else None
 
 
 def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:

@@ -12,6 +12,7 @@ from tuner.sweep.passwords import hidden, leaves, mapped, redacted, secrets
 from tuner.sweep.search_space import quoted
 
 STORAGE = "hydra.sweeper.storage"
+PLAIN = re.compile(r"[\w./:@*+%-]+")  # needs no quotes as the value of an override
 REFERENCE = re.compile(r"\$\{(?:oc\.select:)?([^${}:,]+)")  # to another key of the config
 
 
@@ -59,7 +60,8 @@ def without_password(words: Sequence[str], keys: Iterable[str], spec: str | None
         if name and any(f"{key}.".startswith(f"{name[1]}.") for key in keys):
             [override] = hydra_private.parse_overrides([word])
             value = mapped(hydra_private.element_value(override.value()), lambda _, text: hidden(text, spec))
-            word = f"{override.get_key_element()}={_as_override(value)}"
+            text = value if isinstance(value, str) and PLAIN.fullmatch(value) else _as_override(value)
+            word = f"{override.get_key_element()}={text}"
         safe.append(word)
     return safe
 

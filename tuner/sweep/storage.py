@@ -87,11 +87,20 @@ def _as_url(spec: str) -> str:
     """A storage as URL: of an RDBStorage its own, of a journal in a file journal:///FILE. Others as they are."""
     if not spec.startswith("{"):
         return spec
-    config = json.loads(spec)
-    storage_config.check(config)
+    config = _config(spec)
     backend = config.get("log_storage", {})
     path = backend.get("file_path")
     return str(config["url"]) if "url" in config else f"{JOURNAL}{path}" if path else spec
+
+
+def _config(spec: str) -> dict[str, Any]:
+    """A storage that was given as a config."""
+    try:
+        config: dict[str, Any] = json.loads(spec)
+    except ValueError as error:
+        raise InputError(f"the storage is neither a URL nor a config in JSON: {error}") from error
+    storage_config.check(config)
+    return config
 
 
 def connect(spec: str | None, *, patience: float = 0.0, joining: bool = False) -> BaseStorage:
@@ -135,8 +144,7 @@ def _open(spec: str, place: Place | None, patience: float, joining: bool, _pid: 
 def _build(spec: str) -> BaseStorage:
     if not spec.startswith("{"):
         return _journal({"file_path": spec.removeprefix(JOURNAL)}) if spec.startswith(JOURNAL) else _database(spec, {})
-    config = json.loads(spec)
-    storage_config.check(config)
+    config = _config(spec)
     arguments = {key: value for key, value in config.items() if key != "_target_" and value is not None}
     if config["_target_"] == storage_config.RDB:
         return _database(arguments.pop("url"), arguments.pop("engine_kwargs", {}), **arguments)

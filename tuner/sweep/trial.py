@@ -44,6 +44,7 @@ class RunningTrial:
 
     def __init__(self, study: str, number: int, storage: str | None, trial: Trial | None = None):
         self.study, self.number, self.storage, self.trial = study, number, storage, trial
+        self.lost = False  # whether the study could not be written once
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value of the objective, once a step.
@@ -56,7 +57,9 @@ class RunningTrial:
             self.trial.report(value, step)
             prune = self.trial.should_prune()
         except StorageLostError as error:
-            log.warning("trial %d goes on without being pruned, as %s", self.number, error)
+            if not self.lost:
+                log.warning("trial %d goes on without being pruned: %s", self.number, error)
+            self.lost = True
             return
         if prune:
             set_outcome(self.trial, Outcome("PRUNED"))  # a kill from here on does not run it again
@@ -139,14 +142,6 @@ class Outcome:
         """FAIL, with the error in one line of at most 2,000 characters, and the end of its traceback."""
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return cls("FAIL", error=text[:2000], traceback="".join(traceback.format_exception(error))[-20_000:])
-
-    @classmethod
-    def read(cls, folder: Path) -> "Outcome | None":
-        """What a job left in its run folder, as it could not write to the study; None if there is none."""
-        try:
-            return cls(**json.loads((folder / OUTCOME_FILE).read_text()))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
 
     @property
     def trial_state(self) -> TrialState:
