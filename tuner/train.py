@@ -5,6 +5,7 @@ Hydra calls the task with a config; a launcher may call its three stages instead
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ def check_folders(arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """Train one run, or search with -m, from a config that Hydra composes. Refuses names of earlier versions."""
+    # Hydra refuses this spelling, with the password
+    sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
     try:
         earlier.refuse_old_names(sys.argv[1:])
         check_folders(sys.argv[1:])

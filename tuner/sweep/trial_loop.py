@@ -24,6 +24,7 @@ from tuner.sweep.launchers import Slots
 from tuner.sweep.progress import Progress
 from tuner.sweep.search_space import SearchSpace
 from tuner.sweep.settings import MIXED
+from tuner.sweep.storage_files import StorageLostError
 from tuner.sweep.trial import Outcome, ends_sweep
 
 log = logging.getLogger("tuner.sweep")
@@ -119,6 +120,8 @@ class TrialLoop:
             move_aside(self.folder / str(number))
         try:
             returns = self._launch(jobs)
+        except StorageLostError:
+            raise
         except (HydraException, OmegaConfBaseException) as error:  # the config of the one job does not compose
             for number, _ in jobs:
                 self.budget.tell(number, Outcome.failed(error))
@@ -138,17 +141,17 @@ class TrialLoop:
 
     def _tell(self, jobs: Sequence[tuple[int, list[str]]], returns: Sequence[JobReturn]) -> None:
         """Tell the study the outcomes. An error that ends the sweep is raised last: it is no failure of a trial."""
-        last: Exception | None = None
+        stop: Exception | None = None
         for (number, _), job in zip(jobs, returns, strict=True):
             result = hydra_private.job_result(job)
             if job.status is not JobStatus.FAILED:
                 self.budget.tell(number, Outcome.of(result, len(self.budget.study.directions)))
             elif ends_sweep(result):
-                last = result
+                stop = result
             else:
                 self.budget.tell(number, Outcome.failed(result))
-        if last:
-            raise last
+        if stop:
+            raise stop
 
     def _finish_lost(self, jobs: Sequence[tuple[int, list[str]]], reason: str, *, interrupted: bool) -> None:
         """Finish the trials of jobs that returned nothing: with the outcome a job wrote, else failed, to be retried."""
@@ -171,26 +174,32 @@ class TrialLoop:
     def _overrides(self, trial: Trial) -> list[str] | None:
         """Draw the parameters of a trial. None: that failed, and so has the trial."""
         try:
-            if self.mixed:
-                trial.set_user_attr(MIXED, self.mixed)
-            if self.custom_space:  # as hydra-optuna-sweeper does
-                for name, value in self.space.fixed_values().items():
-                    trial.set_user_attr(name, value)
-            if trial.user_attrs.get("baseline"):
-                trial = sampling.baseline_trial(trial, self.space, self.config)
-            for name, distribution in self.space.distributions.items():
-                sampling.suggest(trial, name, distribution)
-            if self.custom_space:
-                self.custom_space(self.config, trial)
+            trial = self._drawn(trial)
             overrides = self.space.overrides(trial.params)
             if not self.slots.in_process:  # a config that does not compose must fail one trial, not a batch
                 self.loader.load_sweep_config(self.config, overrides)
+        except StorageLostError:
+            raise
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the trial has failed
             self.budget.tell(trial.number, Outcome.failed(error))
             return None
         if both := {name.lstrip("+") for name in trial.params} & self.space.fixed.keys():
             raise InputError(f"{', '.join(both)} is fixed, but custom_search_space searches it; leave one out")
         return overrides
+
+    def _drawn(self, trial: Trial) -> Trial:
+        """The trial with its parameters."""
+        if self.mixed:
+            trial.set_user_attr(MIXED, self.mixed)
+        if trial.user_attrs.get("baseline"):
+            trial = sampling.baseline_trial(trial, self.space, self.config)
+        for name, distribution in self.space.distributions.items():
+            sampling.suggest(trial, name, distribution)
+        if self.custom_space:
+            for name, value in self.space.fixed_values().items():  # as hydra-optuna-sweeper does
+                trial.set_user_attr(name, value)
+            self.custom_space(self.config, trial)
+        return trial
 
 
 def move_aside(folder: Path) -> None:
