@@ -93,7 +93,8 @@ def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
         try:
             rows.append(_row(folder))
         except (OSError, ValueError) as error:
-            log.warning("skipped %s: %s", folder, " ".join(str(error).split()))
+            reason = " ".join(str(error).removeprefix(f"{folder}{os.sep}").split())
+            log.warning("skipped %s: %s", folder, reason)
     frame = pd.DataFrame(rows, columns=None if rows else ["folder", *RESULTS, "started"])
     frame = frame.astype(dict.fromkeys(NUMBERS, float))
     return resolved(frame) if resolve else frame

@@ -67,8 +67,8 @@ def read_result(folder: Path) -> dict[str, Any]:
         return result.read_result(folder, any_program=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
-        log.warning("%s: %s", folder, error)
+    except (OSError, ValueError) as error:
+        log.warning("%s", error)
         return {}
 
 
