@@ -286,6 +286,9 @@ def test_a_run_that_was_interrupted_is_read_as_far_as_it_came(metrics):
 WHOLE = json.dumps(RESULT)
 
 
+UNREADABLE = "outputs/bad/.hydra/config.yaml can't be read: "
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -303,22 +306,16 @@ WHOLE = json.dumps(RESULT)
         pytest.param({"result": WHOLE.replace("1.5", "9" * 400)}, "result.json: int too large", id="huge number"),
         pytest.param({"result": "[" * 100_000}, "result.json: maximum recursion depth", id="deep"),
         pytest.param({"result": b"\x89PNG\xff\x00"}, "result.json: 'utf-8' codec can't decode", id="binary result"),
+        pytest.param({"config": b"\xff\xfe\x00", "result": RESULT}, UNREADABLE, id="binary config"),
+        pytest.param({"config": "a: [1", "result": RESULT}, UNREADABLE + "while parsing", id="truncated config"),
+        pytest.param({"config": "", "result": RESULT}, UNREADABLE + "it has no keys", id="empty config"),
+        pytest.param({"config": "- 1", "result": RESULT}, UNREADABLE + "it has no keys", id="list config"),
         pytest.param(
-            {"config": b"\xff\xfe\x00", "result": RESULT}, ".hydra/config.yaml: 'utf-8' codec", id="binary config"
+            {"config": "a: &a {b: *a}", "result": RESULT},
+            UNREADABLE + "with its aliases written out",
+            id="endless config",
         ),
-        pytest.param({"config": "a: [1", "result": RESULT}, ".hydra/config.yaml: while parsing", id="truncated config"),
-        pytest.param(
-            {"config": "", "result": RESULT}, ".hydra/config.yaml: not the config of a run", id="empty config"
-        ),
-        pytest.param(
-            {"config": "- 1", "result": RESULT}, ".hydra/config.yaml: not the config of a run", id="list config"
-        ),
-        pytest.param(
-            {"config": "a: &a {b: *a}", "result": RESULT}, ".hydra/config.yaml: maximum rec", id="endless config"
-        ),
-        pytest.param(
-            {"config": "a: !!python/name:os.system"}, ".hydra/config.yaml: could not det", id="code in config"
-        ),
+        pytest.param({"config": "a: !!python/name:os.system"}, UNREADABLE + "could not det", id="code in config"),
         pytest.param({"metrics": b"\x00\xff\n\x01\n"}, "metrics.csv: 'utf-8' codec can't decode", id="binary metrics"),
         pytest.param(
             {"metrics": "step,loss\n1,2\n"}, "metrics.csv: its last line '1,2' does not have", id="another program's"

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 
 from tuner import InputError, output, plots
 from tuner.analysis import paired
+from tuner.rules import as_number
 from tuner.runs import table as runs
 
 log = logging.getLogger("tuner.compare")
@@ -90,7 +91,7 @@ def known(frame: pd.DataFrame, key: str) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return as_number(text)
     except ValueError:
         return None
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import hydra
-import yaml
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tuner import InputError, earlier
+from tuner import InputError, earlier, yaml_file
 from tuner.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Rule, check_fields, number, one_of, or_null, whole
 from tuner.targets import TRUSTED
 
@@ -275,14 +274,14 @@ def written(folder: Path) -> DictConfig:
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise InputError(f"{folder} has no .hydra/config.yaml: keep a model in the folder of its run")
-    try:
-        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} can't be read ({' '.join(str(error).split())}): train it again") from error
-    if not isinstance(plain, dict) or not {"model", "seed", "precision"} <= plain.keys():
+    plain = yaml_file.mapping(path)
+    if not {"model", "seed", "precision"} <= plain.keys():
         raise InputError(f"{path} is not the config of a run: it must have model, seed and precision")
     earlier.rename_keys(plain)
-    config = OmegaConf.create(plain)
+    try:
+        config = OmegaConf.create(plain)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"{path} is not the config of a run: {' '.join(str(error).split())}") from error
     if started := _start_folder(path.with_name("hydra.yaml")):
         make_paths_absolute(config, started)
     return config
@@ -293,10 +292,9 @@ def _start_folder(hydra_yaml: Path) -> Path | None:
     if not hydra_yaml.is_file():
         return None
     try:
-        cwd = OmegaConf.select(OmegaConf.load(hydra_yaml), "hydra.runtime.cwd")
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{hydra_yaml} can't be read ({' '.join(str(error).split())}): train it again") from error
-    return cwd and Path(cwd)
+        return Path(yaml_file.mapping(hydra_yaml)["hydra"]["runtime"]["cwd"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{hydra_yaml} does not say where the run was started: it has no hydra.runtime.cwd") from error
 
 
 def make_paths_absolute(config: DictConfig, start: Path) -> None:

@@ -7,6 +7,7 @@ and has never been run.
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def choose_device(choice: str) -> torch.device:
         log.info("device: %s (auto: %s)", device, why)
         return device
     kind, _, index = str(choice).partition(":")
-    is_valid = kind in ("cpu", "cuda", "mps") and (not index or (index.isascii() and index.isdigit()))
+    is_valid = kind in ("cpu", "cuda", "mps") and re.fullmatch("[0-9]{0,4}", index)
     if not is_valid or (kind == "cpu" and index):
         raise InputError(f"device={choice} must be {CHOICES}")
     if kind == "cpu":

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from tuner import InputError, earlier
+from tuner import InputError, earlier, yaml_file
 from tuner.config import config_options
 from tuner.runs.run import CHECKPOINT
 
@@ -28,13 +26,13 @@ def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
             "its first epoch ended; start it again"
         )
     try:
-        hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())["hydra"]
+        hydra = yaml_file.mapping(folder / ".hydra" / "hydra.yaml")["hydra"]
         overrides, runtime = hydra["overrides"], hydra["runtime"]
         given = [
             o for o in (*overrides["hydra"], *overrides["task"]) if not o.startswith(("hydra.run.dir=", "hydra.mode="))
         ]
         options, cwd = config_options(hydra), Path(runtime["cwd"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}/.hydra/hydra.yaml does not say how the run was started ({error})") from error
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     overrides = [*map(earlier.override, given), *more, f"hydra.run.dir='{quoted}'"]

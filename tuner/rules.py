@@ -26,6 +26,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def as_number(text: str) -> float:
+    """The number in a text. Raises ValueError also for 1_2 and for digits of other scripts, which float() takes."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
 def whole(least: int) -> Rule:
     """Ints of at least `least`. Bools and floats such as 3.0 break the rule."""
     return Rule(lambda value: type(value) is int and value >= least, f"a whole number of at least {least}")

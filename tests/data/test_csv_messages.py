@@ -170,3 +170,20 @@ def test_a_label_can_be_an_index_only_if_names_are_given(tmp_path):
     with pytest.raises(InputError, match=message):
         csv_file.load(tmp_path / "data.csv", test_path=tmp_path / "test.csv")
     assert len(csv_file.load(tmp_path / "data.csv", test_path=tmp_path / "test.csv", classes=["cat", "dog"]).test) == 1
+
+
+@pytest.mark.parametrize(
+    "cell", ["1_2", "23\u7714", "23\U0001f4a9", "23\U00080000", "\u0663", "\uff11", "\xb2", "1\xa0"]
+)
+@pytest.mark.parametrize("label", ["cat", "süß", '"su, \u0663"'])
+def test_only_ascii_digits_are_pixels(tmp_path, cell, label):
+    """numpy's reader takes other characters for digits, or reads outside of its table of digits."""
+    for k in (1, 3):  # before and after the label
+        row = ["1", "2", "3"]
+        row[k - 1 : k] = [label, cell] if k == 1 else [cell, label]
+        header = ["a", "b", "c"]
+        header.insert(row.index(label), "label")
+        (tmp_path / "data.csv").write_text("\n".join([",".join(header), *[",".join(row)] * 9]))
+        message = rf"^line 2 of data.csv, column '[abc]': {re.escape(repr(cell))} is not a number; "
+        with pytest.raises(InputError, match=message):
+            csv_file.load(tmp_path / "data.csv")

@@ -12,12 +12,11 @@ from typing import Any
 
 import optuna
 import pandas as pd
-import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
-from tuner import InputError
+from tuner import InputError, yaml_file
 from tuner.config import config_options
 from tuner.plots import HUGE, Parameter
 from tuner.sweep import ranking, report, storage
@@ -218,12 +217,12 @@ class LoadedStudy:
         folder = self.folder_of(trial)
         written = folder and Path(folder) / ".hydra" / "overrides.yaml"
         if written and written.exists():
-            lines = [str(line) for line in yaml.safe_load(written.read_text())]
+            lines = [str(line) for line in yaml_file.read(written)]
         else:
             lines = [*SearchSpace().overrides(trial.params), *self.study.user_attrs.get("fixed", {}).values()]
         kept = [line for line in lines if line.split("=")[0] not in ("study", "hparams_search", "final.seeds")]
         hydra = written and written.with_name("hydra.yaml")
-        options = config_options(yaml.safe_load(hydra.read_text())["hydra"]) if hydra and hydra.exists() else []
+        options = config_options(yaml_file.mapping(hydra)["hydra"]) if hydra and hydra.exists() else []
         return [*options, *kept]
 
 
@@ -249,7 +248,7 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Loa
     folder = _newest_folder() if where is None and storage_url is None else _folder(where)
     if folder is None and storage_url is None and where is not None and Path(where).is_dir():
         raise InputError(f"{where} belongs to no study; to compare its runs: python -m tuner.compare {where}")
-    written = (yaml.safe_load((folder / report.RESULTS).read_text()) if folder else None) or {}
+    written = yaml_file.mapping(folder / report.RESULTS) if folder else {}
     if folder and not storage_url and "storage" not in written:
         raise InputError(f"{folder / report.RESULTS} does not say where the study is; give its name and --storage URL")
     spec = _given(storage_url) if storage_url else _spec(folder, written)

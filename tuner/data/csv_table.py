@@ -20,10 +20,12 @@ from typing import Any, TextIO
 import numpy as np
 
 from tuner import InputError
+from tuner.rules import as_number
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error)
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?")  # nan, inf and 1_000 may be class names
+# nan, inf, 1_000 and digits of other scripts may be class names; so may numbers that are too long for int()
+NUMBER = re.compile(r"[+-]?([0-9]{1,1000}\.?[0-9]{0,1000}|\.[0-9]{1,1000})([eE][+-]?[0-9]{1,2})?")
 MISSING = ("", "nan")  # a missing label, as people and numpy write it
 
 
@@ -139,11 +141,25 @@ def _read_fast(layout: Layout) -> tuple[list[str], np.ndarray]:
     row = np.dtype([("left", "u1", (left,)), ("label", "O"), ("right", "u1", (right,))])
     with _open(layout.path) as file, warnings.catch_warnings():
         warnings.filterwarnings("error", "loadtxt")  # older numpy reads 1.5 as 1 and only warns
-        table = np.loadtxt(file, row, comments=None, delimiter=",", quotechar='"', skiprows=int(layout.header), ndmin=1)
+        lines = _with_ascii_pixels(islice(file, int(layout.header), None), layout.label)
+        table = np.loadtxt(lines, row, comments=None, delimiter=",", quotechar='"', ndmin=1)
     labels = [label.strip() for label in table["label"]]
     if any(label.lower() in MISSING for label in labels):
         raise ValueError("a label is missing")
     return labels, np.concatenate([table["left"], table["right"]], axis=1)
+
+
+def _with_ascii_pixels(lines: Iterator[str], label: int) -> Iterator[str]:
+    """The lines. numpy reads other characters as digits, or from outside of a table. Raises ValueError for them.
+
+    Raises it also for a quoted label in such a line, which may have commas in it.
+    """
+    for line in lines:
+        if not line.isascii():
+            cells = line.split(",", label + 1)
+            if '"' in line or not "".join(cells[:label] + cells[label + 1 :]).isascii():
+                raise ValueError("a pixel is not ASCII")
+        yield line
 
 
 def _read_carefully(layout: Layout) -> tuple[list[str], np.ndarray]:
@@ -165,7 +181,7 @@ def _read_carefully(layout: Layout) -> tuple[list[str], np.ndarray]:
 
 def _row_of_pixels(layout: Layout, line: int, cells: list[str]) -> np.ndarray:
     try:
-        values = np.array(cells, dtype=np.float64)
+        values = np.array([as_number(cell) for cell in cells], dtype=np.float64)
     except ValueError:
         values = np.full(len(cells), np.nan)  # a cell is not a number: check each
     if not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
@@ -193,7 +209,7 @@ def _cell_fault(cell: str) -> str:
     if not cell.strip():
         return "is empty"
     try:
-        value = float(cell)
+        value = as_number(cell)
     except ValueError:
         return "is not a number"
     if not 0 <= value <= 255:  # or nan

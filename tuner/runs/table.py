@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from tuner import InputError, earlier
+from tuner import InputError, earlier, yaml_file
+from tuner.rules import as_number
 from tuner.runs.result import read_result
 
 RESULTS = (  # columns of a table of runs that are in result.json; the keys of the config have columns, too
@@ -28,7 +28,6 @@ NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "er
 SCORE = re.compile(r"(val|test)_(?!duplicates$)\w+")  # a result.json's other numbers, such as val_auroc
 REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
 log = logging.getLogger("tuner.runs")
-Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_metrics(folder: str | Path) -> pd.DataFrame:
@@ -128,10 +127,8 @@ def read_config(folder: Path) -> tuple[dict[str, Any], datetime | None]:
     path = folder / ".hydra" / "config.yaml"
     if not path.exists():
         return {}, None
+    config = yaml_file.mapping(path)
     with _named(".hydra/config.yaml"):
-        config = yaml.load(path.read_text(), Loader=Yaml)
-        if not isinstance(config, dict):
-            raise ValueError("not the config of a run: it has no keys")
         earlier.rename_keys(config)
         return dict(flat(config)), datetime.fromtimestamp(path.stat().st_mtime)
 
@@ -185,7 +182,7 @@ def _last_epoch(path: Path) -> dict[str, float | None]:
         if len(names) != len(fields) or "epoch" not in names:
             raise ValueError(f"its last line {lines[-1][:80]!r} does not have the columns of its first")
         last = dict(zip(names, fields, strict=True))
-        values = {name: float(last[name]) if last.get(name) else None for name in ("val_accuracy", "val_loss")}
+        values = {name: as_number(last[name]) if last.get(name) else None for name in ("val_accuracy", "val_loss")}
         return {"epochs": int(last["epoch"])} | values
 
 
@@ -194,5 +191,5 @@ def _named(file: str) -> Iterator[None]:
     """Turn errors in a file into ValueErrors that name it."""
     try:
         yield
-    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
