@@ -433,7 +433,8 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(command, tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
     code, output = interrupted(command, *TINY, "epochs=3", by=full)
     assert code == 1
-    assert f"a disk is full ({full}): make room, then resume with: python -m tuner.resume {tmp_path / 'here'}" in output
+    resume = f"change that, then resume with: python -m tuner.resume {tmp_path / 'here'}"
+    assert f"a disk is full or cannot be written ({full}): {resume}" in output
     assert "Traceback" not in output
     code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
     assert code == 0, output

@@ -1,4 +1,4 @@
-"""Atomic writes, and recognising a full disk."""
+"""Atomic writes, and recognising a disk that cannot be written."""
 
 import os
 from collections.abc import Iterator
@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-NO_SPACE = (
-    "no space left",
-    "disk is full",
-    "disk quota exceeded",
-)  # messages of the operating system, SQLite and others
+DISK_ERRORS = (  # in messages of the operating system, SQLite and others
+    *("no space left", "disk is full", "disk quota exceeded", "read-only file system", "readonly database"),
+    *("input/output error", "disk i/o error"),
+)
 
 
 @contextmanager
@@ -27,13 +26,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def no_space(error: BaseException | None) -> str | None:
-    """The message of an error, or of one of its causes, about a full disk; None if there is none."""
+def disk_error(error: BaseException | None) -> str | None:
+    """The message of an error, or of one of its causes, about a full, read-only or failing disk; else None."""
     seen: list[BaseException] = []  # a chain of causes may be circular
     while error is not None and not any(error is earlier for earlier in seen):
         seen.append(error)
         line = str(error).partition("\n")[0]
-        if any(sign in line.lower() for sign in NO_SPACE):
+        if any(sign in line.lower() for sign in DISK_ERRORS):
             return line
         error = error.__cause__ or error.__context__
     return None

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuner import InputError, earlier, yaml_file
+from tuner import InputError, earlier, output, yaml_file
 from tuner.config import config_options
 from tuner.runs.run import CHECKPOINT
 
@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the run's folder, as in outputs/2026-11-24/12-00-00-000000")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as device=cpu, on another machine")
     args = parser.parse_args()
+    words, cwd = command(args.folder.resolve(), args.overrides)
     try:
-        words, cwd = command(args.folder.resolve(), args.overrides)
         os.chdir(cwd)
-    except (InputError, OSError) as error:
-        sys.exit(str(error))
+    except OSError as error:
+        raise InputError(f"the run was started in {cwd}, which can't be entered: {error.strerror}") from error
     print(shlex.join(words), flush=True)
     os.execv(words[0], words)
 
 
 if __name__ == "__main__":
-    main()
+    output.command(main)

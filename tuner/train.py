@@ -19,10 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from tuner import InputError, earlier
+from tuner import InputError, earlier, output
 from tuner.config import CONF, RunConfig, parse, plain_run_yaml
 from tuner.device import describe
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.trackers import open_tracker
 from tuner.sweep import plugin
@@ -188,7 +188,7 @@ def _recorded_end(run: Run, error: Exception) -> Exception:
             record_end(run, error)
         except OSError as full:  # the last stage tries again
             return full.with_traceback(None)
-    elif no_space(error) is None:
+    elif disk_error(error) is None:
         run.log.error("the end of an epoch failed", exc_info=error)
     return error.with_traceback(None)
 
@@ -279,10 +279,11 @@ def task(cfg: DictConfig) -> float | tuple[float, float]:
 
 @contextmanager
 def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
-    """Exit after a line about a user's mistake, a diverged run or a full disk, instead of with a traceback.
+    """Exit after a line about a user's mistake, a diverged run, a disk or Ctrl-C, instead of with a traceback.
 
     raises: leave that to the caller.
     """
+    resume = f"resume with: python -m tuner.resume {folder}"
     try:
         yield
     except (InputError, DivergedError) as error:
@@ -292,12 +293,17 @@ def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
         log.debug("where it came from, for hydra.verbose=true", exc_info=error)
         sys.exit(1)
     except Exception as error:
-        reason = no_space(error)
+        reason = disk_error(error)
         if raises or reason is None:
             raise
-        again = f"resume with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
-        log.error("a disk is full (%s): make room, then %s", reason, again)
+        again = resume if (folder / CHECKPOINT).exists() else "start it again"
+        log.error("a disk is full or cannot be written (%s): change that, then %s", reason, again)
         sys.exit(1)
+    except KeyboardInterrupt:
+        if raises:
+            raise
+        log.error("interrupted%s", f"; {resume}" if (folder / CHECKPOINT).exists() else "")
+        sys.exit(output.INTERRUPTED)
 
 
 task.stages = STAGES  # type: ignore[attr-defined]
@@ -305,14 +311,11 @@ task.stages = STAGES  # type: ignore[attr-defined]
 
 def main() -> None:
     """Train one run, or search with -m, from a config that Hydra composes. Refuses names of earlier versions."""
-    try:
-        earlier.refuse_old_names(sys.argv[1:])
-    except InputError as error:
-        sys.exit(str(error))
+    earlier.refuse_old_names(sys.argv[1:])
     hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=TRUSTED)(task)()
 
 
 if __name__ == "__main__":
     from tuner.train import main as importable  # so that worker processes import it, instead of being sent its code
 
-    importable()
+    output.command(importable, log=False)  # Hydra sets up the log

@@ -94,7 +94,7 @@ class Run:
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Append an epoch's row to metrics.csv; a missing metric's cell is empty."""
-        with (self.folder / "metrics.csv").open("a", newline="") as file:
+        with (self.folder / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
             values = (f"{metrics[name]:.6g}" if name in metrics else "" for name in METRICS[1:])
             csv.writer(file, lineterminator="\n").writerow([epoch, *values])
         if self.tracker:
@@ -158,6 +158,9 @@ def _job_log() -> logging.Logger:
     for handler in job.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.mode = "a"  # closed by the next job's set-up, it opens again only in this mode
+            handler.encoding = "utf-8"
+            if isinstance(handler.stream, io.TextIOWrapper):  # open, in the encoding of the console
+                handler.stream.reconfigure(encoding="utf-8")
     return job
 
 

@@ -23,7 +23,7 @@ from optuna.samplers import GridSampler
 from optuna.trial import Trial, TrialState
 
 from tuner import InputError, earlier
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.sweep import hydra_private, launchers, ranking, report, sampling, search_space, storage
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures
 from tuner.sweep.config_cache import CachingConfigLoader
@@ -75,8 +75,8 @@ class AsyncSweeper:
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials that the study lacks, then retrain its best configuration.
 
-        Exits with 130 if interrupted, and with 1 if too many trials failed, none was completed, or a disk is full. A
-        full disk does not count as a failed trial.
+        Exits with 130 if interrupted, and with 1 if too many trials failed, none was completed, or a disk cannot be
+        written. That does not count as a failed trial.
         """
         try:
             self._sweep(arguments)
@@ -86,11 +86,11 @@ class AsyncSweeper:
         except KeyboardInterrupt:  # before or after the trials
             sys.exit(130)
         except Exception as error:
-            reason = no_space(error)
+            reason = disk_error(error)
             if reason is None:
                 raise
             command = report.resume_command(self.config, self.study_name) if self.study_name else "the same command"
-            log.error("a disk is full (%s): make room, then continue with: %s", reason, command)
+            log.error("a disk is full or cannot be written (%s): change that, then continue with: %s", reason, command)
             sys.exit(1)
 
     def _sweep(self, arguments: list[str]) -> None:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.sweep import storage
 from tuner.sweep.optuna_private import set_system_attr, trial_view
 from tuner.sweep.report import read_result
@@ -223,10 +223,10 @@ class Job:
             outcome = Outcome.failed(error)
             raise error from stop  # or a worker process would end with it
         except Exception as error:
-            outcome = None if no_space(error) else Outcome.failed(error)
+            outcome = None if disk_error(error) else Outcome.failed(error)
             raise  # Hydra logs it, in the job's folder
         finally:
-            if outcome:  # otherwise it was interrupted, or the disk is full: the trial is run again
+            if outcome:  # otherwise it was interrupted, or the disk cannot be written: the trial is run again
                 started.end(outcome)
         return returned
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import Trial
 
 from tuner import InputError
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.sweep import hydra_private, launchers, sampling
 from tuner.sweep.budget import Budget
 from tuner.sweep.config_cache import CachingConfigLoader
@@ -120,7 +120,7 @@ class TrialLoop:
             for number, _ in jobs:
                 self.budget.tell(number, Outcome.failed(error))
         except Exception as error:
-            if no_space(error):
+            if disk_error(error):
                 raise
             if not self.any_job_returned and not any(self._started(number) for number, _ in jobs):
                 raise InputError(f"the launcher cannot start jobs: {type(error).__name__}: {error}") from error
@@ -134,18 +134,18 @@ class TrialLoop:
             self._tell(jobs, returns)
 
     def _tell(self, jobs: Sequence[tuple[int, list[str]]], returns: Sequence[JobReturn]) -> None:
-        """Tell the study the outcomes. A full disk is raised at the end: it does not count as a failed trial."""
-        disk_error: Exception | None = None
+        """Tell the study the outcomes. A disk error is raised at the end: it does not count as a failed trial."""
+        unwritable: Exception | None = None
         for (number, _), job in zip(jobs, returns, strict=True):
             result = hydra_private.job_result(job)
             if job.status is not JobStatus.FAILED:
                 self.budget.tell(number, Outcome.of(result, len(self.budget.study.directions)))
-            elif no_space(result):
-                disk_error = result
+            elif disk_error(result):
+                unwritable = result
             else:
                 self.budget.tell(number, Outcome.failed(result))
-        if disk_error:
-            raise disk_error
+        if unwritable:
+            raise unwritable
 
     def _finish_lost(self, jobs: Sequence[tuple[int, list[str]]], reason: str, *, interrupted: bool) -> None:
         """Finish the trials of jobs that returned nothing: with the outcome a job wrote, else failed, to be retried."""
