@@ -20,7 +20,7 @@ from tuner.rules import POSITIVE, Rule, one_of
 ABOUT = ("class_names", "input_shape", "fit", "temperature", "weights")  # keys of the metadata
 CHECKSUM = "sha256"  # key of the metadata: the sha256 of the file in which the checksum is UNSET
 UNSET = b"0" * 64
-ENTRY = b'"sha256":"%s"'  # in the file's header
+ENTRY = rb'"sha256":"\"%s\""'  # in the file's header: the values of the metadata are JSON
 MOST_PIXELS = 1 << 26  # of an image that a model takes
 State = dict[str, torch.Tensor]
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ RULES = {
 
 def write(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors, with `about` in the file's metadata, each value as JSON, and with a checksum."""
-    metadata = {key: json.dumps(value) for key, value in about.items()} | {CHECKSUM: UNSET.decode()}
+    metadata = {key: json.dumps(value) for key, value in about.items()} | {CHECKSUM: json.dumps(UNSET.decode())}
     content = save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, metadata)
     checksum = hashlib.sha256(content).hexdigest().encode()
     with replacing(path) as file:
@@ -83,10 +83,11 @@ def read(path: Path) -> tuple[dict[str, Any], State]:
 
 def _check(path: Path, metadata: Mapping[str, str]) -> None:
     """Raises ValueError if the checksum is wrong. Earlier versions wrote none, and no key beside those of ABOUT."""
-    checksum = metadata.get(CHECKSUM)
-    if checksum is None and metadata.keys() <= {*ABOUT}:
+    if metadata.keys() <= {*ABOUT}:
         log.info("%s has no checksum: written by an earlier version", path)
-    elif checksum is None or _digest(path, checksum) != checksum:
+        return
+    checksum = json.loads(metadata.get(CHECKSUM, "null"))
+    if not isinstance(checksum, str) or _digest(path, checksum) != checksum:
         raise ValueError("its checksum is wrong")
 
 
