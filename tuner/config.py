@@ -301,9 +301,17 @@ def make_paths_absolute(config: DictConfig, start: Path) -> None:
     """Resolve existing relative paths against the start directory."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     for group, key in PATHS:
-        value = plain.get(group, {}).get(key)
-        if isinstance(value, str) and (path := start / value).exists():
+        values = plain.get(group)
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, str) and _exists(path := start / value):
             config[group][key] = str(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long, for example
+        return False
 
 
 def plain_run_yaml(config: DictConfig) -> str:
@@ -317,8 +325,16 @@ def plain_run_yaml(config: DictConfig) -> str:
 
 
 def config_options(hydra: Mapping[str, Any]) -> list[str]:
-    """The options --config-dir and --config-name that Hydra was given, from a run's .hydra/hydra.yaml."""
-    folders = [s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "command-line"]
-    name = hydra["job"]["config_name"]
+    """The options --config-dir and --config-name that Hydra was given, from a run's .hydra/hydra.yaml.
+
+    Raises InputError if that does not have them.
+    """
+    try:
+        folders = [s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "command-line"]
+        name = hydra["job"]["config_name"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"hydra.yaml must have the configs of the run, but lacks {error}") from error
+    if not all(isinstance(text, str) for text in (*folders, name or "")):
+        raise InputError(f"hydra.yaml must name the configs of the run as text, not {[*folders, name]}")
     options = [text for path in folders for text in ("--config-dir", path)]
     return options + ([] if name in ("train", None) else ["--config-name", name])

@@ -84,7 +84,7 @@ class Run:
         try:
             kept = b"".join(path.read_bytes().splitlines(keepends=True)[: 1 + epochs])
             rows = pd.read_csv(io.BytesIO(kept), dtype=float)
-            if list(rows.get("epoch", ())) != list(range(1, epochs + 1)):
+            if list(rows.get("epoch", ())) != list(range(1, epochs + 1)) or not kept.endswith(b"\n"):
                 raise ValueError(f"it must have the epochs 1 to {epochs}")
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
