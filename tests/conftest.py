@@ -30,6 +30,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """Run `python -m tuner.train ARGUMENTS` in an empty folder; gives (exit code, what it printed)."""
+    from tuner import output as present
     from tuner import train
 
     monkeypatch.chdir(tmp_path)
@@ -37,7 +38,7 @@ def command(tmp_path, monkeypatch, capfd):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["tuner.train", *arguments])
         try:
-            train.main()
+            present.command(train.main, log=False)
             code = 0
         except SystemExit as stop:
             code = stop.code

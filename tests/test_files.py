@@ -1,14 +1,16 @@
-"""Links that somebody has planted; recognising a full disk by the errors of different libraries."""
+"""Links that somebody has planted; recognising a disk that cannot be written by the errors of different libraries."""
 
+import errno
 import os
 import secrets
+import sqlite3
 from pathlib import Path
 
 import pytest
 import torch
 
 from tuner import InputError
-from tuner.files import appending, no_space, replacing, subfolder
+from tuner.files import appending, disk_error, replacing, subfolder
 
 FULL = "[Errno 28] No space left on device"
 
@@ -16,19 +18,34 @@ FULL = "[Errno 28] No space left on device"
 def test_a_full_disk():
     with pytest.raises(OSError, match="No space") as caught:
         Path("/dev/full").write_text("more")
-    assert no_space(caught.value) == FULL
+    assert disk_error(caught.value) == FULL
 
 
 def test_a_full_disk_behind_another_error():
     with pytest.raises((OSError, RuntimeError)) as caught, Path("/dev/full").open("wb", buffering=0) as file:
         torch.save({"weight": torch.zeros(100_000)}, file)  # its message may be about an unexpected position
-    assert no_space(caught.value) == FULL
+    assert disk_error(caught.value) == FULL
 
 
 def ring():
     error, other = ValueError("a"), ValueError("b")
     error.__cause__, other.__cause__ = other, error
     return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EROFS, os.strerror(errno.EROFS), "metrics.csv"),
+        OSError(errno.EIO, os.strerror(errno.EIO)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        sqlite3.OperationalError("attempt to write a readonly database"),
+        sqlite3.OperationalError("disk I/O error"),
+    ],
+    ids=str,
+)
+def test_a_disk_that_cannot_be_written(error):
+    assert disk_error(error) == str(error)
 
 
 OTHERS = [
@@ -42,7 +59,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
 def test_other_errors(error):
-    assert no_space(error) is None
+    assert disk_error(error) is None
 
 
 # Links that somebody has planted

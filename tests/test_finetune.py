@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -432,7 +433,8 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(command, tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
     code, output = interrupted(command, *TINY, "epochs=3", by=full)
     assert code == 1
-    assert f"a disk is full ({full}): make room, then resume with: python -m tuner.resume {tmp_path / 'here'}" in output
+    resume = f"change that, then resume with: python -m tuner.resume {tmp_path / 'here'}"
+    assert f"a disk is full or cannot be written ({full}): {resume}" in output
     assert "Traceback" not in output
     code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
     assert code == 0, output
@@ -494,6 +496,38 @@ def test_a_damaged_checkpoint_is_one_line(command, tmp_path):
     assert code == 1
     assert "here/checkpoint.pt is damaged (" in output
     assert "delete it to start again" in output
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        (b"", "No columns"),
+        (b"\xff\x00", "decode"),
+        (b"epoch,train_loss\nx,1\n", "could not convert string to float"),
+        (b"epoch,train_loss\n2,1\n", "it must have the epochs 1 to 1"),
+    ],
+)
+def test_a_curve_that_is_damaged_is_not_gone_on_from(command, tmp_path, content, says):
+    interrupted(command, *TINY, "epochs=3")
+    metrics = tmp_path / "here" / "metrics.csv"
+    metrics.unlink() if content is None else metrics.write_bytes(content)
+    code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
+    assert code == 1
+    assert re.search(rf"metrics\.csv is damaged \(.*{says}.*\): delete it and checkpoint\.pt to start again", output)
+    assert "Traceback" not in output
+
+
+def test_a_checkpoint_whose_state_is_of_another_run_is_one_line(command):
+    interrupted(command, *TINY, "epochs=3")
+    path = Path("here/checkpoint.pt")
+    kept = torch.load(path, weights_only=True)
+    del kept["state"]["optimizer"]
+    torch.save(kept, path)
+    code, output = command(*TINY, "epochs=3", "hydra.run.dir=here")
+    assert code == 1
+    assert "the checkpoint is not of this run (KeyError: 'optimizer'): delete it to start again" in output
+    assert "Traceback" not in output
 
 
 def test_a_checkpoint_of_another_config_is_not_gone_on_from(command, tmp_path):

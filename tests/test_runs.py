@@ -286,7 +286,7 @@ def test_a_run_that_was_interrupted_is_read_as_far_as_it_came(metrics):
 WHOLE = json.dumps(RESULT)
 
 
-UNREADABLE = "outputs/bad/.hydra/config.yaml can't be read: "
+UNREADABLE = ".hydra/config.yaml can't be read: "
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_the_saved_model_has_the_value_that_was_returned(command):
         shapes = {name: file.get_tensor(name).shape for name in file.keys()}  # noqa: SIM118
         about = {key: json.loads(value) for key, value in file.metadata().items()}
     r = result(folder)
+    assert len(about.pop("sha256")) == 64
     assert about.pop("weights") == weights._sha256(weights.BUNDLED)
     assert about == {
         **{"class_names": r["class_names"], "input_shape": [1, 16, 16], "fit": "stretch"},

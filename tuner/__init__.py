@@ -1,5 +1,8 @@
 """Fine-tune pretrained image networks and tune their hyperparameters."""
 
+import signal
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +10,13 @@ if TYPE_CHECKING:
     from tuner.inference.model import Model
 
 __version__ = "0.1.0"
+
+
+# A command, python -m tuner.COMMAND, takes seconds to import; until tuner.output.command runs, Ctrl-C ends it quietly.
+if any(option == "-m" and name.startswith("tuner.") for option, name in pairwise(sys.orig_argv)) and (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class InputError(ValueError):

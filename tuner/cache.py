@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from tuner import cache_files
+from tuner import cache_files, output
 from tuner.cache_files import format_bytes
 
 CONTENT = {  # folder of the cache -> description of a file in it, from its key
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    output.command(main)

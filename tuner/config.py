@@ -334,9 +334,16 @@ def with_absolute_paths(plain: Mapping[str, Any], start: Path) -> dict[str, Any]
     copied = dict(plain)
     for group, key in PATHS:
         value = copied[group].get(key) if isinstance(copied.get(group), Mapping) else None
-        if isinstance(value, str) and (path := start / value).exists():
+        if isinstance(value, str) and _exists(path := start / value):
             copied[group] = {**copied[group], key: str(path)}
     return copied
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long, for example
+        return False
 
 
 @functools.cache
@@ -367,8 +374,16 @@ def _applied(raw: Any, resolved: Any) -> Any:
 
 
 def config_options(hydra: Mapping[str, Any]) -> list[str]:
-    """The options --config-dir and --config-name that Hydra was given, from a run's .hydra/hydra.yaml."""
-    folders = [s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "command-line"]
-    name = hydra["job"]["config_name"]
+    """The options --config-dir and --config-name that Hydra was given, from a run's .hydra/hydra.yaml.
+
+    Raises InputError if that does not have them.
+    """
+    try:
+        folders = [s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "command-line"]
+        name = hydra["job"]["config_name"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"hydra.yaml must have the configs of the run, but lacks {error}") from error
+    if not all(isinstance(text, str) for text in (*folders, name or "")):
+        raise InputError(f"hydra.yaml must name the configs of the run as text, not {[*folders, name]}")
     options = [text for path in folders for text in ("--config-dir", path)]
     return options + ([] if name in ("train", None) else ["--config-name", name])

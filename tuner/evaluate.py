@@ -84,7 +84,8 @@ def _check_known(name: str, folder: Path | None) -> None:
 def check_unchanged(data: Data, split: str, folder: Path) -> None:
     """Raises InputError if a split of the run's data has changed: the model may have been trained on some."""
     result = read_result(folder) if (folder / "result.json").exists() else {}
-    before = result.get("split_hashes", {}).get(split)
+    hashes = result.get("split_hashes")
+    before = hashes.get(split) if isinstance(hashes, dict) else None
     if before != data.hashes[split]:
         raise InputError(
             f"the {split} images of the run's data have changed since, or it did not record them: the model may "

@@ -1,4 +1,4 @@
-"""Writing files, of which no planted link leads elsewhere; and recognising a full disk."""
+"""Writing files, of which no planted link leads elsewhere; and recognising a disk that cannot be written."""
 
 import os
 import secrets
@@ -9,11 +9,10 @@ from typing import BinaryIO, TextIO
 
 from tuner import InputError
 
-NO_SPACE = (
-    "no space left",
-    "disk is full",
-    "disk quota exceeded",
-)  # messages of the operating system, SQLite and others
+DISK_ERRORS = (  # in messages of the operating system, SQLite and others
+    *("no space left", "disk is full", "disk quota exceeded", "read-only file system", "readonly database"),
+    *("input/output error", "disk i/o error"),
+)
 
 
 @contextmanager
@@ -36,7 +35,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def appending(path: Path) -> TextIO:
     """A text file, opened to append to it. Raises OSError if it is a link."""
     no_link = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
-    return open(path, "a", newline="", opener=lambda name, flags: os.open(name, flags | no_link, 0o666))
+    return open(
+        path, "a", newline="", encoding="utf-8", opener=lambda name, flags: os.open(name, flags | no_link, 0o666)
+    )
 
 
 def subfolder(folder: Path, name: str) -> Path:
@@ -48,13 +49,13 @@ def subfolder(folder: Path, name: str) -> Path:
     return path
 
 
-def no_space(error: BaseException | None) -> str | None:
-    """The message of an error, or of one of its causes, about a full disk; None if there is none."""
+def disk_error(error: BaseException | None) -> str | None:
+    """The message of an error, or of one of its causes, about a full, read-only or failing disk; else None."""
     seen: list[BaseException] = []  # a chain of causes may be circular
     while error is not None and not any(error is earlier for earlier in seen):
         seen.append(error)
         line = str(error).partition("\n")[0]
-        if any(sign in line.lower() for sign in NO_SPACE):
+        if any(sign in line.lower() for sign in DISK_ERRORS):
             return line
         error = error.__cause__ or error.__context__
     return None

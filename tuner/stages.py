@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tuner import InputError
+from tuner import InputError, output
 from tuner.config import RunConfig
 from tuner.device import describe
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.trackers import open_tracker
 from tuner.sweep.trial import RunningTrial, TrialPruned
@@ -179,7 +179,7 @@ def _recorded_end(run: Run, error: Exception) -> Exception:
             record_end(run, error)
         except OSError as full:  # the last stage tries again
             return full.with_traceback(None)
-    elif no_space(error) is None:
+    elif disk_error(error) is None:
         run.log.error("the end of an epoch failed", exc_info=error)
     return error.with_traceback(None)
 
@@ -246,10 +246,11 @@ def recorded(run: Run) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
-    """Exit after a line about a user's mistake, a diverged run or a full disk, instead of with a traceback.
+    """Exit after a line about a user's mistake, a diverged run, a disk or Ctrl-C, instead of with a traceback.
 
     raises: leave that to the caller.
     """
+    resume = f"resume with: python -m tuner.resume {folder}"
     try:
         yield
     except (InputError, DivergedError) as error:
@@ -259,9 +260,14 @@ def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
         log.debug("where it came from, for hydra.verbose=true", exc_info=error)
         sys.exit(1)
     except Exception as error:
-        reason = no_space(error)
+        reason = disk_error(error)
         if raises or reason is None:
             raise
-        again = f"resume with: python -m tuner.resume {folder}" if (folder / CHECKPOINT).exists() else "start it again"
-        log.error("a disk is full (%s): make room, then %s", reason, again)
+        again = resume if (folder / CHECKPOINT).exists() else "start it again"
+        log.error("a disk is full or cannot be written (%s): change that, then %s", reason, again)
         sys.exit(1)
+    except KeyboardInterrupt:
+        if raises:
+            raise
+        log.error("interrupted%s", f"; {resume}" if (folder / CHECKPOINT).exists() else "")
+        sys.exit(output.INTERRUPTED)

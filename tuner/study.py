@@ -59,7 +59,7 @@ def main() -> None:
     elif args.json:
         output.print_json(as_json(s))
     else:
-        show(s, args.top, Console())
+        show(s, args.top, output.Terminal())
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -258,7 +258,7 @@ def interactive(s: LoadedStudy) -> Iterator[tuple[str, Any]]:
 
 def watch(args: argparse.Namespace) -> None:
     """Show the study until its sweep ends: in place on a terminal, elsewhere as a line per change."""
-    console, last, which = Console(), "", args.study
+    console, last, which = output.Terminal(), "", args.study
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             s = loaded_study.load(which, args.storage)

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tuner import InputError, earlier, targets
+from tuner import InputError, earlier, output, targets
 from tuner.config import CONF, applied_yaml, parse
 from tuner.rules import FOLDER_NAME, or_null
 from tuner.runs.run import Run
@@ -74,15 +74,12 @@ def main() -> None:
     """Train one run, or search with -m, from a config that Hydra composes. Refuses names of earlier versions."""
     # Hydra refuses this spelling, with the password
     sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
-    try:
-        earlier.refuse_old_names(sys.argv[1:])
-        check_folders(sys.argv[1:])
-    except InputError as error:
-        sys.exit(str(error))
+    earlier.refuse_old_names(sys.argv[1:])
+    check_folders(sys.argv[1:])
     hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=targets.of_hydra())(task)()
 
 
 if __name__ == "__main__":
     from tuner.train import main as importable  # so that worker processes import it, instead of being sent its code
 
-    importable()
+    output.command(importable, log=False)  # Hydra sets up the log

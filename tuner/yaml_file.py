@@ -11,6 +11,7 @@ import yaml
 from tuner import InputError
 
 MOST = 2**20  # bytes of a file, and of a file with its aliases written out
+DEEPEST = 50  # levels of nested values
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -18,7 +19,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
     def construct_document(self, node: yaml.Node) -> Any:
         """The values of a document. Aliases that multiply take no time in YAML, but do where the values are used."""
-        if _written_out(node, {}) > MOST:
+        if _written_out(node, {}, DEEPEST) > MOST:
             raise yaml.YAMLError(f"with its aliases written out it has more than {MOST:,} bytes")
         return super().construct_document(node)
 
@@ -62,8 +63,13 @@ def mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _written_out(node: yaml.Node, sizes: dict[int, float]) -> float:
-    """Bytes of a node with its aliases written out; infinite for a node that contains itself."""
+def _written_out(node: yaml.Node, sizes: dict[int, float], levels: int) -> float:
+    """Bytes of a node with its aliases written out; infinite for a node that contains itself.
+
+    Raises RecursionError if it has more levels than that.
+    """
+    if not levels:
+        raise RecursionError
     if id(node) not in sizes:
         sizes[id(node)] = math.inf  # until it is known
         if isinstance(node, yaml.ScalarNode):
@@ -72,6 +78,6 @@ def _written_out(node: yaml.Node, sizes: dict[int, float]) -> float:
             parts = (
                 node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
             )
-            size = sum(_written_out(part, sizes) for part in parts)
+            size = sum(_written_out(part, sizes, levels - 1) for part in parts)
         sizes[id(node)] = 1 + size
     return sizes[id(node)]

@@ -575,7 +575,10 @@ def test_a_job_on_a_full_disk_ends_the_sweep_and_no_trial_has_failed(toy):
     options = ("hydra.sweeper.n_trials=6", "hydra.sweeper.baseline=false")
     full = toy.run(*options, "does=2-full")
     assert full.returncode == 1
-    assert "a disk is full ([Errno 28] No space left on device): make room, then continue with: " in full.stdout
+    assert (
+        "a disk is full or cannot be written ([Errno 28] No space left on device): change that, then continue with: "
+        in full.stdout
+    )
     assert "Traceback" not in full.stderr
     lost = toy.study().trials[2]
     assert lost.user_attrs["error"] == "the sweep was interrupted; it is retried"
@@ -598,7 +601,10 @@ def test_a_full_disk_below_the_study_ends_the_sweep_in_one_line(toy):
     finally:
         event.remove(Engine, "connect", limit)
     assert full.returncode == 1
-    assert "a disk is full ((sqlite3.OperationalError) database or disk is full): make room, then" in full.stdout
+    assert (
+        "a disk is full or cannot be written ((sqlite3.OperationalError) database or disk is full): change that"
+        in full.stdout
+    )
     assert "Traceback" not in full.stderr
     complete = toy.states().count("COMPLETE")
     assert 0 < complete < 200

@@ -224,12 +224,14 @@ class LoadedStudy:
         folder = self.folder_of(trial)
         written = folder and Path(folder) / ".hydra" / "overrides.yaml"
         if written and written.exists():
-            lines = [str(line) for line in yaml_file.read(written)]
+            lines = yaml_file.read(written)
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise InputError(f"{written} must be a list of overrides")
         else:
             lines = [*SearchSpace().overrides(trial.params), *self.study.user_attrs.get("fixed", {}).values()]
         kept = [line for line in lines if line.split("=")[0] not in ("study", "hparams_search", "final.seeds")]
         hydra = written and written.with_name("hydra.yaml")
-        options = config_options(yaml_file.mapping(hydra)["hydra"]) if hydra and hydra.exists() else []
+        options = config_options(yaml_file.mapping(hydra).get("hydra", {})) if hydra and hydra.exists() else []
         return [*options, *kept]
 
 
@@ -259,7 +261,7 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Loa
     folder = _newest_folder() if where is None and storage_url is None else _folder(where)
     if folder is None and storage_url is None and where is not None and Path(where).is_dir():
         raise InputError(f"{where} belongs to no study; to compare its runs: python -m tuner.compare {where}")
-    written = yaml_file.mapping(folder / report.RESULTS) if folder else {}
+    written = _results(folder) if folder else {}
     if folder and not storage_url and "storage" not in written:
         raise InputError(f"{folder / report.RESULTS} does not say where the study is; give its name and --storage URL")
     spec = _given(storage_url) if storage_url else _spec(folder, written)
@@ -274,6 +276,16 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Loa
         raise InputError(f"no study {name} in {storage.redacted(spec)}; it has {there}") from None
     known = study.user_attrs.get("folder")
     return LoadedStudy(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """A sweep's optimization_results.yaml. Raises InputError if it is damaged."""
+    path = folder / report.RESULTS
+    written = yaml_file.mapping(path)
+    for key in ("study", "storage"):
+        if not isinstance(written.get(key), str | None):
+            raise InputError(f"{path} is damaged: {key} must be text, not {written[key]!r:.80}")
+    return written
 
 
 def _folder(where: str | Path | None) -> Path | None:

@@ -53,9 +53,12 @@ class Run:
             raise InputError(f"another process is writing the run in {folder}: wait for it, or end it") from error
         except (OSError, NotImplementedError) as error:  # some network file systems have no locks
             log.warning("%s cannot be locked (%s): make sure that only one process writes there", folder, error)
-        if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
+        try:
+            if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
+                raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that run")
+        except (InputError, OSError):
             self._unlock()
-            raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that run")
+            raise
         self.folder = folder
         self.log = _job_log()
         self.result: dict[str, Any] = {}
@@ -78,10 +81,18 @@ class Run:
                 file.write((",".join(METRICS) + "\n").encode())
 
     def cut_metrics(self, epochs: int) -> None:
-        """Remove the rows of later epochs from metrics.csv."""
-        lines = (self.folder / "metrics.csv").read_text().splitlines(keepends=True)
-        with replacing(self.folder / "metrics.csv") as file:
-            file.write("".join(lines[: 1 + epochs]).encode())
+        """Remove the rows of later epochs from metrics.csv. Raises InputError if it lacks rows, or is damaged."""
+        path = self.folder / "metrics.csv"
+        try:
+            kept = b"".join(path.read_bytes().splitlines(keepends=True)[: 1 + epochs])
+            rows = pd.read_csv(io.BytesIO(kept), dtype=float)
+            if list(rows.get("epoch", ())) != list(range(1, epochs + 1)) or not kept.endswith(b"\n"):
+                raise ValueError(f"it must have the epochs 1 to {epochs}")
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} is damaged ({reason}): delete it and {CHECKPOINT} to start again") from error
+        with replacing(path) as file:
+            file.write(kept)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Append an epoch's row to metrics.csv; a missing metric's cell is empty."""
@@ -102,12 +113,10 @@ class Run:
     def save_model(
         self, state: "Mapping[str, torch.Tensor]", about: Mapping[str, Any], name: str = "model.safetensors"
     ) -> None:
-        """Save tensors, with `about` in the file's metadata, each value as JSON."""
-        from safetensors.torch import save
+        """Save tensors, with `about` in the file's metadata: see tuner.runs.model_file."""
+        from tuner.runs import model_file  # imports torch, which takes seconds
 
-        tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
-        with replacing(self.folder / name) as file:
-            file.write(save(tensors, metadata={key: json.dumps(value) for key, value in about.items()}))
+        model_file.write(self.folder / name, state, about)
 
     def save_table(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Write a CSV file. rows: the header, then the rows."""
@@ -155,6 +164,9 @@ def _job_log() -> logging.Logger:
     for handler in job.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.mode = "a"  # closed by the next job's set-up, it opens again only in this mode
+            handler.encoding = "utf-8"
+            if isinstance(handler.stream, io.TextIOWrapper):  # open, in the encoding of the console
+                handler.stream.reconfigure(encoding="utf-8")
     return job
 
 

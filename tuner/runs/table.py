@@ -32,7 +32,7 @@ log = logging.getLogger("tuner.runs")
 
 def read_metrics(folder: str | Path) -> pd.DataFrame:
     """A run's metrics.csv, one row per epoch. A line that is still being written is left out."""
-    return pd.read_csv(io.StringIO((Path(folder) / "metrics.csv").read_text().rpartition("\n")[0]))
+    return pd.read_csv(io.StringIO((Path(folder) / "metrics.csv").read_text("utf-8").rpartition("\n")[0]))
 
 
 def find(*folders: str | Path) -> Iterator[Path]:
@@ -92,7 +92,8 @@ def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
         try:
             rows.append(_row(folder))
         except (OSError, ValueError) as error:
-            log.warning("skipped %s: %s", folder, " ".join(str(error).split()))
+            reason = " ".join(str(error).removeprefix(f"{folder}{os.sep}").split())
+            log.warning("skipped %s: %s", folder, reason)
     frame = pd.DataFrame(rows, columns=None if rows else ["folder", *RESULTS, "started"])
     frame = frame.astype(dict.fromkeys(NUMBERS, float))
     return resolved(frame) if resolve else frame
@@ -175,7 +176,7 @@ def flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]
 def _last_epoch(path: Path) -> dict[str, float | None]:
     """epochs, val_accuracy and val_loss from the last whole line of metrics.csv; 0 epochs without one."""
     with _named("metrics.csv"):
-        lines = path.read_text().rpartition("\n")[0].split("\n") if path.exists() else []
+        lines = path.read_text("utf-8").rpartition("\n")[0].split("\n") if path.exists() else []
         if len(lines) < 2:
             return {"epochs": 0}
         names, fields = lines[0].split(","), lines[-1].split(",")

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.sweep.optuna_private import id_of
 from tuner.sweep.passwords import hidden
 from tuner.sweep.storage_files import Place, StorageLostError
@@ -52,7 +52,7 @@ class Patience:
             try:
                 result = function()
             except Exception as error:
-                if no_space(error) or not is_failure(error):
+                if disk_error(error) or not is_failure(error):
                     raise
                 self._failed(error)
                 function = again or function

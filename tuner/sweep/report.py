@@ -14,6 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from tuner.files import replacing
+from tuner.rules import is_number
 from tuner.runs import result
 from tuner.sweep import ranking, storage
 from tuner.sweep.study_folder import direction_names
@@ -68,15 +69,25 @@ def read_result(folder: Path) -> dict[str, Any]:
         return result.read_result(folder, any_program=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
-        log.warning("%s: %s", folder, error)
+    except (OSError, ValueError) as error:
+        log.warning("%s", error)
         return {}
 
 
 def final_result(folder: Path, number: int) -> dict[str, Any] | None:
     """The result of best/ in a sweep's folder. None unless it is complete and the retrained trial `number`."""
     best = read_result(folder / "best")
-    return best if best.get("status") == "complete" and best.get("trial") == number else None
+    if best.get("status") != "complete" or best.get("trial") != number:
+        return None
+    if not (is_number(best.get("test_accuracy")) and is_number(best.get("test_accuracy_std")) and _are_seeds(best)):
+        log.warning("%s has no test accuracy, its standard deviation or seeds: it is damaged", folder / "best")
+        return None
+    return best
+
+
+def _are_seeds(result: dict[str, Any]) -> bool:
+    seeds = result.get("seeds")
+    return isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
 
 
 def describe_test(tested: dict[str, Any], name: str) -> str:

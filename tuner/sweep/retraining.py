@@ -13,7 +13,7 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from tuner import InputError, earlier, yaml_file
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.sweep import hydra_private, ranking, report, storage
 from tuner.sweep.budget import Budget
 from tuner.sweep.config_cache import CachingConfigLoader
@@ -82,13 +82,13 @@ class Retraining:
         try:
             [job] = launcher.launch([overrides], initial_job_idx=number)
         except Exception as error:
-            if no_space(error):
+            if disk_error(error):
                 raise
             raise InputError(f"retraining trial {number} failed: {type(error).__name__}: {error}") from error
         if job.status is JobStatus.FAILED:
             log_file = self.folder / "best" / f"{self.config.hydra.job.name}.log"
             reason = hydra_private.job_result(job)
-            if no_space(reason):
+            if disk_error(reason):
                 raise reason
             raise InputError(f"retraining trial {number} failed: {reason}; see {log_file}, then sweep again")
 

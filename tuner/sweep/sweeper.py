@@ -23,7 +23,7 @@ from optuna.samplers import GridSampler
 from optuna.trial import Trial, TrialState
 
 from tuner import InputError, earlier, targets
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.rules import FOLDER_NAME
 from tuner.sweep import (
     hydra_private,
@@ -92,8 +92,8 @@ class AsyncSweeper:
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials that the study lacks, then retrain its best configuration.
 
-        Exits with 130 if interrupted, and with 1 if too many trials failed, none was completed, or a disk is full. A
-        full disk does not count as a failed trial.
+        Exits with 130 if interrupted, and with 1 if too many trials failed, none was completed, or a disk cannot be
+        written. That does not count as a failed trial.
         """
         try:
             self._sweep(arguments)
@@ -106,10 +106,11 @@ class AsyncSweeper:
         except KeyboardInterrupt:  # before or after the trials
             sys.exit(130)
         except Exception as error:
-            reason = no_space(error)
+            reason = disk_error(error)
             if reason is None:
                 raise
-            log.error("a disk is full (%s): make room, then continue with: %s", reason, self._resume_command())
+            message = "a disk is full or cannot be written (%s): change that, then continue with: %s"
+            log.error(message, reason, self._resume_command())
             sys.exit(1)
 
     def _resume_command(self) -> str:

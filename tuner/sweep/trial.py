@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from tuner.files import no_space, replacing
+from tuner.files import disk_error, replacing
 from tuner.sweep import passwords, settings, storage
 from tuner.sweep.optuna_private import set_system_attr, trial_view
 from tuner.sweep.report import read_result
@@ -342,7 +342,7 @@ class LastRun:
 
 def ends_sweep(error: Any) -> bool:
     """Whether a job's error ends the sweep and is no failure of its trial: a full disk, a lost study, other images."""
-    return isinstance(error, settings.MixedStudyError | StorageLostError) or no_space(error) is not None
+    return isinstance(error, settings.MixedStudyError | StorageLostError) or disk_error(error) is not None
 
 
 def set_outcome(trial: Trial, outcome: Outcome) -> None:

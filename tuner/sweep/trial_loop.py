@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import Trial
 
 from tuner import InputError
-from tuner.files import no_space
+from tuner.files import disk_error
 from tuner.sweep import hydra_private, launchers, sampling
 from tuner.sweep.budget import Budget
 from tuner.sweep.config_cache import CachingConfigLoader
@@ -126,7 +126,7 @@ class TrialLoop:
             for number, _ in jobs:
                 self.budget.tell(number, Outcome.failed(error))
         except Exception as error:
-            if no_space(error):
+            if disk_error(error):
                 raise
             if not self.any_job_returned and not any(self._started(number) for number, _ in jobs):
                 raise InputError(f"the launcher cannot start jobs: {type(error).__name__}: {error}") from error

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -52,12 +52,8 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        try:
-            kept = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.path} is damaged ({reason}): delete it to start again") from error
-        written = json.loads(kept["config"])
+        kept = read(self.path)
+        written = kept["config"]
         earlier.rename_keys(written)
         written = _relevant(written)
         before, now = dict(flat(written)), dict(flat(self.config))
@@ -78,6 +74,27 @@ class Checkpoint:
         self.run.start -= kept["seconds"]
         log.info("resuming after epoch %d, from %s", epochs, self.path)
         return state
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint: `config`, `seconds` and `state`. Raises InputError if it is damaged.
+
+    The file is a zip archive. torch.save writes a CRC-32 of each of its records, and torch.load does not check them.
+    """
+    try:
+        with ZipFile(path) as archive:
+            if record := archive.testzip():
+                raise BadZipFile(f"the checksum of {record} is wrong")
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        config, seconds, state = json.loads(kept["config"]), float(kept["seconds"]), kept["state"]
+        if not isinstance(config, dict) or type(state["fitted"]["epochs"]) is not int:
+            raise TypeError("it has no config, or no epochs")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged archive or pickle can raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path} is damaged ({reason[:200]}): delete it to start again") from error
+    return {"config": config, "seconds": seconds, "state": state}
 
 
 def with_checkpoints(spec: Spec, run: Run, config: RunConfig, split_hashes: Mapping[str, str]) -> Spec:

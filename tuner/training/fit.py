@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim import Optimizer
 
-from tuner import earlier
+from tuner import InputError, earlier
 from tuner.device import Batches, exact_float32, has_graphs, repeatable, rng_state, send, set_rng_state, widest_float
 from tuner.networks.blocks import Blocks
 from tuner.runs.metrics import OBJECTIVES, scores
@@ -113,7 +113,11 @@ class _Training:
         self.inputs = [specs[inputs_of.index(number)] for number in range(max(inputs_of) + 1)]  # a spec for each input
         self.orders = [torch.Generator().manual_seed(spec.seed) for spec in self.inputs]
         if specs[0].resume:
-            self._restore(specs[0].resume)
+            try:
+                self._restore(specs[0].resume)
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise InputError(f"the checkpoint is not of this run ({reason}): delete it to start again") from error
         if has_graphs(self.device) and model.trunk is None and capturable(self.optimizer):
             self.captured = CapturedSteps(self.device)
         self._set_up()

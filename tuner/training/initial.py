@@ -50,8 +50,8 @@ def _warm_start(folder: Path, config: RunConfig, setup: Setup, spec: Spec) -> St
         result = read_result(folder)
     except (OSError, ValueError) as error:
         raise InputError(f"warm_start={folder} is not the folder of a finished run ({error})") from error
-    theirs, ours = result.get("split_hashes", {}), setup.data.hashes
-    changed = [name for name in ("val", "test") if theirs.get(name) != ours[name]]
+    theirs, ours = result.get("split_hashes"), setup.data.hashes
+    changed = [name for name in ("val", "test") if not isinstance(theirs, dict) or theirs.get(name) != ours[name]]
     if changed or not result.get("n_val"):
         why = f"its {' and '.join(changed)} images differ" if changed else "it was trained on validation images, too"
         raise InputError(
