@@ -64,7 +64,7 @@ def two(tmp_path_factory):
 def own(toy):
     """Two studies to change, with their storage at rest."""
     sweep_two(toy.run)
-    storage.connect(storage.resolve(URL))._backend.engine.dispose()
+    storage.connect(storage.resolve(URL)).inner._backend.engine.dispose()
     return toy
 
 

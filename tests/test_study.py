@@ -54,7 +54,7 @@ def start(*arguments, module="tuner.study", **options):
 
 
 def at_rest(spec):
-    storage.connect(storage.resolve(spec))._backend.engine.dispose()
+    storage.connect(storage.resolve(spec)).inner._backend.engine.dispose()
 
 
 def contents(folder):

@@ -6,6 +6,7 @@ hydra/launcher=fused many runs are prepared, then trained together, then finishe
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -311,6 +312,8 @@ task.stages = STAGES  # type: ignore[attr-defined]
 
 def main() -> None:
     """Train one run, or search with -m, from a config that Hydra composes. Refuses names of earlier versions."""
+    # Hydra refuses this spelling, with the password
+    sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
     earlier.refuse_old_names(sys.argv[1:])
     hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=TRUSTED)(task)()
 

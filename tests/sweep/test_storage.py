@@ -65,8 +65,10 @@ def test_a_storage_is_the_same_in_any_folder(tmp_path, monkeypatch, choice, expe
 
 
 def test_a_config_is_resolved(tmp_path):
-    config = OmegaConf.create({"root": str(tmp_path), "it": {"_target_": "optuna.X", "file_path": "${root}/log"}})
-    assert storage.resolve(config.it) == f'{{"_target_": "optuna.X", "file_path": "{tmp_path}/log"}}'
+    it = {"_target_": "optuna.storages.RDBStorage", "url": "postgresql://${host}/db"}
+    config = OmegaConf.create({"host": "db.example", "it": it})
+    expected = '{"_target_": "optuna.storages.RDBStorage", "url": "postgresql://db.example/db"}'
+    assert storage.resolve(config.it) == storage.resolve(expected) == expected
 
 
 @pytest.mark.parametrize("choice", ["mysql", "optuna.db", "", "/tmp/optuna.db", 5])
@@ -126,7 +128,7 @@ def test_memory_is_new_each_time():
 
 
 def test_sqlite_has_a_write_ahead_log_and_leaves_flushing_to_checkpoints(tmp_path):
-    with storage.connect(f"sqlite:///{tmp_path}/optuna.db")._backend.engine.connect() as connection:
+    with storage.connect(f"sqlite:///{tmp_path}/optuna.db").inner._backend.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1  # NORMAL
 
@@ -191,7 +193,7 @@ def test_a_journal_of_half_a_line_is_empty(tmp_path):
 HOLD = """
 import sys, time
 from tuner.sweep import storage
-storage.connect(sys.argv[1])._backend._lock.acquire()
+storage.connect(sys.argv[1]).inner._backend._lock.acquire()
 print("held", flush=True)
 time.sleep(60)
 """
@@ -218,11 +220,11 @@ def test_a_killed_process_leaves_no_lock_of_the_journal(tmp_path):
         ),
         ("wrong://ann:secret@host/db", r"the storage wrong://ann:\*\*\*@host/db .*wrong"),
         ("journal:///{tmp}/gone/log", "the storage journal:///{tmp}/gone/log cannot be used: .*No such file"),
-        ("sqlite:///{tmp}/gone/optuna.db", "the storage sqlite:///{tmp}/gone/optuna.db cannot be used: .*unable to"),
+        ("sqlite:///{tmp}/gone/optuna.db", "the storage sqlite:///{tmp}/gone/optuna.db cannot be used: .*No such file"),
         ("sqlite:///{tmp}/text", "the storage sqlite:///{tmp}/text cannot be used: .*not a database"),
         ('{"_target_": "optuna.storages.Wrong"}', "optuna.storages.Wrong"),
         ('{"_target_": "os.getcwd"}', "os.getcwd"),
-        ('{"_target_": "optuna.storages.RDBStorage", "url": "sqlite:////dev/null/optuna.db"}', "unable to open"),
+        ('{"_target_": "optuna.storages.RDBStorage", "url": "sqlite:////dev/null/optuna.db"}', "Not a directory"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_named(tmp_path, spec, message):
@@ -245,7 +247,7 @@ def test_a_server_that_is_not_there_is_named_without_the_password():
 
 
 def at_rest(spec):
-    storage.connect(spec)._backend.engine.dispose()  # as when its process ends
+    storage.connect(spec).inner._backend.engine.dispose()  # as when its process ends
 
 
 def contents(folder):
@@ -265,7 +267,7 @@ def test_a_reader_changes_nothing(tmp_path, kind, name):
     store = optuna.storages.RDBStorage(spec) if kind == "plain" else storage.connect(spec)
     add_trial(optuna.create_study(study_name="s", storage=store))
     if kind != "journal":
-        getattr(store, "_backend", store).engine.dispose()
+        (store if kind == "plain" else store.inner._backend).engine.dispose()
     original.rename(folder / name)  # Optuna itself can't make some of these
     before = contents(folder)
     reader = storage.open_read_only(f"{spec.split(':')[0]}:///{folder / name}")

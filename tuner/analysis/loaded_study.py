@@ -306,6 +306,8 @@ def _spec(folder: Path | None, written: dict[str, Any]) -> str | None:
             raise InputError("no study in multirun/; start one: python -m tuner.train -m hparams_search=optuna")
         return storage.resolve(DEFAULT_STORAGE)
     spec: str | None = written.get("storage")
+    if not isinstance(spec, str | None):
+        raise InputError(f"{folder / report.RESULTS}: storage must be a text, and is {type(spec).__name__}")
     if spec and "***" in spec:
         raise InputError(f"the study is in {spec}: give it with the password, --storage URL")
     for scheme in (storage.SQLITE, storage.JOURNAL):

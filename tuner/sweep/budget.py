@@ -1,8 +1,11 @@
 """The budget of a study: which trials count towards `n_trials`, which one is next, and what becomes of lost ones."""
 
+import json
 import math
+import os
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +17,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tuner.sweep import optuna_private
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
-from tuner.sweep.trial import OUTCOME, Outcome
+from tuner.sweep.patient_storage import SURPLUS
+from tuner.sweep.storage_files import Place, StorageLostError
+from tuner.sweep.trial import OUTCOME, OUTCOME_FILE, Outcome
 
 LOCKS = ".locks"  # in the study's folder
+CLOCK_ERROR = 5.0  # seconds by which the start of a process may seem to change when the clock is set
 # System attributes of a trial.
 OWNER = "owner"  # the sweep that runs it
-SURPLUS = "surplus"  # asked for beyond the budget: it never ran
 INTERRUPTED = "excused"  # its sweep was interrupted: it does not count as an attempt
 
 
@@ -30,7 +35,7 @@ class Budget:
     interrupted is lost. It does not count: a copy with the same parameters replaces it, at most `retries` times.
 
     locks: a folder shared by the sweeps. It holds a lock for the study, and one for each running sweep.
-    owner: this sweep's name, HOST:PID:ID.
+    owner: this sweep's name, from `new_owner`.
     on_trial_end: called with the number and the outcome of each trial that this sweep tells to the study.
     """
 
@@ -46,6 +51,7 @@ class Budget:
     ):
         self.study, self.locks, self.owner = study, locks, owner
         self.n_trials, self.retries, self.on_trial_end = n_trials, retries, on_trial_end
+        self.place = Place.of(locks.parent)
         self.lock = FileLock(locks / "study.lock", poll_interval=0.005)
         self.sampler_exhausted = threading.Event()  # a grid has no more points
 
@@ -61,18 +67,29 @@ class Budget:
                 self._lock_file(self.owner).unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Finish the trials that this sweep leaves running after an interrupt or an error."""
-        with self.lock:
-            for trial in self.trials():
-                if trial.state == TrialState.RUNNING and trial.system_attrs.get(OWNER) == self.owner:
-                    self.finish_lost(trial.number, "the sweep was interrupted", interrupted=True)
+        """Finish the trials that this sweep leaves running after an interrupt or an error.
+
+        If the study can't be written, a file says so to the next sweep.
+        """
+        self.place.check()
+        try:
+            with self.lock:
+                for trial in self.trials():
+                    if trial.state == TrialState.RUNNING and trial.system_attrs.get(OWNER) == self.owner:
+                        self.finish_lost(trial.number, "the sweep was interrupted", interrupted=True)
+        except StorageLostError:
+            self._released_file(self.owner).touch()
+            raise
 
     def _lock_file(self, owner: str) -> Path:
         return self.locks / f"{owner}.alive"
 
-    def _is_alive(self, owner: str | None) -> bool:
-        if owner is None or owner == self.owner:
-            return owner == self.owner
+    def _released_file(self, owner: str) -> Path:
+        return self.locks / f"{owner}.released"
+
+    def _is_alive(self, owner: str) -> bool:
+        if owner == self.owner:
+            return True
         path = self._lock_file(owner)
         if not path.exists():  # the sweep ended, or it runs on a machine that does not share this folder
             return not owner.startswith(f"{socket.gethostname()}:")
@@ -109,13 +126,13 @@ class Budget:
     # Ask and tell
 
     def ask(self) -> Trial | None:
-        """The next trial, or None if the budget is used up."""
+        """The next trial, or None if the budget is used up. Raises StorageLostError if the study's folder has moved."""
+        self.place.check()
         with self.lock:
             earlier = self.counted()
             if not self.has_room(earlier):
                 return None
-            trial = self.study.ask()
-            set_system_attr(self.study, trial, OWNER, self.owner)
+            trial = optuna_private.ask(self.study, {OWNER: self.owner})
             if trial.number > max((t.number for t in earlier), default=-1) + 1:
                 # numbers are not contiguous: another sweep asked in between, or lost trials don't count
                 earlier = [t for t in self.counted() if t.number < trial.number]
@@ -144,8 +161,11 @@ class Budget:
             trial = self.trial(number)
             if trial.state.is_finished():
                 return
-            if outcome := trial.system_attrs.get(OUTCOME):
-                self.tell(number, Outcome(**outcome))
+            file = _outcome_file(trial)
+            if written := trial.system_attrs.get(OUTCOME) or (file and json.loads(file.read_text())):
+                self.tell(number, Outcome(**written))
+                if file:
+                    file.unlink()
                 return
             interrupted = interrupted or INTERRUPTED in trial.system_attrs
             if interrupted:
@@ -166,16 +186,35 @@ class Budget:
         return True
 
     def recover(self) -> None:
-        """Finish the trials of sweeps that were killed."""
+        """Finish the trials of sweeps that were killed, or that could not write to the study.
+
+        A trial without an owner is left alone: a program that is not a sweep may be running it.
+        """
         with self.lock:
             dead_owners = set()
             for trial in self.trials():
                 owner = trial.system_attrs.get(OWNER)
-                if trial.state == TrialState.RUNNING and not self._is_alive(owner):
-                    self.finish_lost(trial.number, "the sweep that ran it was killed")
+                if trial.state == TrialState.RUNNING and owner and not self._is_alive(owner):
+                    released = self._released_file(owner).exists()
+                    reason = (
+                        "the sweep that ran it lost its storage" if released else "the sweep that ran it was killed"
+                    )
+                    self.finish_lost(trial.number, reason, interrupted=released)
                     dead_owners.add(owner)
-            for owner in filter(None, dead_owners):
+            for owner in dead_owners:
                 self._lock_file(owner).unlink(missing_ok=True)
+                self._released_file(owner).unlink(missing_ok=True)
+
+    def without_owner(self) -> list[int]:
+        """The numbers of running trials that no sweep has asked for."""
+        return [t.number for t in self.trials() if t.state == TrialState.RUNNING and OWNER not in t.system_attrs]
+
+
+def _outcome_file(trial: FrozenTrial) -> Path | None:
+    """The file that a job leaves if it can't write its outcome to the study; None if there is none."""
+    folder = trial.user_attrs.get("output_dir")
+    file = Path(folder) / OUTCOME_FILE if folder else None
+    return file if file and file.is_file() else None
 
 
 def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:
@@ -213,8 +252,24 @@ def sweep_is_running(folder: Path) -> bool:
 
     It takes no lock: a reader that held one would make the sweep look alive.
     """
-    owners = [path.stem.split(":") for path in (folder / LOCKS).glob("*.alive")]
-    return any(host != socket.gethostname() or psutil.pid_exists(int(pid)) for host, pid, _ in owners)
+    return any(_may_run(path.stem) for path in (folder / LOCKS).glob("*.alive"))
+
+
+def new_owner() -> str:
+    """A name for this sweep: HOST:PID:START:ID, with the second of the epoch in which this process started."""
+    start = round(psutil.Process().create_time())
+    return f"{socket.gethostname()}:{os.getpid()}:{start}:{uuid.uuid4().hex[:8]}"
+
+
+def _may_run(owner: str) -> bool:
+    host, pid, *start, _ = owner.split(":")  # owners of earlier versions have no START
+    if host != socket.gethostname():
+        return True
+    try:
+        started = psutil.Process(int(pid)).create_time()
+    except psutil.Error:
+        return False
+    return not start or abs(started - int(start[0])) < CLOCK_ERROR  # otherwise another process has this number now
 
 
 def _is_locked(path: Path) -> bool:

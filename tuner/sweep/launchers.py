@@ -13,7 +13,7 @@ import psutil
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict, read_write
 
-from tuner.sweep import MARK, hydra_private
+from tuner.sweep import MARK, hydra_private, passwords
 from tuner.sweep.reaper import marked_processes
 
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # Ray ends without them
@@ -62,15 +62,19 @@ def slots(launcher: Launcher, n_jobs: int) -> Slots:
 
 
 @contextmanager
-def workers_end_with_sweep(launcher: Launcher) -> Iterator[None]:
-    """End the launcher's worker processes with the sweep, however it ends, kill -9 included."""
+def workers_end_with_sweep(launcher: Launcher, spec: str | None) -> Iterator[None]:
+    """End the launcher's worker processes with the sweep, however it ends, kill -9 included.
+
+    spec: the storage. Its password is in the environment of the workers.
+    """
     if type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
         yield
         return
     mark = uuid.uuid4().hex
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "tuner.sweep.reaper", mark]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment):
+    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
+    with reaper, passwords.in_environment(spec):
         os.environ[MARK] = mark
         started_ray = False
         try:

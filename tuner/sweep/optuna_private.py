@@ -9,16 +9,21 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, RDBStorage, _CachedStorage
+from optuna.storages._rdb.models import BaseModel
 from optuna.storages.journal._file import BaseJournalFileLock as BaseJournalFileLock
+from optuna.storages.journal._storage import JournalOperation
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 # System attributes of a trial that Optuna itself writes and reads.
 FIXED_PARAMS = "fixed_params"  # the parameters of an enqueued trial, which are not drawn
 FAILED_TRIAL, RETRY_HISTORY = "failed_trial", "retry_history"  # numbers of the trials that this one repeats
 GRID_ID = "grid_id"  # the point of a grid
+TABLES = {*BaseModel.metadata.tables, "alembic_version"}  # of a database
+JOURNAL_OPERATIONS = {operation.value for operation in JournalOperation}  # op_code of a journal's records
 
 
 class FixedTrial(Trial):
@@ -77,6 +82,30 @@ def set_user_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any
 def set_system_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
     """Set an attribute that dashboards and tables of trials don't show."""
     study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def ask(study: Study, attributes: dict[str, Any]) -> Trial:
+    """Study.ask, with system attributes that the trial has from its first moment on."""
+    storage = study._storage
+    study._thread_local.cached_all_trials = None
+    for waiting in storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
+        try:
+            for key, value in attributes.items():
+                storage.set_trial_system_attr(waiting._trial_id, key, value)
+            if not storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
+                continue
+        except UpdateFinishedTrialError:  # another program was faster
+            continue
+        for key, value in attributes.items():  # another one may have set its own before it came too late
+            storage.set_trial_system_attr(waiting._trial_id, key, value)
+        return Trial(study, waiting._trial_id)
+    template = create_trial(state=TrialState.RUNNING, system_attrs=attributes)
+    return Trial(study, storage.create_new_trial(study._study_id, template))
+
+
+def id_of(trial: FrozenTrial) -> int:
+    """The number of a trial in its storage."""
+    return trial._trial_id
 
 
 def tell(study: Study, number: int, values: Sequence[float] | None, state: TrialState) -> bool:

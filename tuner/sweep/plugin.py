@@ -1,5 +1,6 @@
 """Hydra plugins and their config schemas: `hydra/launcher=fused`, and `hydra/sweeper=tuner`, which extends upstream."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
 from omegaconf import MISSING, DictConfig
+
+from tuner.sweep import passwords
 
 
 @dataclass
@@ -113,6 +116,8 @@ class TunerSweeperConf(OptunaSweeperConf):
     pruner: Any = MISSING  # not a dataclass, because it may come from a YAML file
     # sqlite:///FILE, journal:///FILE, or any database URL; null: in memory, which cannot be resumed or inspected
     storage: Any = "sqlite:///multirun/optuna.db"
+    # how long a call may wait for a database server that does not answer, in seconds; then the sweep stops
+    storage_patience: float = 600.0
     # number of jobs that run at once, if the launcher can
     n_jobs: int = 1
     # the sweep stops when more than this share of n_trials has failed; 0: at the first failure
@@ -184,6 +189,7 @@ def register() -> None:
     store("optuna")
 
 
+logging.getLogger("hydra._internal.hydra").addFilter(passwords.Filter())  # before Hydra logs anything
 store("tuner")
 for _name, _node in PRUNERS.items():
     ConfigStore.instance().store(group="hydra/sweeper/pruner", name=_name, node=_node, provider="tuner", replace=True)

@@ -4,6 +4,7 @@ import logging
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,15 @@ def describe_test(tested: dict[str, Any], name: str) -> str:
     return f"{seeds} seed{'s' * (seeds != 1)}: {name}{tested['test_accuracy']:.4f}{spread}"
 
 
-def resume_command(config: DictConfig, study: str) -> str:
-    """The command that continues this sweep: this one, with the study's name and without a password."""
+def resume_command(config: DictConfig, study: str, shown: Sequence[str]) -> str:
+    """The command that continues this sweep: this one, with the study's name. shown: its arguments, no password."""
     arguments = sys.argv[1:]
     original = sys.orig_argv
     program = original[: len(original) - len(arguments)] if original[-len(arguments) :] == arguments else ["python"]
     key = "study" if OmegaConf.select(config, "study") == study else "hydra.sweeper.study_name"
-    kept = [argument for argument in arguments if not argument.startswith(f"{key}=")]
+    kept = [argument for argument in shown if not argument.startswith(f"{key}=")]
     command = [Path(program[0]).name, *program[1:], *kept, f"{key}={study}"]
-    return shlex.join(str(storage.redacted(word)) for word in command)
+    return shlex.join(command)
 
 
 def summary(results: dict[str, Any], folder: Path) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 
 from tuner import InputError
-from tuner.sweep import storage
 
 log = logging.getLogger("tuner.sweep")
 METRICS = {"accuracy_and_cost": ["accuracy", "gmacs"]}  # an `objective` with several values; others have one, their own
@@ -21,14 +21,13 @@ PATIENCE = 10.0  # seconds that another sweep may take between creating the stud
 
 
 def open_study(
-    name: str | None, spec: str | None, directions: Sequence[str], default_folder: Path
+    name: str | None, store: BaseStorage, directions: Sequence[str], default_folder: Path
 ) -> tuple[Study, Path]:
-    """The study of that name, created if it does not exist, and its folder.
+    """The study of that name in a storage, created if it does not exist, and its folder.
 
     The folder is `default_folder`, unless the study has one already or that folder belongs to another study.
     Raises InputError if the study has other directions.
     """
-    store = storage.connect(spec)
     literals: Any = list(directions)
     try:
         study = optuna.create_study(study_name=name, storage=store, directions=literals)

@@ -1,12 +1,9 @@
 """The sweep: open the study, run its trials, retrain the best configuration, write the results."""
 
 import logging
-import os
 import signal
-import socket
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -24,11 +21,12 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError, earlier
 from tuner.files import disk_error
-from tuner.sweep import hydra_private, launchers, ranking, report, sampling, search_space, storage
-from tuner.sweep.budget import LOCKS, Budget, allowed_failures
+from tuner.sweep import hydra_private, launchers, password_config, ranking, report, sampling, search_space, storage
+from tuner.sweep.budget import LOCKS, Budget, allowed_failures, new_owner
 from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.progress import Progress
 from tuner.sweep.retraining import Retraining
+from tuner.sweep.storage_files import Place, StorageLostError
 from tuner.sweep.study_folder import name_objectives, open_study
 from tuner.sweep.trial import Job
 from tuner.sweep.trial_loop import Monitor, TrialLoop
@@ -50,6 +48,7 @@ class AsyncSweeper:
         sampler: DictConfig,
         direction: Any,
         storage: Any,
+        storage_patience: float,
         study_name: str | None,
         n_trials: int,
         n_jobs: int,
@@ -65,6 +64,7 @@ class AsyncSweeper:
         self.sampler, self.pruner_config, self.params = sampler, pruner, params or {}
         self.direction, self.storage, self.study_name = direction, storage, study_name
         self.n_trials, self.n_jobs, self.retries = n_trials, n_jobs, retries
+        self.storage_patience = storage_patience
         self.max_failure_rate = 0.0 if fail_fast else max_failure_rate
         self.custom_search_space, self.baseline, self.enqueue = custom_search_space, baseline, enqueue
 
@@ -80,6 +80,9 @@ class AsyncSweeper:
         """
         try:
             self._sweep(arguments)
+        except StorageLostError as error:
+            log.error("%s, then continue with: %s", error, self._resume_command())
+            sys.exit(1)
         except InputError as error:
             log.error("%s", error)
             sys.exit(1)
@@ -89,14 +92,25 @@ class AsyncSweeper:
             reason = disk_error(error)
             if reason is None:
                 raise
-            command = report.resume_command(self.config, self.study_name) if self.study_name else "the same command"
-            log.error("a disk is full or cannot be written (%s): change that, then continue with: %s", reason, command)
+            log.error(
+                "a disk is full or cannot be written (%s): change that, then continue with: %s",
+                reason,
+                self._resume_command(),
+            )
             sys.exit(1)
+
+    def _resume_command(self) -> str:
+        return (
+            report.resume_command(self.config, self.study_name, self.shown) if self.study_name else "the same command"
+        )
 
     def _sweep(self, arguments: list[str]) -> None:
         self._check_options()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.spec = storage.resolve(self.storage)
+        secret_keys = password_config.keys_with_password(self.config, self.spec)
+        self.shown = password_config.without_password(sys.argv[1:], secret_keys, self.spec)
+        arguments = password_config.keep_off_disk(self.config, arguments, self.spec)
         self.custom_space = self._load_custom_space()
         overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         self.space = search_space.parse(overrides, self.hydra_context.config_loader)
@@ -115,6 +129,8 @@ class AsyncSweeper:
                     self.monitor.interrupted.set()
                     hydra_private.configure_log(self.hydra_context, self.config)  # the log was the interrupted job's
                     self.budget.release()  # before the results are written
+                except StorageLostError:
+                    raise
                 except BaseException:
                     self._write_results()
                     raise
@@ -126,6 +142,7 @@ class AsyncSweeper:
             ("n_jobs", 1, None),
             ("max_failure_rate", 0, 1),
             ("retries", 0, None),
+            ("storage_patience", 0, None),
         ):
             value = getattr(self, key)
             if value < lowest or (highest is not None and value > highest):
@@ -144,13 +161,13 @@ class AsyncSweeper:
     def _open_study(self) -> None:
         self.pruner = sampling.build(self.pruner_config, sampling.PRUNERS)
         folder = Path(self.config.hydra.sweep.dir).absolute()
-        self.study, self.folder = open_study(self.study_name, self.spec, directions(self.direction), folder)
+        store = storage.connect(self.spec, patience=self.storage_patience)
+        self.study, self.folder = open_study(self.study_name, store, directions(self.direction), folder)
         self.study_name = self.study.study_name
         self.study.pruner = self.pruner
         locks = self.folder / LOCKS
         locks.mkdir(exist_ok=True)
-        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self.budget = Budget(self.study, locks, owner, n_trials=self.n_trials, retries=self.retries)
+        self.budget = Budget(self.study, locks, new_owner(), n_trials=self.n_trials, retries=self.retries)
 
     def _compare_search(self) -> None:
         """Compare the search with the one that the study was started with, and record what is new."""
@@ -195,22 +212,18 @@ class AsyncSweeper:
         sampling.enqueue(self.study, self.enqueue, distributions, custom_space=self.custom_space is not None)
 
     def _prepare_jobs(self) -> None:
-        """Jobs get the study's folder, and the storage without its password: each writes its config into its folder."""
+        """Jobs get the study's folder: they compose their configs again, from these overrides."""
         with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(self.folder)
-            # jobs compose their configs again, from these overrides
             overrides: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
             overrides.append(f"hydra.sweep.dir={search_space.quoted(str(self.folder))}")
-            if isinstance(self.storage, str) and (safe := str(storage.redacted(self.storage))) != self.storage:
-                self.config.hydra.sweeper.storage = safe
-                overrides = [line for line in overrides if not line.startswith("hydra.sweeper.storage=")]
-                overrides.append(f"hydra.sweeper.storage={search_space.quoted(safe)}")
             self.config.hydra.overrides.hydra = overrides
         self.loader: Any = CachingConfigLoader(self.hydra_context.config_loader)
         objectives, name = len(self.study.directions), self.study.study_name
-        self.launcher = self._launcher(
-            Job(self.task_function, self.spec, name, objectives, self.pruner, study=self.study)
-        )
+        file = storage.file_of(self.spec) if self.spec else None
+        place, patience = Place.of(file) if file else None, self.storage_patience
+        job = Job(self.task_function, self.spec, name, objectives, self.pruner, patience, place, study=self.study)
+        self.launcher = self._launcher(job)
         self.retraining = Retraining(
             self.config, self.budget, self.space, self.folder, self.spec, self.task_function, self._launcher
         )
@@ -231,7 +244,7 @@ class AsyncSweeper:
         if done >= n_trials:
             return
         if self.spec is not None:
-            log.info("if it is stopped, continue with: %s", report.resume_command(self.config, name))
+            log.info("if it is stopped, continue with: %s", self._resume_command())
         elif not self.slots.in_process:
             log.warning("the study is in memory, which jobs in other processes can't reach: no trial is pruned")
         if self.slots.why:
@@ -251,7 +264,7 @@ class AsyncSweeper:
             self.folder,
         )
         # Ray installs signal handlers when it starts, so `interruptible` comes second
-        with launchers.workers_end_with_sweep(self.launcher), interruptible(self.slots):
+        with launchers.workers_end_with_sweep(self.launcher, self.spec), interruptible(self.slots):
             loop.run()
             if not self.monitor.stopping.is_set():
                 self.retraining.run()
@@ -266,7 +279,7 @@ class AsyncSweeper:
         if self.monitor.interrupted.is_set():
             log.info("interrupted with %s", self.monitor.progress.line())
             if self.spec is not None:
-                log.info("continue with: %s", report.resume_command(self.config, self.study.study_name))
+                log.info("continue with: %s", self._resume_command())
             sys.exit(130)
         if self.monitor.stopping.is_set():
             failures, allowed = self.budget.failures(), self.monitor.allowed_failures
@@ -275,6 +288,12 @@ class AsyncSweeper:
                 sys.stderr.write(failure.traceback or f"{failure.error}\n")
         elif others := self.budget.running():
             log.info("%d trials still run in other sweeps; the last of these sweeps writes the results", others)
+            if strangers := self.budget.without_owner():
+                log.warning(
+                    "trials %s are run by a program that is not a sweep; if it was killed: optuna tell --study-name %s "
+                    "--trial-number NUMBER --state fail --storage URL",
+                    *(strangers, self.study.study_name),
+                )
             return
         log.info("%s", report.summary(results, self.folder))
         if self.monitor.stopping.is_set() or not ranking.complete(self.budget.trials()):

@@ -1,6 +1,7 @@
 """A trial in its job: intermediate values, pruning, and its outcome, which is recorded before the job ends."""
 
 import functools
+import json
 import logging
 import math
 import os
@@ -12,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from omegaconf import DictConfig
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from tuner.files import disk_error
-from tuner.sweep import storage
+from tuner.files import disk_error, replacing
+from tuner.sweep import passwords, storage
 from tuner.sweep.optuna_private import set_system_attr, trial_view
 from tuner.sweep.report import read_result
+from tuner.sweep.storage_files import Place, StorageLostError, moved
 
+log = logging.getLogger("tuner.sweep")
 TrialPruned = optuna.TrialPruned
 OUTCOME = "outcome"  # system attribute of a trial: its Outcome as a dict, from the job to whoever tells the study
+OUTCOME_FILE = ".outcome.json"  # the same in the run folder, until the study has it
 
 
 class RunningTrial:
@@ -40,6 +44,7 @@ class RunningTrial:
 
     def __init__(self, study: str, number: int, storage: str | None, trial: Trial | None = None):
         self.study, self.number, self.storage, self.trial = study, number, storage, trial
+        self.lost = False  # whether the study could not be written once
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value of the objective, once a step.
@@ -48,8 +53,15 @@ class RunningTrial:
         """
         if self.trial is None or len(self.trial.study.directions) > 1:
             return
-        self.trial.report(value, step)
-        if self.trial.should_prune():
+        try:
+            self.trial.report(value, step)
+            prune = self.trial.should_prune()
+        except StorageLostError as error:
+            if not self.lost:
+                log.warning("trial %d goes on without being pruned: %s", self.number, error)
+            self.lost = True
+            return
+        if prune:
             set_outcome(self.trial, Outcome("PRUNED"))  # a kill from here on does not run it again
             raise TrialPruned(f"pruned at step {step} with {value:.6g}")
 
@@ -141,8 +153,10 @@ class Outcome:
 class Job:
     """The task function of a search's jobs, around the user's. It finds its trial by hydra.job.num.
 
-    It travels to worker processes and opens the storage there. A study in memory is out of their reach, so their trials
-    are not pruned.
+    It travels to worker processes and opens the storage there; its password travels in their environment. A study in
+    memory is out of their reach, so their trials are not pruned.
+
+    patience: how long a call of the storage may wait for its server, in seconds.   place: of the storage's file.
     """
 
     task: TaskFunction
@@ -150,11 +164,13 @@ class Job:
     study_name: str
     objectives: int
     pruner: optuna.pruners.BasePruner
+    patience: float = 0.0
+    place: Place | None = None
     parent: int = field(default_factory=os.getpid)
     study: Study | None = None  # in the process of the sweep
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"study": None}
+        return self.__dict__ | {"study": None, "spec": storage.redacted(self.spec)}
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the job. Returns the objective, or Pruned; raises the task's error once the outcome is recorded."""
@@ -205,7 +221,7 @@ class Job:
         folder = hydra.runtime.output_dir
         _set(trial, {"output_dir": folder, "host": socket.gethostname()})
         running = RunningTrial(self.study_name, hydra.job.num, storage.redacted(self.spec), trial)
-        return _Started(running, Path(folder), time.perf_counter())
+        return _Started(running, Path(folder), Path(hydra.sweep.dir), time.perf_counter())
 
     def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:
         """Run a part of the job. The trial's outcome is written if that fails, and after the last part."""
@@ -223,10 +239,10 @@ class Job:
             outcome = Outcome.failed(error)
             raise error from stop  # or a worker process would end with it
         except Exception as error:
-            outcome = None if disk_error(error) else Outcome.failed(error)
+            outcome = None if disk_error(error) or isinstance(error, StorageLostError) else Outcome.failed(error)
             raise  # Hydra logs it, in the job's folder
         finally:
-            if outcome:  # otherwise it was interrupted, or the disk cannot be written: the trial is run again
+            if outcome:  # else it was interrupted, the disk can't be written or the study is lost: it is run again
                 started.end(outcome)
         return returned
 
@@ -235,29 +251,42 @@ class Job:
         if study is None:
             if self.spec is None:
                 return None
-            study = optuna.load_study(study_name=self.study_name, storage=storage.connect(self.spec))
+            if self.place:
+                self.place.check()
+            store = storage.connect(passwords.from_environment(self.spec), patience=self.patience, joining=True)
+            study = optuna.load_study(study_name=self.study_name, storage=store)
         return trial_view(study, number, self.pruner)
 
 
 @dataclass
 class _Started:
-    """A job that has started: its trial, its folder, and when."""
+    """A job that has started: its trial, its folder, the folder of the study, and when."""
 
     trial: RunningTrial
     folder: Path
+    study_folder: Path
     time: float
 
     def end(self, outcome: Outcome) -> None:
-        """Record how the trial ended. The outcome comes last: once it is written, the trial cannot be lost."""
+        """Record how the trial ended: in the run folder, and then in the study, where the outcome itself comes last.
+
+        Once it is written, the trial cannot be lost. Raises StorageLostError if that is not possible.
+        """
         trial = self.trial.trial
         if trial is None:
             return
+        if not self.study_folder.is_dir():
+            raise moved(self.study_folder)
+        self.folder.mkdir(exist_ok=True)
+        with replacing(self.folder / OUTCOME_FILE) as file:
+            file.write(json.dumps(asdict(outcome)).encode())
         result = read_result(self.folder)
         seconds = round(time.perf_counter() - self.time, 3)
         _set(trial, {"seconds": seconds} | {key: result[key] for key in ("device", "epochs") if key in result})
         if outcome.error:
             _set(trial, {"error": outcome.error, "traceback": outcome.traceback})
         set_outcome(trial, outcome)
+        (self.folder / OUTCOME_FILE).unlink()
 
 
 @dataclass

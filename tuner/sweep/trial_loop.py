@@ -23,6 +23,7 @@ from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.launchers import Slots
 from tuner.sweep.progress import Progress
 from tuner.sweep.search_space import SearchSpace
+from tuner.sweep.storage_files import StorageLostError
 from tuner.sweep.trial import Outcome
 
 log = logging.getLogger("tuner.sweep")
@@ -116,6 +117,8 @@ class TrialLoop:
             move_aside(self.folder / str(number))
         try:
             returns = self._launch(jobs)
+        except StorageLostError:
+            raise
         except (HydraException, OmegaConfBaseException) as error:  # the config of the one job does not compose
             for number, _ in jobs:
                 self.budget.tell(number, Outcome.failed(error))
@@ -134,18 +137,21 @@ class TrialLoop:
             self._tell(jobs, returns)
 
     def _tell(self, jobs: Sequence[tuple[int, list[str]]], returns: Sequence[JobReturn]) -> None:
-        """Tell the study the outcomes. A disk error is raised at the end: it does not count as a failed trial."""
-        unwritable: Exception | None = None
+        """Tell the study the outcomes.
+
+        A disk error or a lost study is raised at the end: neither counts as a failed trial.
+        """
+        stop: Exception | None = None
         for (number, _), job in zip(jobs, returns, strict=True):
             result = hydra_private.job_result(job)
             if job.status is not JobStatus.FAILED:
                 self.budget.tell(number, Outcome.of(result, len(self.budget.study.directions)))
-            elif disk_error(result):
-                unwritable = result
+            elif disk_error(result) or isinstance(result, StorageLostError):
+                stop = result
             else:
                 self.budget.tell(number, Outcome.failed(result))
-        if unwritable:
-            raise unwritable
+        if stop:
+            raise stop
 
     def _finish_lost(self, jobs: Sequence[tuple[int, list[str]]], reason: str, *, interrupted: bool) -> None:
         """Finish the trials of jobs that returned nothing: with the outcome a job wrote, else failed, to be retried."""
@@ -177,6 +183,8 @@ class TrialLoop:
             overrides = self.space.overrides(trial.params)
             if not self.slots.in_process:  # a config that does not compose must fail one trial, not a batch
                 self.loader.load_sweep_config(self.config, overrides)
+        except StorageLostError:
+            raise
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the trial has failed
             self.budget.tell(trial.number, Outcome.failed(error))
             return None
