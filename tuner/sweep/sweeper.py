@@ -162,7 +162,9 @@ class AsyncSweeper:
         self.pruner = sampling.build(self.pruner_config, sampling.PRUNERS)
         folder = Path(self.config.hydra.sweep.dir).absolute()
         store = storage.connect(self.spec, patience=self.storage_patience)
-        self.study, self.folder = open_study(self.study_name, store, directions(self.direction), folder)
+        with storage.damage_named(self.spec):
+            self.study, self.folder = open_study(self.study_name, store, directions(self.direction), folder)
+            self.study.get_trials(deepcopy=False)  # all that was written can be read
         self.study_name = self.study.study_name
         self.study.pruner = self.pruner
         locks = self.folder / LOCKS
