@@ -16,7 +16,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError, earlier, yaml_file
-from tuner.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Rule, check_fields, number, one_of, or_null, whole
+from tuner.rules import (
+    BELOW_ONE,
+    FOLDER_NAME,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Rule,
+    check_fields,
+    number,
+    one_of,
+    or_null,
+    whole,
+)
 from tuner.targets import TRUSTED
 
 log = logging.getLogger("tuner.config")
@@ -154,7 +165,7 @@ class RunConfig:
     head_first: Annotated[int, whole(0)] = 0
     micro_batch: Annotated[int | None, or_null(whole(1))] = None
     recompute: Annotated[bool, one_of(True, False)] = False
-    study: str | None = None
+    study: Annotated[str | None, or_null(FOLDER_NAME)] = None
     test: Annotated[bool | str, IN_A_SINGLE_RUN] = "auto"
     plots: Annotated[bool | str, IN_A_SINGLE_RUN] = "auto"
     plain: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

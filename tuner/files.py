@@ -1,10 +1,13 @@
-"""Atomic writes, and recognising a disk that cannot be written."""
+"""Writing files, of which no planted link leads elsewhere; and recognising a disk that cannot be written."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
+
+from tuner import InputError
 
 DISK_ERRORS = (  # in messages of the operating system, SQLite and others
     *("no space left", "disk is full", "disk quota exceeded", "read-only file system", "readonly database"),
@@ -14,16 +17,36 @@ DISK_ERRORS = (  # in messages of the operating system, SQLite and others
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` after it was written and synced; after an exception `path` is unchanged."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """A file that replaces `path` after it was written and synced; after an exception `path` is unchanged.
+
+    It is a new file: links are not followed, neither at `path` nor under its temporary name.
+    """
+    partial = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def appending(path: Path) -> TextIO:
+    """A text file, opened to append to it. Raises OSError if it is a link."""
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
+    return open(
+        path, "a", newline="", encoding="utf-8", opener=lambda name, flags: os.open(name, flags | no_link, 0o666)
+    )
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    """FOLDER/NAME, made if it is missing. Raises InputError if it is a link: files would land elsewhere."""
+    path = folder / name
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, and files are written into it: remove the link")
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def disk_error(error: BaseException | None) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tuner import InputError, earlier, output, yaml_file
 from tuner.config import config_options
 from tuner.runs.run import CHECKPOINT
+from tuner.safe_text import printable
 
 
 def command(folder: Path, more: Sequence[str] = ()) -> tuple[list[str], Path]:
@@ -50,7 +51,7 @@ def main() -> None:
         os.chdir(cwd)
     except OSError as error:
         raise InputError(f"the run was started in {cwd}, which can't be entered: {error.strerror}") from error
-    print(shlex.join(words), flush=True)
+    print(printable(shlex.join(words)), flush=True)
     os.execv(words[0], words)
 
 

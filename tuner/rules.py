@@ -1,11 +1,14 @@
 """Rules for the values of config keys: each is a test and the words that follow "must be" in an error message."""
 
-import math
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
 from tuner import InputError
+
+LEGIBLE = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,18 @@ class Rule:
     def check(self, key: str, value: Any) -> None:
         """Raises InputError if the value of `key` breaks the rule."""
         if not self.holds(value):
-            raise InputError(f"{key}={value} must be {self.text}")
+            raise InputError(f"{key}={shown(value)} must be {self.text}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: long ones are cut."""
+    text = str(value)
+    return text if len(text) <= LEGIBLE else f"{text[:LEGIBLE]}... ({len(text):,} characters)"
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that a float can hold, and finite; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def as_number(text: str) -> float:
@@ -59,6 +68,20 @@ POSITIVE = number(lambda v: v > 0, "a number of more than 0")
 NOT_NEGATIVE = number(lambda v: v >= 0, "a number of at least 0")
 PROBABILITY = number(lambda v: 0 <= v <= 1, "a probability, 0 to 1")
 BELOW_ONE = number(lambda v: 0 <= v < 1, "at least 0 and less than 1")
+
+
+def _is_folder_name(value: Any) -> bool:
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[^./\\\x00-\x1f\x7f\ud800-\udfff][^/\\\x00-\x1f\x7f\ud800-\udfff]*", value
+    ):
+        return False
+    return len(value.encode()) <= 200 and value == value.strip()  # a file system allows 255, and `-2` may follow
+
+
+FOLDER_NAME = Rule(
+    _is_folder_name,
+    "the name of a folder: of at most 200 bytes, without slashes, and with no dot or space at its start",
+)
 
 
 def check_fields(instance: Any, prefix: str) -> None:

@@ -6,6 +6,7 @@ hydra/launcher=fused many runs are prepared, then trained together, then finishe
 
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from tuner import InputError, earlier, output
 from tuner.config import CONF, RunConfig, parse, plain_run_yaml
 from tuner.device import describe
 from tuner.files import disk_error
+from tuner.rules import FOLDER_NAME, or_null
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.trackers import open_tracker
 from tuner.sweep import plugin
@@ -310,11 +312,25 @@ def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
 task.stages = STAGES  # type: ignore[attr-defined]
 
 
+def check_folders(arguments: Sequence[str]) -> None:
+    """Raises InputError for a folder that Hydra could not make, or would make outside of multirun/."""
+    for key, _, value in (argument.partition("=") for argument in arguments):
+        text = value.strip("'\"")
+        if key == "study" and "${" not in text:
+            or_null(FOLDER_NAME).check(key, None if text == "null" else text)
+        if (
+            key in ("hydra.run.dir", "hydra.sweep.dir")
+            and max(len(os.fsencode(part)) for part in text.split("/")) > 255
+        ):
+            raise InputError(f"{key}={text} has the name of a folder of more than 255 bytes: shorten it")
+
+
 def main() -> None:
     """Train one run, or search with -m, from a config that Hydra composes. Refuses names of earlier versions."""
     # Hydra refuses this spelling, with the password
     sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
     earlier.refuse_old_names(sys.argv[1:])
+    check_folders(sys.argv[1:])
     hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=TRUSTED)(task)()
 
 

@@ -16,10 +16,11 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from tuner import InputError, __version__, plots
-from tuner.files import replacing
+from tuner.files import appending, replacing, subfolder
 from tuner.runs.result import read_result
 from tuner.runs.table import read_metrics
 from tuner.runs.trackers import Tracker
+from tuner.safe_text import cell
 
 if TYPE_CHECKING:
     import torch  # takes seconds to import, and most who read runs don't need it
@@ -94,7 +95,7 @@ class Run:
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Append an epoch's row to metrics.csv; a missing metric's cell is empty."""
-        with (self.folder / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
+        with appending(self.folder / "metrics.csv") as file:
             values = (f"{metrics[name]:.6g}" if name in metrics else "" for name in METRICS[1:])
             csv.writer(file, lineterminator="\n").writerow([epoch, *values])
         if self.tracker:
@@ -122,14 +123,12 @@ class Run:
 
     def save_config(self, text: str) -> None:
         """Write conf/config.yaml. It has its own folder because Hydra takes folders beside it for config groups."""
-        (self.folder / "conf").mkdir(exist_ok=True)
-        with replacing(self.folder / "conf" / "config.yaml") as file:
+        with replacing(subfolder(self.folder, "conf") / "config.yaml") as file:
             file.write(text.encode())
 
     def save_plot(self, name: str, figure: Figure) -> None:
         """plots/NAME.png"""
-        (self.folder / "plots").mkdir(exist_ok=True)
-        plots.save(figure, self.folder / "plots" / f"{name}.png")
+        plots.save(figure, subfolder(self.folder, "plots") / f"{name}.png")
 
     def finish(self, status: str, **more: Any) -> None:
         """Write result.json. status: complete, pruned or failed."""
@@ -174,9 +173,9 @@ def _handlers(logger: logging.Logger | None) -> list[logging.Handler]:
 
 
 def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file. rows: the header, then the rows."""
+    """Write a CSV file. rows: the header, then the rows; for their texts see `tuner.safe_text.cell`."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
     with replacing(path) as file:
         file.write(text.getvalue().encode())
 

@@ -1,6 +1,7 @@
 """A study by its name, created if it does not exist, and the folder that all sweeps on it share."""
 
 import logging
+import re
 import time
 import uuid
 import warnings
@@ -70,7 +71,9 @@ def _folder(study: Study, default: Path) -> Path:
             log.info("using the folder of the study, %s, not %s", path, default)
         Path(path).mkdir(exist_ok=True)
         return Path(path)
-    identity = study.user_attrs.get("id") or uuid.uuid4().hex
+    identity = str(study.user_attrs.get("id", ""))
+    if not re.fullmatch("[0-9a-f]{32}", identity):  # it becomes part of a file's name
+        identity = uuid.uuid4().hex
     study.set_user_attr("id", identity)
     folder = claim_folder(default, identity)
     if folder != default:

@@ -21,6 +21,7 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError, earlier
 from tuner.files import disk_error
+from tuner.rules import FOLDER_NAME
 from tuner.sweep import hydra_private, launchers, password_config, ranking, report, sampling, search_space, storage
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures, new_owner
 from tuner.sweep.config_cache import CachingConfigLoader
@@ -148,6 +149,8 @@ class AsyncSweeper:
             if value < lowest or (highest is not None and value > highest):
                 limits = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
                 raise InputError(f"hydra.sweeper.{key}={value} must be {limits}")
+        if self.study_name and OmegaConf.select(self.config, "study") == self.study_name:
+            FOLDER_NAME.check("study", self.study_name)
 
     def _load_custom_space(self) -> Callable[[DictConfig, Trial], None] | None:
         if not self.custom_search_space:
