@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from tuner import InputError
+from tuner.safe_text import printable
 
 MOST = 500  # MB that a call may add to the peak memory of the process
 TOKENS = (
@@ -40,7 +41,7 @@ def _damaged(data: bytes, draw: random.Random) -> bytes:
 
 
 def outcome(call: Callable[[], object], note: object = "") -> str:
-    """ "success", or "InputError" if the call raises it in one printable line. Prints slow calls.
+    """ "success", or "InputError" if the call raises it in one legible line. Prints slow calls.
 
     note: the seed, and what else it takes to repeat the call; an AssertionError quotes it. That is raised for any other
     exception, for a message that a terminal might obey, and for a call that adds more than MOST to the peak memory.
@@ -49,7 +50,8 @@ def outcome(call: Callable[[], object], note: object = "") -> str:
     try:
         call()
     except InputError as error:
-        result = "InputError" if str(error) and str(error).isprintable() else f"not one printable line: {str(error)!r}"
+        text = str(error)
+        result = "InputError" if 0 < len(text) < 2000 and text == printable(text) else f"not a legible line: {text!r}"
     except BaseException as error:
         raise AssertionError(f"{note}: {type(error).__name__}: {error}") from error
     seconds, more = time.perf_counter() - start, _peak() - memory

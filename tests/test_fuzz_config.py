@@ -5,6 +5,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,38 +20,12 @@ from tuner.training.setup import setup_of
 from tuner.training.spec import spec_of
 from tuner.training.together import fit_all
 
-HOSTILE: tuple[Any, ...] = (
-    *(math.nan, math.inf, -math.inf, -1, -0.5, 0, 0.0, 1, 2, 7, 1e-300, 1e300, 10**6, 2**31, 2**63, 10**30, 10**400),
-    *(
-        True,
-        False,
-        None,
-        "",
-        " ",
-        "x",
-        "auto",
-        "1",
-        "nan",
-        "1e3",
-        "0x10",
-        "\u0663",
-        "\U0001f4a9\u202e\x1b[31m\0\n",
-        "a" * 300,
-    ),
-    *("../x", "/", "/dev/null", "/dev/zero", "~nobody/x", "a" * 100_000, [], {}, [1], [1, 2], [0, -1, math.nan], ["x"]),
-    *(
-        [[1]],
-        [None],
-        {"a": 1},
-        {"_target_": "os.system"},
-        {"_target_": 3},
-        {1: 2},
-        [0.5] * 3,
-        [10**9] * 3,
-        [3, 8, 8],
-        b"x",
-    ),
-)
+NUMBERS = (math.nan, math.inf, -math.inf, -1, -0.5, 0, 0.0, 1, 2, 7, 1e-300, 1e300, 10**6, 2**31, 2**63, 10**30)
+WORDS = ("", " ", "x", "auto", "1", "nan", "1e3", "0x10", "\u0663", "\U0001f4a9\u202e\x1b[31m\0\n", "a" * 300)
+PATHS = ("../x", "/", "/dev/null", "/dev/zero", "~nobody/x", "a" * 100_000)
+LISTS = ([], [1], [1, 2], [0, -1, math.nan], ["x"], [[1]], [None], [0.5] * 3, [10**9] * 3, [3, 8, 8])
+DICTS = ({}, {"a": 1}, {"_target_": "os.system"}, {"_target_": 3}, {1: 2})
+HOSTILE: tuple[Any, ...] = (*NUMBERS, 10**400, True, False, None, *WORDS, *PATHS, *LISTS, *DICTS, b"x")
 GROUPS = {
     "frozen": (),
     "sgd": ("optimizer=sgd", "scheduler=cosine", "keep=best", "patience=2", "class_weights=balanced"),
@@ -67,7 +42,7 @@ def composed(tmp_path, monkeypatch):
     """A function: the name of some groups -> their config, as a dict. Its data is in the working folder."""
     monkeypatch.chdir(tmp_path)
     draw = random.Random(0)
-    with open("pixels.csv", "w") as pixels, open("files.csv", "w") as files:
+    with Path("pixels.csv").open("w") as pixels, Path("files.csv").open("w") as files:
         csv.writer(pixels).writerow(["label", *range(64)])
         csv.writer(files).writerow(["label", "image"])
         for i in range(24):

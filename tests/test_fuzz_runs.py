@@ -252,3 +252,30 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and a == b
+
+
+@pytest.mark.parametrize("n", [8, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scheme", ["sqlite", "journal"])
+def test_a_sweep_on_a_damaged_study_goes_on_or_ends_in_a_line(toy, scheme, n):
+    """Each damaged copy is a file of its own, which a sweep of three more trials joins."""
+    few = ("hydra.sweeper.max_failure_rate=1", "hydra.sweeper.n_trials")
+    whole = Path(f"whole.{scheme}").absolute()
+    assert toy.run(f"hydra.sweeper.storage={scheme}:///{whole}", f"{few[1]}=3").returncode == 0
+    if scheme == "sqlite":
+        at_rest(whole)
+    counts, faults = Counter(), []
+    for i, damaged in enumerate(mutations(whole.read_bytes(), 0, n)):
+        shutil.rmtree("multirun")  # what the last one left
+        path = Path(f"{i}.{scheme}").absolute()
+        path.write_bytes(damaged)
+        done = toy.run(
+            f"hydra.sweeper.storage={scheme}:///{path}", f"hydra.sweep.dir=multirun/{i}", f"{few[1]}=4", few[0]
+        )
+        if done.returncode == 1 and path.read_bytes() == damaged:
+            counts["refused, unchanged"] += 1
+        else:
+            counts[f"exit code {done.returncode}"] += 1
+        if done.returncode not in (0, 1) or "Traceback" in done.stdout + done.stderr:
+            faults.append(f"mutation {i}: {done.returncode}, {(done.stdout + done.stderr)[-300:]}")
+    print(f"\nREADER joining {scheme}: {n} mutations, {dict(counts)}")
+    assert not faults, f"{len(faults)} of {n}: {faults[:20]}"

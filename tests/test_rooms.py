@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tuner"
 COMMANDS = {"train", "study", "compare", "predict", "evaluate", "export", "resume", "cache"}
 ROOMS = (  # a module or a package, each above all that it may import
-    *("yaml_file", "files", "targets", "rules", "earlier", "device", "cache_files", "output", "config"),
+    *("safe_text", "yaml_file", "files", "targets", "rules", "earlier", "device", "cache_files", "output", "config"),
     *("data", "networks", "plots", "bank", "runs", "training", "sweep", "stages", "inference", "analysis"),
 )
 ONLY_IN = {

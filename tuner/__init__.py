@@ -6,6 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner.safe_text import printable
+
 if TYPE_CHECKING:
     from tuner.inference.model import Model
 
@@ -21,6 +23,9 @@ if any(option == "-m" and name.startswith("tuner.") for option, name in pairwise
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: the rule, the value got, the way out."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it may quote a file of others
 
 
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> "Model":

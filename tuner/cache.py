@@ -53,7 +53,7 @@ def main() -> None:
         if args.prune:
             path.unlink(missing_ok=True)
         deleted = "deleted " if args.prune else ""
-        print(f"{deleted}{path.name}  {format_bytes(size):>7}  used {unused:.1f} days ago  {what}")
+        output.print_text(f"{deleted}{path.name}  {format_bytes(size):>7}  used {unused:.1f} days ago  {what}")
         total += size
     print(f"{format_bytes(total)} {'freed' if args.prune else 'used'} in {cache_dir}")
 

@@ -232,7 +232,7 @@ def show_runs(args: argparse.Namespace) -> None:
         short = top.assign(folder=top.folder.map(output.near)) if "folder" in top else top
         output.terminal(short[chosen])
         more = f"; {len(table) - len(top):,} more with --top 0" if len(top) < len(table) else ""
-        print(f"\n{summary}{more}")
+        output.print_text(f"\n{summary}{more}")
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -286,7 +286,7 @@ def show_pair(args: argparse.Namespace) -> None:
     if args.csv:
         output.print_csv(pd.concat(tables, names=["table"]).reset_index("table"))
         return
-    print(f"a  {both['a']}\nb  {both['b']}\n")
+    output.print_text(f"a  {both['a']}\nb  {both['b']}\n")
     for name, frame in tables.items():
         output.terminal(frame, titles[name]) if len(frame) else print(titles[name])
         print()

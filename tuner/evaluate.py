@@ -219,7 +219,7 @@ def main() -> None:
         if value is None:  # a metric that needs more classes
             continue
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
-        print(f"{key.replace('_', ' '):<18} {text}")
+        output.print_text(f"{key.replace('_', ' '):<18} {text}")
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -198,7 +198,9 @@ def main() -> None:
     with replacing(out) as file:
         file.write(content)
     shape = ", ".join(map(str, original.input_shape))
-    print(f"{out}: uint8 [N, {shape}] -> probabilities [N, {len(original.classes)}], {len(content) / 1e6:.1f} MB")
+    output.print_text(
+        f"{out}: uint8 [N, {shape}] -> probabilities [N, {len(original.classes)}], {len(content) / 1e6:.1f} MB"
+    )
     compared = f"probabilities differ by at most {difference:.2g}, the top class of {others:,} images"
     print(f"checked on {len(images):,} {what}: {compared}")
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from tuner import InputError
 from tuner.files import disk_error, replacing
+from tuner.safe_text import HARMFUL, Formatter, cell, printable, printable_lines
 
 if TYPE_CHECKING:
     from plotly.basedatatypes import BaseFigure
@@ -63,7 +64,9 @@ def command(main: Callable[[], None], *, log: bool = True) -> None:
     """
     _prepare_streams()
     if log:
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
+        logging.basicConfig(level=logging.INFO)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(Formatter("%(message)s"))
     try:
         try:
             main()
@@ -129,17 +132,22 @@ def shown(value: Any, column: str = "") -> str:
         return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else format(value, digits)
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d %H:%M:%S}"
-    return " ".join(str(value).split())
+    return printable(" ".join(str(value).split()))
 
 
 def near(path: str | Path) -> str:
     """The path relative to the working folder, if it is below it."""
-    return os.path.relpath(path) if Path.cwd() in Path(path).absolute().parents else str(path)
+    return printable(os.path.relpath(path) if Path.cwd() in Path(path).absolute().parents else str(path))
 
 
 def is_number(value: Any) -> bool:
     """Whether a value is an int or a float, including NaN and infinity; bools are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def print_text(text: str) -> None:
+    """Print lines of text, without what a terminal may obey."""
+    print(printable_lines(text), flush=True)
 
 
 def terminal(frame: pd.DataFrame, title: str = "") -> None:
@@ -175,7 +183,7 @@ def table(frame: pd.DataFrame) -> Table:
     printed = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, column in frame.items():
         numbers = all(is_number(value) or shown(value) == "-" for value in column)
-        printed.add_column(Text(str(name)), justify="right" if numbers else "left", overflow="fold")
+        printed.add_column(Text(printable(str(name))), justify="right" if numbers else "left", overflow="fold")
     for row in frame.itertuples(index=False):
         printed.add_row(*(Text(shown(value, str(name))) for name, value in zip(frame, row, strict=True)))
     return printed
@@ -194,12 +202,21 @@ def _plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON. Raises ValueError for NaN and infinity, which `records` turns into None."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    lines = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).split("\n")
+    print("\n".join(HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines))
 
 
 def print_csv(frame: pd.DataFrame) -> None:
     """Print a table as CSV, without its index."""
-    frame.to_csv(sys.stdout, index=False)
+    cells(frame).to_csv(sys.stdout, index=False)
+
+
+def cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table for a CSV file: see `tuner.safe_text.cell`."""
+    frame = frame.copy()
+    for name in [name for name in frame if frame[name].dtype.kind == "O"]:
+        frame[name] = frame[name].map(cell)
+    return frame.rename(columns=cell)
 
 
 def page(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> None:
@@ -224,7 +241,7 @@ def page(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> None:
 
 def html_text(text: str) -> str:
     """Preformatted text, escaped, as a part of a web page."""
-    return f"<pre>{html.escape(text)}</pre>"
+    return f"<pre>{html.escape(printable_lines(text))}</pre>"
 
 
 def html_figure(figure: "BaseFigure") -> str:
@@ -236,7 +253,7 @@ def html_figure(figure: "BaseFigure") -> str:
 
 def html_table(frame: pd.DataFrame, folder: Path) -> str:
     """A table that can be sorted by clicking. Values in its column `folder` are links, for a page in `folder`."""
-    head = "".join(f'<th scope="col"><button>{html.escape(str(name))}</button></th>' for name in frame)
+    head = "".join(f'<th scope="col"><button>{html.escape(printable(str(name)))}</button></th>' for name in frame)
     body = "\n".join(
         "<tr>" + "".join(_cell(value, str(name), folder) for name, value in zip(frame, row, strict=True)) + "</tr>"
         for row in frame.itertuples(index=False)
@@ -251,7 +268,7 @@ def _cell(value: Any, column: str, folder: Path) -> str:
     if is_number(value):
         number = "" if text == "-" else str(value).replace("inf", "Infinity")  # as JavaScript spells it
         return f'<td class="number" data-value="{number}">{text}</td>'
-    return f'<td data-value="{"" if text == "-" else html.escape(str(value))}">{text}</td>'
+    return f'<td data-value="{"" if text == "-" else html.escape(printable(str(value)))}">{text}</td>'
 
 
 def link(path: str | Path, folder: Path) -> str:

@@ -147,7 +147,7 @@ def _predict(
                 log.error("%s", error)
             rows = table(batch, models[0].classes, args.top)
             if args.csv:
-                rows.to_csv(sys.stdout, index=False, header=header)
+                output.cells(rows).to_csv(sys.stdout, index=False, header=header)
                 header = False
             else:
                 tables.append(rows)

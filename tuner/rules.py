@@ -1,12 +1,14 @@
 """Rules for the values of config keys: each is a test and the words that follow "must be" in an error message."""
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
 from tuner import InputError
+
+LEGIBLE = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,18 @@ class Rule:
     def check(self, key: str, value: Any) -> None:
         """Raises InputError if the value of `key` breaks the rule."""
         if not self.holds(value):
-            raise InputError(f"{key}={value} must be {self.text}")
+            raise InputError(f"{key}={shown(value)} must be {self.text}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: long ones are cut."""
+    text = str(value)
+    return text if len(text) <= LEGIBLE else f"{text[:LEGIBLE]}... ({len(text):,} characters)"
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that a float can hold, and finite; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def as_number(text: str) -> float:

@@ -24,6 +24,7 @@ from tuner.analysis import loaded_study
 from tuner.analysis.advice import advice, certainty
 from tuner.analysis.loaded_study import LoadedStudy
 from tuner.files import subfolder
+from tuner.safe_text import printable
 from tuner.sweep import budget, storage
 from tuner.sweep.optuna_private import study_id
 from tuner.sweep.progress import duration
@@ -50,7 +51,7 @@ def main() -> None:
         return
     s = loaded_study.load(args.study, args.storage)
     if args.best:
-        print(shlex.join(s.overrides(_the_best(s))))
+        print(as_command(s.overrides(_the_best(s))))
         return
     if args.plots or args.html:
         write(s, args.out or s.folder, args.plots, args.html)
@@ -91,12 +92,20 @@ def _the_best(s: LoadedStudy) -> optuna.trial.FrozenTrial:
     return s.best
 
 
+def as_command(words: list[str]) -> str:
+    """Words for a shell. Raises InputError for characters that a terminal might obey."""
+    text = shlex.join(words)
+    if text != printable(text):
+        raise InputError(f"the trial's overrides contain control characters: {text}")
+    return text
+
+
 # On the terminal
 
 
 def show(s: LoadedStudy, top: int, console: Console) -> None:
     """Print the headline, tables, advice, and the command that repeats the best trial.   top: trials listed; 0: all."""
-    console.print(Text(headline(s), "bold"), soft_wrap=True)
+    console.print(Text(printable(headline(s)), "bold"), soft_wrap=True)
     print()
     for title, table in tables(s, top).items():
         output.terminal(table, title)
@@ -104,10 +113,11 @@ def show(s: LoadedStudy, top: int, console: Console) -> None:
     for title, lines in texts(s).items():
         print(title)
         for line in lines:
-            print(f"  - {line}")
+            output.print_text(f"  - {line}")
     if s.best is not None and "fixed" in s.study.user_attrs:  # it is of a sweep
         which = [str(s.folder)] if s.folder else [s.study.study_name, "--storage", str(storage.redacted(s.spec))]
-        print(f"\nrun it again: python -m tuner.study {shlex.join(which)} --best | xargs -r python -m tuner.train")
+        again = f"python -m tuner.study {shlex.join(which)} --best | xargs -r python -m tuner.train"
+        output.print_text(f"\nrun it again: {again}")
 
 
 def headline(s: LoadedStudy) -> str:
@@ -266,7 +276,7 @@ def watch(args: argparse.Namespace) -> None:
             if console.is_terminal:
                 live.update(glance(s, args.top, console.width), refresh=True)
             elif (line := headline(s)) != last:
-                print(line, flush=True)
+                output.print_text(line)
                 last = line
             if not (budget.sweep_is_running(s.folder) if s.folder else s.states["RUNNING"]):
                 break
@@ -276,7 +286,7 @@ def watch(args: argparse.Namespace) -> None:
 def glance(s: LoadedStudy, top: int, width: int) -> Group:
     """The headline and the best trials, for a terminal of `width` characters."""
     tables = best_trials(s, top).values()
-    return Group(Text(headline(s), "bold"), *(output.within(table, width) for table in tables))
+    return Group(Text(printable(headline(s)), "bold"), *(output.within(table, width) for table in tables))
 
 
 def dashboard(args: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -7,13 +8,24 @@ from itertools import chain, count
 
 import numpy as np
 import optuna
+import psutil
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState, create_trial
 
-from tuner.sweep import storage
-from tuner.sweep.budget import OWNER, RETRY_HISTORY, SURPLUS, Budget, allowed_failures
+from tuner.sweep import optuna_private, storage
+from tuner.sweep.budget import (
+    LOCKS,
+    OWNER,
+    RETRY_HISTORY,
+    SURPLUS,
+    Budget,
+    allowed_failures,
+    new_owner,
+    sweep_is_running,
+)
 from tuner.sweep.trial import Outcome, Pruned
 
 HOST = socket.gethostname()
@@ -291,6 +303,104 @@ def test_an_interrupted_trial_has_used_up_no_attempt(new_budget, retries):
     assert states(budget) == ["FAIL"] * (4 + retries)
     assert budget.failures() == 1
     assert budget.ask() is None
+
+
+def test_a_trial_has_its_owner_from_its_first_moment_on(new_budget, monkeypatch):
+    """Killed right after the study was asked, before anything else is written: the trial is known to be lost."""
+    budget, dead = new_budget(n_trials=3), new_budget(n_trials=3, name=OTHER)
+    budget.study.enqueue_trial({"x": 0.25})
+
+    def power_cut(*arguments):
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # a waiting trial, and a new one
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna_private, "Trial", power_cut)
+            with pytest.raises(KeyboardInterrupt):
+                dead.ask()
+    assert [trial.system_attrs.get(OWNER) for trial in budget.trials()] == [OTHER, OTHER]
+    budget.recover()
+    assert states(budget) == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    assert budget.ask().suggest_float("x", 0, 1) == 0.25
+
+
+def test_a_trial_that_was_killed_before_it_was_taken_is_still_waiting(new_budget, monkeypatch):
+    budget, dead = new_budget(), new_budget(name=OTHER)
+    budget.study.enqueue_trial({"x": 0.25})
+
+    def power_cut(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dead.study._storage, "set_trial_state_values", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            dead.ask()
+    budget.recover()
+    assert states(budget) == ["WAITING"]
+    budget.ask()
+    assert budget.trial(0).system_attrs[OWNER] == budget.owner
+
+
+def test_a_plain_worker_of_optuna_is_left_alone(new_budget, spec):
+    """It has no owner, and may run: its trial counts, and it can tell its result."""
+    budget = new_budget(n_trials=3)
+    plain = optuna.load_study(study_name="s", storage=budget.study._storage)
+    trial = plain.ask({"x": FloatDistribution(0, 1)})
+    ask(budget)
+    budget.recover()
+    assert budget.without_owner() == [0]
+    assert states(budget) == ["RUNNING", "RUNNING"]
+    plain.tell(trial, 0.5)
+    budget.recover()
+    assert states(budget) == ["COMPLETE", "RUNNING"]
+    assert budget.without_owner() == []
+
+
+def test_a_plain_worker_runs_beside_a_sweep(toy):
+    with toy.start("hydra.sweeper.n_trials=5", "seconds=0.2") as sweep:
+        toy.wait_for(1)
+        plain = toy.study()
+        trial = plain.ask({"x": FloatDistribution(-2, 2)})
+        toy.wait_for(3)
+        plain.tell(trial, 0.5)
+        out, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, out + err
+    assert toy.states() == ["COMPLETE"] * 5
+
+
+def test_a_stranger_that_still_runs_is_named(toy):
+    toy.run("hydra.sweeper.n_trials=2")
+    toy.study().ask({"x": FloatDistribution(-2, 2)})
+    done = toy.run("hydra.sweeper.n_trials=4")
+    assert "trials [2] are run by a program that is not a sweep; if it was killed: optuna tell" in done.stdout
+    assert toy.states() == ["COMPLETE", "COMPLETE", "RUNNING", "COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "runs"),
+    [
+        (f"{HOST}:{{pid}}:{{start}}:id", True),
+        (f"{HOST}:{{pid}}:{{earlier}}:id", False),  # the process that had this number before
+        (f"{HOST}:{{pid}}:id", True),  # of an earlier version
+        (f"{HOST}:{{gone}}:{{start}}:id", False),
+        ("another-machine:1:5:id", True),
+    ],
+)
+def test_a_process_that_got_the_number_of_a_killed_sweep_is_not_the_sweep(tmp_path, owner, runs):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    start = round(psutil.Process().create_time())
+    name = owner.format(pid=os.getpid(), start=start, earlier=start - 3600, gone=ended.pid)
+    (tmp_path / LOCKS).mkdir()
+    (tmp_path / LOCKS / f"{name}.alive").touch()
+    assert sweep_is_running(tmp_path) is runs
+
+
+def test_the_name_of_a_sweep_is_that_of_a_running_one(tmp_path):
+    (tmp_path / LOCKS).mkdir()
+    (tmp_path / LOCKS / f"{new_owner()}.alive").touch()
+    assert sweep_is_running(tmp_path)
+    assert new_owner() != new_owner()
 
 
 def test_a_second_recovery_adds_no_second_copy(new_budget):

@@ -19,25 +19,48 @@ from tuner.analysis import loaded_study
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
-@pytest.fixture
-def postgresql(tmp_path):
-    """URL of a server on loopback, with a data folder of its own."""
-    if not POSTGRES or not shutil.which("runuser"):
-        pytest.skip("needs Debian's package postgresql, which .ci/run installs")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = Path(subprocess.check_output(["runuser", "-u", "postgres", "--", "mktemp", "-d"], text=True).strip())
+class Server:
+    """PostgreSQL on loopback, with a data folder of its own."""
 
-    def control(program: str, *arguments: str) -> None:
-        command = ["runuser", "-u", "postgres", "--", str(POSTGRES[-1] / program), "-D", str(data), *arguments]
+    def __init__(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        made = subprocess.check_output(["runuser", "-u", "postgres", "--", "mktemp", "-d"], text=True)
+        self.data = Path(made.strip())
+        self.control("initdb", "--auth=trust")
+
+    def control(self, program: str, *arguments: str) -> None:
+        command = ["runuser", "-u", "postgres", "--", str(POSTGRES[-1] / program), "-D", str(self.data), *arguments]
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
 
-    control("initdb", "--auth=trust")
-    control("pg_ctl", "-w", "-o", f"-p {port} -c listen_addresses=127.0.0.1 -k {data}", "-l", f"{data}/log", "start")
-    yield f"postgresql+psycopg://postgres:secret@127.0.0.1:{port}/postgres"
-    control("pg_ctl", "-m", "immediate", "stop")
-    shutil.rmtree(data)
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.data}"
+        self.control("pg_ctl", "-w", "-o", options, "-l", f"{self.data}/log", "start")
+
+    def stop(self) -> None:
+        self.control("pg_ctl", "-m", "immediate", "stop")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://postgres:secret@127.0.0.1:{self.port}/postgres"
+
+
+@pytest.fixture
+def server():
+    if not POSTGRES or not shutil.which("runuser"):
+        pytest.skip("needs Debian's package postgresql, which .ci/run installs")
+    it = Server()
+    it.start()
+    yield it
+    it.stop()
+    shutil.rmtree(it.data)
+
+
+@pytest.fixture
+def postgresql(server):
+    """URL of a server."""
+    return server.url
 
 
 def assert_exact(toy, storage: str, n_trials: int) -> None:
@@ -67,15 +90,25 @@ def wait_for_more(toy, sweep, starts: int) -> None:
         time.sleep(0.01)
 
 
+KILLS = 5  # for each of nine combinations: 45
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-@pytest.mark.parametrize("storage", ["sqlite:///multirun/optuna.db", "journal:///multirun/optuna.journal"])
-def test_20_kills_at_random_moments(toy, launcher, storage):
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "stacked"])
+@pytest.mark.parametrize("storage", ["sqlite:///multirun/optuna.db", "journal:///multirun/it.journal", "postgresql"])
+def test_kills_at_random_moments(toy, launcher, storage, request):
+    """Kill -9 while the sweep starts, or so many trials later, and a moment. PostgreSQL is restarted once."""
     rng = random.Random(launcher + storage)
-    options = [f"hydra/launcher={launcher}", "hydra.sweeper.n_jobs=2", f"hydra.sweeper.storage={storage}"]
-    options += ["hydra.sweeper.n_trials=60", "hydra.sweeper.retries=20", "seconds=0.2", "steps=3"]
+    server = request.getfixturevalue("server") if storage == "postgresql" else None
+    storage = server.url if server else storage
+    options = (
+        ["hydra/launcher=fused", "hydra.launcher.stack=3"] if launcher == "stacked" else [f"hydra/launcher={launcher}"]
+    )
+    toy.environment |= {"TOY_STAGES": "1"} if launcher == "stacked" else {}
+    options += ["hydra.sweeper.n_jobs=2", f"hydra.sweeper.storage={storage}"]
+    options += ["hydra.sweeper.n_trials=24", "hydra.sweeper.retries=20", "seconds=0.2", "steps=3"]
     kills = 0
-    while kills < 20:
+    while kills < KILLS:
         with toy.start(*options) as sweep:
             if rng.random() < 0.3:
                 time.sleep(rng.random())  # while it starts, and settles what the one before left
@@ -84,13 +117,63 @@ def test_20_kills_at_random_moments(toy, launcher, storage):
                 time.sleep(0.2 * rng.random())
             if sweep.poll() is not None:
                 break
+            if server and kills == KILLS // 2:
+                server.stop()
+                server.start()
+                wait_for_more(toy, sweep, 1)
             sweep.kill()
             kills += 1
         assert_nothing_is_left(toy)
     done = toy.command(*options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert kills >= 10
-    assert_exact(toy, storage, 60)
+    assert kills == KILLS
+    assert_exact(toy, storage, 24)
+    print(f"{kills} kills, {len(toy.study(storage=storage).trials)} trials, {len(toy.starts())} jobs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_a_server_that_is_restarted_fails_no_trial(toy, server, launcher):
+    options = [f"hydra/launcher={launcher}", "hydra.sweeper.n_jobs=2", f"hydra.sweeper.storage={server.url}"]
+    with toy.start(*options, "hydra.sweeper.n_trials=8", "steps=10", "seconds=1") as sweep:
+        toy.wait_for(3)
+        server.stop()
+        time.sleep(2)  # calls fail meanwhile
+        server.start()
+        out, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 0, out + err
+    trials = toy.study(storage=server.url).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 8
+    assert all(len(trial.intermediate_values) == 10 for trial in trials)
+    assert sorted(toy.starts()) == list(range(8))
+    assert "Traceback" not in out + err
+    assert "secret" not in out + err
+    if launcher == "basic":
+        lines = (out + err).splitlines()
+        assert [sum(text in line for line in lines) for text in ("does not answer", "answers again")] == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_away_loses_no_outcome(toy, server):
+    options = [
+        "hydra.sweeper.n_trials=6",
+        "hydra.sweeper.retries=0",
+        f"hydra.sweeper.storage={server.url}",
+        "seconds=1",
+    ]
+    with toy.start(*options, "steps=5", "hydra.sweeper.storage_patience=1") as sweep:
+        toy.wait_for(3)
+        server.stop()
+        out, err = sweep.communicate(timeout=100)
+    assert sweep.returncode == 1, out + err
+    assert "did not answer for 1 s" in out
+    assert "then continue with: python -m toy -m" in out
+    assert "Traceback" not in out + err
+    server.start()
+    done = toy.command(*options, "steps=5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(toy.starts()) == list(range(6))  # the trial that ran without the server is not run again
+    assert [trial.state.name for trial in toy.study(storage=server.url).trials] == ["COMPLETE"] * 6
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """What tuner relies on in Optuna without a promise of its documentation. A failure says what tuner would do wrong."""
 
+import json
+import sqlite3
+from contextlib import closing
+
 import optuna
 import pytest
 from contract import contract
@@ -158,3 +162,43 @@ def test_a_journal_takes_a_lock_of_our_own(tmp_path):
     with contract("Optuna: a journal has another kind of lock: sweeps at once would write over each other"):
         JournalFileBackend(str(tmp_path / "log"), lock_obj=Lock()).append_logs([{"a": 1}])
         assert Lock.calls == ["acquire", "release"]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "journal"])
+def test_a_trial_is_asked_for_with_its_attributes(tmp_path, kind):
+    """As Study.ask does it, but in one step."""
+    choices = {
+        "memory": optuna.storages.InMemoryStorage,
+        "sqlite": lambda: RDBStorage(f"sqlite:///{tmp_path}/it.db"),
+        "journal": lambda: optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "it.log"))),
+    }
+    with contract("Optuna: a trial can't be created with attributes: one that is killed at once would stay running"):
+        study = optuna.create_study(storage=choices[kind](), sampler=GridSampler({"x": [1, 2, 3]}))
+        study.enqueue_trial({"x": 3})
+        for number in range(3):
+            trial = optuna_private.ask(study, {"owner": "me"})
+            assert trial.number == number
+            x = trial.suggest_int("x", 1, 3)
+            study.tell(trial, x)
+        trials = study.trials
+        assert [t.system_attrs["owner"] for t in trials] == ["me"] * 3
+        assert trials[0].params == {"x": 3}
+        assert all(t.datetime_start <= t.datetime_complete for t in trials)
+        assert [optuna_private.id_of(t) for t in trials] == [t._trial_id for t in trials]
+        if kind == "sqlite":
+            study._storage._backend.engine.dispose()
+
+
+def test_what_files_hold(tmp_path):
+    with contract("Optuna: its tables or the operations of its journal have changed: files would be taken for others"):
+        with closing(sqlite3.connect(tmp_path / "it.db")) as file:
+            RDBStorage(f"sqlite:///{tmp_path}/it.db").engine.dispose()
+            tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert tables == optuna_private.TABLES
+        store = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "it.log")))
+        study = optuna.create_study(storage=store)
+        study.tell(study.ask(), 0.5)
+        records = [json.loads(line) for line in (tmp_path / "it.log").read_text().splitlines()]
+        assert {record["op_code"] for record in records} <= optuna_private.JOURNAL_OPERATIONS
+        assert all("worker_id" in record for record in records)
+        assert (tmp_path / "it.log").read_text().startswith('{"op_code":')

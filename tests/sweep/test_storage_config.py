@@ -17,9 +17,8 @@ from tuner.sweep import storage, storage_config
 def public_names() -> list[str]:
     """Every class, function and module in optuna.storages, as a `_target_`, by each path that leads to it."""
     modules = [optuna.storages]
-    for found in pkgutil.walk_packages(optuna.storages.__path__, "optuna.storages."):
-        if "alembic.versions" not in found.name and not found.name.endswith("alembic.env"):
-            modules.append(importlib.import_module(found.name))
+    found = [found.name for found in pkgutil.walk_packages(optuna.storages.__path__, "optuna.storages.")]
+    modules += [importlib.import_module(name) for name in found if "alembic" not in name]
     return sorted({f"{module.__name__}.{name}" for module in modules for name in dir(module)})
 
 

@@ -1,6 +1,7 @@
 """A program with a Hydra config and an objective that takes no time, for sweeps that are tested as commands.
 
 TOY_CONFIG names its config folder. `does` tells a trial, by its number, to do something else than to return x^2.
+With TOY_STAGES its jobs train together.
 """
 
 import os
@@ -13,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from tuner.sweep import plugin
-from tuner.sweep.trial import report
+from tuner.sweep.trial import Stages, TrialPruned, report
 
 plugin.register()
 
@@ -49,6 +50,38 @@ def objective(cfg):  # noqa: C901 - one case per way to end
         case "two":
             return cfg.x**2, 1.0
     return cfg.x**2 if cfg.objectives == 1 else (cfg.x**2, (cfg.x - 2) ** 2)
+
+
+def prepare(cfg, trial):
+    return cfg, HydraConfig.get().job.num, trial
+
+
+def fit_together(jobs):
+    """Report the steps of all jobs in turns. Yields a job's value, or the exception that ended it, when it is done."""
+    for cfg, number, _ in jobs:
+        with Path(cfg.ran).open("a") as file:
+            file.write(f"{number} {os.getpid()}\n")
+    for index, (cfg, _, trial) in enumerate(jobs):
+        ended = cfg.x**2
+        for step in range(1, cfg.steps + 1):
+            time.sleep(cfg.seconds / cfg.steps / len(jobs))
+            try:
+                if trial:
+                    trial.report(cfg.x**2 + 1 / step, step)
+            except TrialPruned as error:
+                ended = error
+                break
+        yield index, ended
+
+
+def finish(job, ended):
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
+
+
+if "TOY_STAGES" in os.environ:
+    objective.stages = Stages(prepare, fit_together, finish)
 
 
 def configure(cfg, trial):

@@ -268,14 +268,25 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Loa
     if spec is None:
         raise InputError(f"study {written.get('study', where)} was kept in memory, and ended with its process")
     store = storage.open_read_only(spec)
-    name = written.get("study") or (str(where) if where is not None else _newest(store, spec))
-    try:
+    with storage.damage_named(spec):
+        name = written.get("study") or (str(where) if where is not None else _newest(store, spec))
+        names = optuna.get_all_study_names(store)
+        if name not in names:
+            there = ", ".join(names[-10:]) or "none"
+            raise InputError(f"no study {name} in {storage.redacted(spec)}; it has {there}")
         study = optuna.load_study(study_name=name, storage=store)
-    except KeyError:
-        there = ", ".join(optuna.get_all_study_names(store)[-10:]) or "none"
-        raise InputError(f"no study {name} in {storage.redacted(spec)}; it has {there}") from None
-    known = study.user_attrs.get("folder")
-    return LoadedStudy(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
+        known = study.user_attrs.get("folder")
+        s = LoadedStudy(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
+        _read_all(s)
+    return s
+
+
+def _read_all(s: LoadedStudy) -> None:
+    """Read all that the storage has of a study: where it is damaged, this fails, and what follows does not."""
+    for trial in s.frozen:
+        for name, value in trial.params.items():
+            trial.distributions[name].to_internal_repr(value)
+    _ = s.goals, s.study.metric_names, s.trials
 
 
 def _results(folder: Path) -> dict[str, Any]:

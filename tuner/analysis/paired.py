@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from tuner.safe_text import from_cell
+
 log = logging.getLogger("tuner.analysis.paired")
 
 
@@ -58,6 +60,7 @@ def _common(a: Path, b: Path) -> pd.DataFrame | None:
         types: Any = {"split": str, "image": str, "label": str, "predicted": str}
         try:
             table = pd.read_csv(folder / "predictions.csv", usecols=list(types), dtype=types, keep_default_na=False)
+            table = table.map(from_cell)
             table = table.drop_duplicates(["split", "image", "label"])  # a file that the data set lists twice
             if table.duplicated(["split", "image"]).any():
                 raise ValueError("an image has two labels")

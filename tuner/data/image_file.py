@@ -15,6 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from tuner import InputError
+from tuner.safe_text import printable
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class BrokenImageError(InputError):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be used as an image: {self.reason}"
+        return printable(f"{self.path} cannot be used as an image: {self.reason}")
 
 
 def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:

@@ -20,6 +20,7 @@ from tuner.files import appending, replacing, subfolder
 from tuner.runs.result import read_result
 from tuner.runs.table import read_metrics
 from tuner.runs.trackers import Tracker
+from tuner.safe_text import cell
 
 if TYPE_CHECKING:
     import torch  # takes seconds to import, and most who read runs don't need it
@@ -180,9 +181,9 @@ def _handlers(logger: logging.Logger | None) -> list[logging.Handler]:
 
 
 def write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file. rows: the header, then the rows."""
+    """Write a CSV file. rows: the header, then the rows; for their texts see `tuner.safe_text.cell`."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
     with replacing(path) as file:
         file.write(text.getvalue().encode())
 

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from tuner.files import replacing
 from tuner.rules import is_number
 from tuner.runs import result
+from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
 from tuner.sweep.study_folder import direction_names
 
@@ -59,7 +60,10 @@ def _csv(study: Study) -> str:
     names = study.metric_names or []
     columns = {f"value_{names[0]}": "value"} if len(names) == 1 else {}
     columns |= {f"values_{name}": f"values_{k}" for k, name in enumerate(names)}
-    text: str = table.drop(columns="user_attrs_traceback", errors="ignore").rename(columns=columns).to_csv(index=False)
+    table = table.drop(columns="user_attrs_traceback", errors="ignore").rename(columns=columns)
+    for name in [name for name in table if table[name].dtype.kind == "O"]:
+        table[name] = table[name].map(cell)
+    text: str = table.rename(columns=cell).to_csv(index=False)
     return text
 
 

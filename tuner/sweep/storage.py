@@ -4,6 +4,8 @@ import json
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from tuner import InputError
+from tuner.files import disk_error
 from tuner.sweep import passwords, storage_config
 from tuner.sweep.optuna_private import BaseJournalFileLock, cached
 from tuner.sweep.passwords import redacted as redacted
@@ -131,6 +134,17 @@ def _unusable(spec: str, error: Exception) -> InputError:
     if isinstance(cause, KeyError | TypeError | AssertionError | UnicodeError | json.JSONDecodeError):
         reason = f"it is damaged, or another program's ({type(cause).__name__}: {reason})"
     return InputError(f"the storage {redacted(spec)} cannot be used: {passwords.hidden(reason, spec)}")
+
+
+@contextmanager
+def damage_named(spec: str | None) -> Iterator[None]:
+    """Raise errors about what a storage holds, such as a parameter without a value, as InputErrors that name it."""
+    try:
+        yield
+    except (*ERRORS, SQLAlchemyError, OptunaError, LookupError, AttributeError) as error:
+        if spec is None or isinstance(error, InputError) or disk_error(error):
+            raise
+        raise _unusable(spec, error) from error
 
 
 @lru_cache

@@ -195,7 +195,9 @@ class AsyncSweeper:
         goals = directions(self.direction)
         self._check_direction(goals)
         store = storage.connect(self.spec, patience=self.storage_patience)
-        self.study, self.folder = open_study(self.study_name, store, goals, folder)
+        with storage.damage_named(self.spec):
+            self.study, self.folder = open_study(self.study_name, store, goals, folder)
+            self.study.get_trials(deepcopy=False)  # all that was written can be read
         self.study_name = self.study.study_name
         self.study.pruner = self.pruner
         locks = self.folder / LOCKS

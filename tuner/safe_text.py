@@ -1,0 +1,45 @@
+"""Text from others, made safe to print and to open in a spreadsheet."""
+
+import logging
+import re
+from typing import Any
+
+# What a terminal may obey, or what shows text in another order or as several lines: C0 and C1 control characters,
+# separators of lines, overrides of the writing direction, and halves of characters
+HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+FORMULA = re.compile(r"\s*[=+@-]|'")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with harmful characters as Python writes them: \x1b."""
+    return HARMFUL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+class Formatter(logging.Formatter):
+    """Log lines without harmful characters. Only messages of several lines, and tracebacks, keep their line breaks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Called by logging."""
+        return printable_lines(super().format(record))
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV file. A text that a spreadsheet would take for a formula begins with an apostrophe.
+
+    So does a text that begins with one. Numbers, also as text, are unchanged; harmful characters are escaped.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def from_cell(text: str) -> str:
+    """The text that `cell` wrote."""
+    return text.removeprefix("'")
