@@ -13,6 +13,7 @@ from pathlib import Path
 from tuner import InputError, output
 from tuner.config import RunConfig, parse, start_folder, with_values, written
 from tuner.runs.run import CHECKPOINT, Run
+from tuner.safe_text import Formatter
 from tuner.stages import one_line_errors, train
 
 FORMAT = "[%(asctime)s] %(levelname)s %(message)s"  # as in conf/train.yaml
@@ -51,7 +52,9 @@ def main() -> None:
 
 def _log_to(path: Path) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(path, encoding="utf-8")]
-    logging.basicConfig(format=FORMAT, datefmt="%H:%M:%S", level=logging.INFO, handlers=handlers, force=True)
+    for handler in handlers:
+        handler.setFormatter(Formatter(FORMAT, "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
 
 
 if __name__ == "__main__":

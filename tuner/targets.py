@@ -73,5 +73,5 @@ def of_group(group: str) -> tuple[str, ...]:
 
 
 def of_hydra() -> tuple[str, ...]:
-    """What Hydra may call on its own: callbacks and log handlers, which only the user can add, and search spaces."""
-    return SEARCH_SPACES + by_user()
+    """What Hydra may call on its own: search spaces, tuner's formatter of log lines, and what only the user can add."""
+    return (*SEARCH_SPACES, "tuner.safe_text.Formatter", *by_user())
