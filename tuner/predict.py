@@ -40,7 +40,7 @@ def predicted(models: Sequence[Model], paths: Sequence[Path]) -> Iterator[Batch]
 
     def read(path: Path) -> dict[tuple, torch.Tensor] | image_file.BrokenImageError:
         try:
-            return {(shape, fit): image_file.read(path, shape, fit) for shape, fit in shapes}
+            return {(shape, fit): image_file.read(path, shape, fit, models[0].max_pixels) for shape, fit in shapes}
         except image_file.BrokenImageError as error:
             return error
 
@@ -117,6 +117,8 @@ def main() -> None:
         raise InputError("--maps works with one run only: leave --with out")
     paths = image_file.expand(args.inputs)
     models = load([args.run, *args.others], args.device, args.precision)
+    image_file.check_max_pixels(args.max_pixels)
+    models[0].max_pixels = args.max_pixels
     classes = models[0].classes
     if not 1 <= args.top <= len(classes):
         raise InputError(f"--top {args.top} must be a number from 1 to {len(classes)}, the number of classes")
@@ -174,6 +176,8 @@ def _arguments() -> argparse.ArgumentParser:
     either.add_argument("--csv", action="store_true", help="print CSV, batch by batch")
     either.add_argument("--json", action="store_true", help="print JSON")
     add("--maps", type=Path, metavar="FOLDER", help="write a picture per file: where the evidence for its class lies")
+    larger = "of an image file; a larger one is not read; default: %(default)s"
+    add("--max-pixels", type=int, default=image_file.MAX_PIXELS, metavar="N", help=larger)
     add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
     add("--precision", default="auto", help="bf16, fp32 or auto; default: auto, as in the run's config")
     return parser

@@ -68,7 +68,7 @@ def test_images_labels_and_names_stay_in_order(files):
 def test_any_number_of_threads_keeps_the_order(files, monkeypatch, threads, at_a_time):
     monkeypatch.setattr(image_array, "CHUNK", at_a_time * 3 * 8 * 8)
     (files.root / files.names[4]).write_text("no image")
-    parts = list(image_array.decode(files, SHAPE, "crop", threads))
+    parts = list(image_array.decode(files, SHAPE, "crop", threads=threads))
     assert len(parts) == -(-9 // at_a_time)
     assert torch.equal(
         torch.cat([images for images, _ in parts]), expected(files.rows(torch.arange(9)[[*range(4), *range(5, 9)]]))
@@ -303,10 +303,10 @@ def test_a_damaged_array_is_decoded_again_with_a_warning(files, caplog, damage):
 def test_a_temporary_read_error_leaves_no_array(files, monkeypatch, skip_broken):
     opened, unlucky = Image.open, files.root / files.names[6]
 
-    def fail(path):
+    def fail(path, **_options):
         if path == unlucky:
             raise OSError(errno.EIO, "Input/output error")
-        return opened(path)
+        return opened(path, **_options)
 
     monkeypatch.setattr(Image, "open", fail)
     text = f"^{unlucky} cannot be read now \\(Input/output error\\): try again$"

@@ -319,7 +319,7 @@ def opening(tmp_path, monkeypatch):
     """Read an image while Image.open raises an error."""
 
     def read_it(error):
-        def fail(path):
+        def fail(path, **_options):
             raise error
 
         Image.new("L", (4, 4)).save(tmp_path / "a.png")

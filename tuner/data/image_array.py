@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tuner import InputError, cache_files
 from tuner.data import Samples, digests
-from tuner.data.image_file import BrokenImageError, check_fit, read
+from tuner.data.image_file import MAX_PIXELS, BrokenImageError, check_fit, check_max_pixels, read
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +54,25 @@ class Files:
 
 
 def load(
-    parts: Sequence[Files], *, size: int | Sequence[int], fit: str, cache_dir: str | Path, skip_broken: bool
+    parts: Sequence[Files],
+    *,
+    size: int | Sequence[int],
+    fit: str,
+    cache_dir: str | Path,
+    skip_broken: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[tuple[Samples, torch.Tensor]]:
     """For each part, the images (memory-mapped from the cache) and the row numbers of their files, int64 [N].
 
     All files are decoded, with one thread per processor core, before broken files are reported together.
     size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.read.
-    skip_broken: leave broken files out with a warning.
+    skip_broken: leave broken files out with a warning.   max_pixels: see tuner.data.image_file.read.
     Raises InputError for broken files unless skip_broken is set, and if the cache cannot be written or is full.
     """
     check_fit(fit)
+    check_max_pixels(max_pixels)
     shape = _shape(size)
-    arrays = [_array(part, shape, fit, Path(cache_dir).expanduser()) for part in parts]
+    arrays = [_array(part, shape, fit, max_pixels, Path(cache_dir).expanduser()) for part in parts]
     broken = [(part.names[i], why) for part, array in zip(parts, arrays, strict=True) for i, why in array[2]]
     if broken:
         _report_broken([f"{name[:LEGIBLE]} ({why})" for name, why in broken], skip_broken)
@@ -99,7 +106,7 @@ def _report_broken(broken: Sequence[str], skip: bool) -> None:
 
 
 def _array(
-    files: Files, shape: tuple[int, int, int], fit: str, cache_dir: Path
+    files: Files, shape: tuple[int, int, int], fit: str, max_pixels: int, cache_dir: Path
 ) -> tuple[torch.Tensor, torch.Tensor, Broken]:
     """The images, their digests, and the broken files."""
     count = len(files.names)
@@ -109,6 +116,7 @@ def _array(
         "count": count,
         "shape": " x ".join(map(str, shape)),
         "fit": fit,
+        "max_pixels": max_pixels,
         "pillow": PIL.__version__,
         "root": str(files.root.resolve()),
     }
@@ -118,7 +126,7 @@ def _array(
         cache_dir / "images" / f"{name}.safetensors",
         IMAGES,
         partial(_read, count=count, shape=shape),
-        lambda file: _write(file, files, shape, fit, {"key": json.dumps(key)}),
+        lambda file: _write(file, decode(files, shape, fit, max_pixels), count, shape, {"key": json.dumps(key)}),
         what=f"{count:,} images of {files.root}",
         count=count,
         size=size,
@@ -156,15 +164,21 @@ def _checksum(coded: bytes | bytearray, listed: bytes) -> str:
     return hashlib.sha256(coded + listed).hexdigest()
 
 
-def _write(file: BinaryIO, files: Files, shape: tuple[int, int, int], fit: str, metadata: dict[str, str]) -> None:
+def _write(
+    file: BinaryIO,
+    chunks: Iterator[tuple[torch.Tensor, Broken]],
+    count: int,
+    shape: tuple[int, int, int],
+    metadata: dict[str, str],
+) -> None:
     def header(n: int, length: int, checksum: str, at_least: int | None = None) -> bytes:
         tensors = {"images": ("U8", (n, *shape)), "digests": ("U8", (n, 8)), "broken": ("U8", (length,))}
         return cache_files.header(metadata | {"sha256": checksum}, tensors, at_least)
 
-    longest = header(len(files.names), 10**12, "0" * 64)
+    longest = header(count, 10**12, "0" * 64)
     file.write(longest)
     coded, broken = bytearray(), Broken()
-    for images, unreadable in decode(files, shape, fit):
+    for images, unreadable in chunks:
         file.write(images.numpy().data)
         coded += digests(images).numpy().tobytes()
         broken += unreadable
@@ -175,7 +189,7 @@ def _write(file: BinaryIO, files: Files, shape: tuple[int, int, int], fit: str, 
 
 
 def decode(
-    files: Files, shape: tuple[int, int, int], fit: str, threads: int | None = None
+    files: Files, shape: tuple[int, int, int], fit: str, max_pixels: int = MAX_PIXELS, threads: int | None = None
 ) -> Iterator[tuple[torch.Tensor, Broken]]:
     """Decode the files in order, chunk by chunk: yields (images uint8 [n, C, H, W], broken files).
 
@@ -190,9 +204,8 @@ def decode(
         with tqdm(total=count, desc="decoding images", unit="image", disable=None) as bar:
             for start in [*range(0, count, step), *[count] * WINDOW * threads]:  # the last ones only empty the window
                 if start < count:
-                    under_way.append(
-                        (start, pool.submit(_decode_rows, files, range(start, min(start + step, count)), shape, fit))
-                    )
+                    rows = range(start, min(start + step, count))
+                    under_way.append((start, pool.submit(_decode_rows, files, rows, shape, fit, max_pixels)))
                 if under_way and (start == count or len(under_way) == WINDOW * threads):
                     first, future = under_way.popleft()
                     yield future.result()
@@ -201,11 +214,13 @@ def decode(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_rows(files: Files, rows: range, shape: tuple[int, int, int], fit: str) -> tuple[torch.Tensor, Broken]:
+def _decode_rows(
+    files: Files, rows: range, shape: tuple[int, int, int], fit: str, max_pixels: int
+) -> tuple[torch.Tensor, Broken]:
     images, broken = [], Broken()
     for row in rows:
         try:
-            images.append(read(files.root / files.names[row], shape, fit))
+            images.append(read(files.root / files.names[row], shape, fit, max_pixels))
         except BrokenImageError as error:
             broken.append((row, error.reason))
     return torch.stack(images) if images else torch.empty((0, *shape), dtype=torch.uint8), broken

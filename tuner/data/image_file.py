@@ -1,13 +1,21 @@
-"""Finding image files, and reading files of any size and mode as tensors of one shape."""
+"""Finding image files, and reading files of any size and mode as tensors of one shape.
+
+A small file may hold a very large image. Memory is bounded: an image has at most `max_pixels`, the images that all
+threads decode at once have at most IN_FLIGHT together, and an image takes up to 12 bytes a pixel.
+"""
 
 import errno
 import logging
 import math
 import os
+import re
 import stat
 import struct
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -15,6 +23,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from tuner import InputError
+from tuner.rules import whole
 from tuner.safe_text import printable
 
 log = logging.getLogger(__name__)
@@ -24,6 +33,11 @@ EXTENSIONS = {
     *(".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
+# Pillow's formats of these. Without a list it tries all, such as EPS, which is a program.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+MAX_PIXELS = 50_000_000  # of a file, by its header
+IN_FLIGHT = 64_000_000  # pixels that the threads of a process decode at once
+STRIP = 2**20  # pixels that are converted at once
 NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 TURNS = {  # EXIF orientation -> the transposition that undoes it
     **{2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM},
@@ -44,7 +58,32 @@ class BrokenImageError(InputError):
         return printable(f"{self.path} cannot be used as an image: {self.reason}")
 
 
-def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
+class _Budget:
+    """Pixels that threads may decode at once; others wait."""
+
+    def __init__(self, most: int):
+        self.most = self.free = most
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait for so many pixels, or for all if these are more."""
+        pixels = min(pixels, self.most)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= pixels)
+            self.free -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += pixels
+                self.changed.notify_all()
+
+
+_budget = _Budget(IN_FLIGHT)
+
+
+def read(path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """An image file as uint8 [C, H, W].
 
     shape: (C, H, W), C = 1 (gray) or 3 (RGB).
@@ -52,27 +91,59 @@ def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
         crop: resize the shorter side and cut out the center.
         pad: resize the longer side and leave the rest black.
         stretch: resize both sides.
+    max_pixels: of the file, by its header; nothing is decoded of a larger one.
     EXIF orientation is applied, transparency is flattened onto white, and 16-bit values are scaled to 8 bits.
     Raises BrokenImageError unless the file is a complete still image of 8 or 16 bits per value. Raises InputError if
     the system cannot read the file at the moment, which says nothing about the file.
     """
     channels, *size = shape
     try:
-        image = _decoded(path, size)
+        return _read(path, channels, size, fit, max_pixels)
     except BrokenImageError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        raise BrokenImageError(path, _too_large(found[1] if found else "too many", max_pixels)) from error
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise anything in a decoder
         if isinstance(error, OSError) and error.errno in NOT_THE_FILES_FAULT:
             raise InputError(f"{path} cannot be read now ({error.strerror}): try again") from error
         raise BrokenImageError(path, _reason(path, error)) from error
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _eight_bits(path, image)
-    elif image.mode == "F":
-        raise BrokenImageError(path, "its pixels are floating-point numbers; save it with 8 or 16 bits per value")
-    pixels = np.asarray(_resized(_opaque(image, "L" if channels == 1 else "RGB"), size, fit))
-    return torch.from_numpy(pixels.reshape(*size, channels).transpose(2, 0, 1).copy())
+
+
+def _read(path: Path, channels: int, size: list[int], fit: str, max_pixels: int) -> torch.Tensor:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BrokenImageError(path, "it is not a regular file")  # reading a pipe would block
+    with Image.open(path, formats=_formats()) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise BrokenImageError(path, _too_large(f"{width:,} x {height:,} = {width * height:,}", max_pixels))
+        _draft(path, image, size)
+        with _budget.take(image.width * image.height):
+            image.load()
+            mode = "L" if channels == 1 else "RGB"
+            upright = _in_strips(_turned(path, image), mode, lambda strip: _opaque(_eight_bits(path, strip), mode))
+            pixels = np.asarray(_resized(upright, size, fit))
+            return torch.from_numpy(pixels.reshape(*size, channels).transpose(2, 0, 1).copy())
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this build of Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _too_large(size: str, max_pixels: int) -> str:
+    return f"it has {size} pixels, {max_pixels:,} are allowed: raise data.max_pixels, or --max-pixels of tuner.predict"
+
+
+def check_max_pixels(max_pixels: int) -> None:
+    """Raises InputError unless it is a number of pixels. A larger one than Pillow's own limit becomes Pillow's, too."""
+    whole(1).check("data.max_pixels", max_pixels)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow has one limit for the process, and the user has asked for more
 
 
 def check_fit(fit: str) -> None:
@@ -147,23 +218,37 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _decoded(path: Path, size: list[int]) -> Image.Image:
-    """The image with its orientation applied. A JPEG may be decoded smaller, but not below GAP times the size."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise BrokenImageError(path, "it is not a regular file")  # reading a pipe would block
-    with Image.open(path) as image:
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo with a preview
-            n = getattr(image, "n_frames", "several")
-            raise BrokenImageError(path, f"it has {n} frames or pages: save the right one as a file")
-        scale = GAP * max(size) / min(image.size)
-        image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        image.load()
-        try:  # not ImageOps.exif_transpose: it rewrites all EXIF entries and fails if one of them is malformed
-            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:  # in a PNG or a WebP
-            log.warning("%s is used without its EXIF orientation, because that is damaged (%s)", path, error)
-            return image
-        return image if turn is None else image.transpose(turn)
+def _draft(path: Path, image: Image.Image, size: list[int]) -> None:
+    """Have a JPEG decoded smaller, but not below GAP times the size. Raises BrokenImageError for several frames."""
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo with a preview
+        n = getattr(image, "n_frames", "several")
+        raise BrokenImageError(path, f"it has {n} frames or pages: save the right one as a file")
+    scale = GAP * max(size) / min(image.size)
+    image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+
+
+def _turned(path: Path, image: Image.Image) -> Image.Image:
+    """The image with its orientation applied."""
+    try:  # not ImageOps.exif_transpose: it rewrites all EXIF entries and fails if one of them is malformed
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:  # in a PNG or a WebP
+        log.warning("%s is used without its EXIF orientation, because that is damaged (%s)", path, error)
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The image converted to a mode, a few rows at a time, because a conversion makes several copies."""
+    rows = max(1, STRIP // image.width)
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if rows >= image.height:
+        return convert(image)
+    whole_image = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole_image.paste(convert(strip), (0, top))
+    return whole_image
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -175,7 +260,14 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
-    """A gray image of 16 bits per value, perhaps stored in 32, scaled to 8 bits. Transparent pixels become white."""
+    """A gray image of 16 bits per value, perhaps stored in 32, scaled to 8 bits. Transparent pixels become white.
+
+    An image of 8 bits is returned unchanged.
+    """
+    if image.mode == "F":
+        raise BrokenImageError(path, "its pixels are floating-point numbers; save it with 8 or 16 bits per value")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise BrokenImageError(path, f"its values are {values.min()} to {values.max()}: save it with 8 or 16 bits")

@@ -10,7 +10,7 @@ from tuner import InputError
 from tuner.data import Data, check_classes, from_splits, hold_out_rows, image_array, split, without_splits
 from tuner.data.csv_table import shortened
 from tuner.data.image_array import Files
-from tuner.data.image_file import EXTENSIONS, check_name, names
+from tuner.data.image_file import EXTENSIONS, MAX_PIXELS, check_name, names
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def load(
     cache_dir: str | Path,
     fit: str = "crop",
     skip_broken: bool = False,
+    max_pixels: int = MAX_PIXELS,
     divide: bool = True,
     val_share: float = 0.125,
     test_share: float = 0.2,
@@ -38,6 +39,7 @@ def load(
         validation/), each with one folder per class. A missing val/ or test/ is drawn from train/.
     size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.read.
     skip_broken: leave files that cannot be decoded out, with a warning.
+    max_pixels: of a file; larger ones are refused, or skipped as broken ones are.
     divide: False draws no splits, see tuner.data.without_splits.
     val_share: the share of the images outside the test split that `seed` draws for validation.
     test_share: held out, the same images for every seed.
@@ -58,7 +60,9 @@ def load(
             pool, test = map(pool.rows, rows)
     both = pool if val is None else Files(root, [*pool.names, *val.names], torch.cat([pool.labels, val.labels]))
     files = [both] if test is None else [both, test]
-    arrays = image_array.load(files, size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken)
+    arrays = image_array.load(
+        files, size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken, max_pixels=max_pixels
+    )
     (images, numbers), tests = arrays[0], arrays[-1][0]
     if not divide:
         return without_splits(images, None if test is None else tests, classes, fit)

@@ -52,7 +52,10 @@ class Model(nn.Module):
     input_shape: [C, H, W] of an image.   fit: how a file gets that shape, one of `image_file.FITS`.
     temperature: divides the logits.   mirrors: whether to average over each image and its mirror image.
     batch_size: images per batch, unless `predict` is given another number.
+    max_pixels: of an image file; larger ones are refused. May be changed.
     """
+
+    max_pixels = image_file.MAX_PIXELS
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class Model(nn.Module):
 
     def read(self, path: str | Path) -> torch.Tensor:
         """An image file as uint8 [*input_shape]. Raises image_file.BrokenImageError."""
-        return image_file.read(Path(path), self.input_shape, self.fit)
+        return image_file.read(Path(path), self.input_shape, self.fit, self.max_pixels)
 
     @torch.inference_mode()
     def predict(
