@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import optuna
 import pytest
 from helpers import TINY
+from postgres import postgresql, server  # noqa: F401 - fixtures
 
 from tuner.sweep.storage import connect, resolve
 

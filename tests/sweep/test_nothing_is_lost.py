@@ -1,9 +1,6 @@
 """Sweeps killed at random moments, and many at once: each trial of the budget is there, once."""
 
 import random
-import shutil
-import socket
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,52 +12,6 @@ from test_launchers import assert_nothing_is_left
 
 from tuner import InputError
 from tuner.analysis import loaded_study
-
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-
-
-class Server:
-    """PostgreSQL on loopback, with a data folder of its own."""
-
-    def __init__(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        made = subprocess.check_output(["runuser", "-u", "postgres", "--", "mktemp", "-d"], text=True)
-        self.data = Path(made.strip())
-        self.control("initdb", "--auth=trust")
-
-    def control(self, program: str, *arguments: str) -> None:
-        command = ["runuser", "-u", "postgres", "--", str(POSTGRES[-1] / program), "-D", str(self.data), *arguments]
-        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
-
-    def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.data}"
-        self.control("pg_ctl", "-w", "-o", options, "-l", f"{self.data}/log", "start")
-
-    def stop(self) -> None:
-        self.control("pg_ctl", "-m", "immediate", "stop")
-
-    @property
-    def url(self) -> str:
-        return f"postgresql+psycopg://postgres:secret@127.0.0.1:{self.port}/postgres"
-
-
-@pytest.fixture
-def server():
-    if not POSTGRES or not shutil.which("runuser"):
-        pytest.skip("needs Debian's package postgresql, which .ci/run installs")
-    it = Server()
-    it.start()
-    yield it
-    it.stop()
-    shutil.rmtree(it.data)
-
-
-@pytest.fixture
-def postgresql(server):
-    """URL of a server."""
-    return server.url
 
 
 def assert_exact(toy, storage: str, n_trials: int) -> None:

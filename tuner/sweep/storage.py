@@ -132,7 +132,7 @@ def _unusable(spec: str, error: Exception) -> InputError:
         cause = error.__cause__ or cause
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(cause, KeyError | TypeError | AssertionError | UnicodeError | json.JSONDecodeError):
-        reason = f"it is damaged, or another program's ({type(cause).__name__}: {reason})"
+        reason = f"{'it is damaged: ' if spec.startswith((SQLITE, JOURNAL)) else ''}{type(cause).__name__}: {reason}"
     return InputError(f"the storage {redacted(spec)} cannot be used: {passwords.hidden(reason, spec)}")
 
 
