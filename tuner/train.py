@@ -29,6 +29,7 @@ from tuner.rules import FOLDER_NAME, or_null
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.trackers import open_tracker
 from tuner.sweep import plugin
+from tuner.sweep.hydra_private import files_in_one_line
 from tuner.sweep.trial import RunningTrial, Stages, TrialPruned
 from tuner.targets import TRUSTED
 from tuner.training.checkpoint import with_checkpoints
@@ -331,7 +332,8 @@ def main() -> None:
     sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
     earlier.refuse_old_names(sys.argv[1:])
     check_folders(sys.argv[1:])
-    hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=TRUSTED)(task)()
+    with files_in_one_line():
+        hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=TRUSTED)(task)()
 
 
 if __name__ == "__main__":
