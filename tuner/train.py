@@ -76,7 +76,8 @@ def main() -> None:
     sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
     earlier.refuse_old_names(sys.argv[1:])
     check_folders(sys.argv[1:])
-    hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=targets.of_hydra())(task)()
+    with hydra_private.files_in_one_line():
+        hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=targets.of_hydra())(task)()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import dataclasses
 import inspect
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 from contract import contract
 from hydra import compose, initialize_config_dir
+from hydra._internal import utils as internal_utils
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus
@@ -172,3 +174,16 @@ def test_joblibs_workers_end():
         assert executor is not None
         hydra_private.stop_joblib_workers()
         assert executor._flags.shutdown
+
+
+def test_hydra_reports_errors_in_a_function_that_can_be_replaced(capsys):
+    def missing():
+        Path("/nowhere/x").read_text()
+
+    with hydra_private.files_in_one_line(), contract("a folder that can't be made is a traceback"):
+        with pytest.raises(SystemExit):
+            internal_utils.run_and_report(missing)
+        assert capsys.readouterr().err == "/nowhere/x cannot be used: No such file or directory\n"
+    with pytest.raises(SystemExit):
+        internal_utils.run_and_report(missing)
+    assert "Traceback" in capsys.readouterr().err

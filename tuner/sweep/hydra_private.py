@@ -4,15 +4,18 @@ Each function has a contract test in tests/sweep/test_hydra_private.py.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from hydra._internal import utils as internal_utils
 from hydra.core import utils
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
+from hydra.errors import CompactHydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
@@ -54,6 +57,29 @@ def job_files(config: DictConfig) -> dict[str, str]:
     hydra: Any = HydraConfig.instance().cfg
     parts = {"config": config, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
     return {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()}
+
+
+@contextmanager
+def files_in_one_line() -> Iterator[None]:
+    """Hydra reports a folder that can't be made, or another file that can't be used, in a line, without a traceback."""
+
+    def run_and_report(func: Any) -> Any:
+        def run() -> Any:
+            try:
+                return func()
+            except OSError as error:
+                if error.filename is None:
+                    raise
+                raise CompactHydraException(f"{error.filename} cannot be used: {error.strerror}") from error
+
+        return before(run)
+
+    before = internal_utils.run_and_report
+    internal_utils.run_and_report = run_and_report
+    try:
+        yield
+    finally:
+        internal_utils.run_and_report = before
 
 
 def job_result(job: JobReturn) -> Any:

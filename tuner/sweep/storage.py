@@ -142,7 +142,7 @@ def damage_named(spec: str | None) -> Iterator[None]:
     try:
         yield
     except (*ERRORS, SQLAlchemyError, OptunaError, LookupError, AttributeError) as error:
-        if spec is None or isinstance(error, InputError) or disk_error(error):
+        if spec is None or isinstance(error, InputError | OSError) or disk_error(error):
             raise
         raise _unusable(spec, error) from error
 
