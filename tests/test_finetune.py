@@ -441,6 +441,13 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(command, tmp_path):
     assert "resuming after epoch 1" in output
 
 
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(command, tmp_path):
+    code, output = interrupted(command, *TINY, "epochs=3")
+    assert code == 130
+    assert f"interrupted; resume with: python -m tuner.resume {tmp_path / 'here'}" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
 def test_a_checkpoint_of_a_gpu_is_gone_on_from_on_the_cpu_with_a_warning(command):
     interrupted(command, *TINY, "epochs=3", "device=cpu")
     path = Path("here/checkpoint.pt")

@@ -25,6 +25,8 @@ def main():
     output.terminal(pd.DataFrame({"class": ["日本"] * 20_000}), "a table │")
     if "wrong" in sys.argv:
         raise InputError("wrong: 日本")
+    if "interrupted" in sys.argv:
+        raise KeyboardInterrupt
     if "missing" in sys.argv:
         open("nowhere/x")
     print("end: 日本")
@@ -46,6 +48,7 @@ def run(line, folder, **more):
         ("RUN", 0, "end: 日本\n", "the log: 日本\n"),
         ("RUN wrong", 1, "日本 \n", "wrong: 日本\n"),
         ("RUN missing", 1, "日本 \n", "nowhere/x cannot be used: No such file or directory\n"),
+        ("RUN interrupted", 130, "日本 \n", "the log: 日本\n"),
         ("RUN 2>&-", 0, "end: 日本\n", ""),
         ("RUN wrong 2>&-", 1, "日本 \n", ""),
         ("RUN >&-", 0, "", "the log: 日本\n"),
