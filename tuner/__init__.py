@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.safe_text import printable
+from tuner.safe_text import legible
 
 if TYPE_CHECKING:
     from tuner.inference.model import Model
@@ -25,7 +25,7 @@ class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: the rule, the value got, the way out."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())  # it may quote a file of others
+        return legible(super().__str__())  # it may quote a file of others
 
 
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> "Model":

@@ -21,14 +21,18 @@ from omegaconf.errors import OmegaConfBaseException
 from tuner import InputError, earlier, targets, yaml_file
 from tuner.rules import (
     BELOW_ONE,
+    COUNT,
     FOLDER_NAME,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
+    TEXT,
     Rule,
     check_fields,
     number,
     one_of,
     or_null,
+    shown,
     whole,
 )
 
@@ -55,9 +59,10 @@ class Target:
         """Call the target. Raises InputError for a target that is not trusted, and for arguments that it refuses."""
         if not self.keywords:
             raise InputError(f"the config has no group {self.group}")
+        if "_target_" not in self.keywords:
+            raise InputError(f"{self.group}._target_ has no default; give it, as in {self.group}._target_=VALUE")
         keywords = dict(self.keywords)
-        if "_target_" in keywords:
-            keywords["_target_"] = earlier.target(str(keywords["_target_"]))
+        keywords["_target_"] = earlier.target(str(keywords["_target_"]))
         trusted = targets.of_group(self.group)
         with argument_errors(self.group), hydra.utils.execution_whitelist(trusted, reset=True):
             try:
@@ -113,7 +118,7 @@ class DataConfig:
     """`data`: how many views of an image are used, and the target that loads the data set."""
 
     target: Target = Target("data")
-    views: Annotated[int, whole(1)] = 1
+    views: Annotated[int, whole(1, 1000)] = 1
     test_views: Annotated[int, Rule(lambda v: v in (1, 2), "1, or 2 for the mirror image, too")] = 1
 
     def __post_init__(self) -> None:
@@ -139,9 +144,9 @@ class OptimizerConfig:
 class FinalConfig:
     """`final`: the end of a search. `epochs` is given in the run that retrains its best trial, and only there."""
 
-    seeds: Annotated[int, whole(0)] = 3
-    epochs: Annotated[int | None, or_null(whole(1))] = None
-    temperature: Annotated[float | None, or_null(number(lambda v: v > 0, "more than 0"))] = None
+    seeds: Annotated[int, whole(0, 1000)] = 3
+    epochs: Annotated[int | None, or_null(COUNT)] = None
+    temperature: Annotated[float | None, or_null(number(lambda v: 0.01 <= v <= 100, "from 0.01 to 100"))] = None
 
     def __post_init__(self) -> None:
         check_fields(self, "final.")
@@ -151,7 +156,7 @@ class FinalConfig:
 class RunConfig:
     """A run's config. conf/train.yaml says what each key means; `plain` is all of it as dicts, lists and values."""
 
-    seed: Annotated[int, whole(0)]
+    seed: Annotated[int, SEED]
     model: ModelConfig
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -159,20 +164,20 @@ class RunConfig:
     augment: Target = Target("augment")
     logger: Target = Target("logger")
     final: FinalConfig = FinalConfig()
-    epochs: Annotated[int, whole(1)] = 25
-    batch_size: Annotated[int, whole(1)] = 128
+    epochs: Annotated[int, COUNT] = 25
+    batch_size: Annotated[int, COUNT] = 128
     label_smoothing: Annotated[float, BELOW_ONE] = 0.1
     grad_clip: Annotated[float | None, or_null(number(lambda v: v > 0, "more than 0"))] = None
     keep: Annotated[str, one_of("last", "best")] = "last"
-    patience: Annotated[int | None, or_null(whole(1))] = None
+    patience: Annotated[int | None, or_null(COUNT)] = None
     precision: Annotated[str, PRECISION] = "auto"
-    device: str = "auto"
-    cache_dir: str = "~/.cache/tuner"
-    objective: str = "accuracy"
+    device: Annotated[str, TEXT] = "auto"
+    cache_dir: Annotated[str, TEXT] = "~/.cache/tuner"
+    objective: Annotated[str, TEXT] = "accuracy"
     class_weights: Annotated[str | None, Rule(lambda v: v in (None, "balanced"), "balanced, or null")] = None
-    warm_start: str | None = None
-    head_first: Annotated[int, whole(0)] = 0
-    micro_batch: Annotated[int | None, or_null(whole(1))] = None
+    warm_start: Annotated[str | None, or_null(TEXT)] = None
+    head_first: Annotated[int, whole(0, 10**6)] = 0
+    micro_batch: Annotated[int | None, or_null(COUNT)] = None
     recompute: Annotated[bool, one_of(True, False)] = False
     study: Annotated[str | None, or_null(FOLDER_NAME)] = None
     test: Annotated[bool | str, IN_A_SINGLE_RUN] = "auto"
@@ -232,12 +237,14 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
 def _section(section: Any, values: Any, prefix: str) -> Any:
     """An object of a dataclass above, from its part of the config.   prefix: of its keys, such as "model."."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{prefix.rstrip('.')}={values} must be a group of keys")
+        raise InputError(f"{prefix.rstrip('.')}={shown(values)} must be a group of keys")
     types = get_type_hints(section)
     known = {key for key in types if key not in ("target", "plain")}
     given: dict[str, Any] = {}
     for key in (key for key in values if key in known):
         if types[key] is Target:
+            if values[key] is not None and not isinstance(values[key], Mapping):
+                raise InputError(f"{key}={shown(values[key])} must be a group of keys")
             given[key] = Target(key, values[key] or {})
         else:
             given[key] = (

@@ -188,6 +188,15 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of the device's memory, or of the machine's for the CPU; None if the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+
+
 def release_memory(device: torch.device) -> None:
     """Return the allocator's cached blocks to the device."""
     if device.type == "cuda":

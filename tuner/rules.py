@@ -42,9 +42,11 @@ def as_number(text: str) -> float:
     return float(text)
 
 
-def whole(least: int) -> Rule:
-    """Ints of at least `least`. Bools and floats such as 3.0 break the rule."""
-    return Rule(lambda value: type(value) is int and value >= least, f"a whole number of at least {least}")
+def whole(least: int, most: int = 2**62) -> Rule:
+    """Ints from `least` to `most`. Bools and floats such as 3.0 break the rule."""
+    limit = f" and at most {most:,}" if most < 2**62 else ""
+    text = f"a whole number of at least {least}{limit}"
+    return Rule(lambda value: type(value) is int and least <= value <= most, text)
 
 
 def number(holds: Callable[[float], bool], text: str) -> Rule:
@@ -64,9 +66,13 @@ def or_null(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.holds(value), f"{rule.text}, or null")
 
 
+TEXT = Rule(lambda value: isinstance(value, str) and "\0" not in value, "text")
 POSITIVE = number(lambda v: v > 0, "a number of more than 0")
 NOT_NEGATIVE = number(lambda v: v >= 0, "a number of at least 0")
 PROBABILITY = number(lambda v: 0 <= v <= 1, "a probability, 0 to 1")
+SHARE = number(lambda v: 0 <= v <= 1, "a share, 0 to 1")
+SEED = whole(0, 2**32 - 1)  # as numpy and the samplers take it
+COUNT = whole(1, 10**6)
 BELOW_ONE = number(lambda v: 0 <= v < 1, "at least 0 and less than 1")
 
 

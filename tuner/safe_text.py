@@ -8,12 +8,18 @@ from typing import Any
 # separators of lines, overrides of the writing direction, and halves of characters
 HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 FORMULA = re.compile(r"\s*[=+@-]|'")
+LONG = re.compile(r"\S{1000,}")  # longer than most paths
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def printable(text: str) -> str:
     r"""The text on one line, with harmful characters as Python writes them: \x1b."""
     return HARMFUL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def legible(text: str) -> str:
+    """The same, with very long words cut."""
+    return LONG.sub(lambda found: f"{found[0][:200]}... ({len(found[0]):,} characters)", printable(text))
 
 
 def printable_lines(text: str) -> str:

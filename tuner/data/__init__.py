@@ -5,10 +5,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from tuner import InputError
+from tuner.rules import SEED, is_number, shown
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,8 @@ def split(
     val_share: above 0 and below 1.   seed: the same seed draws the same images.
     Raises InputError for an invalid share, a single class, or a class with too few images.
     """
-    _check_share("val_share", val_share)
+    check_share("val_share", val_share)
+    SEED.check("data.seed", seed)
     check_classes(pool.labels, classes, parts=("training", "validation"))
     train, val = _draw(pool.labels, val_share, leave=1, seed=seed)
     return from_splits(pool, test, train, val, classes, fit)
@@ -141,14 +144,15 @@ def hold_out_rows(
     parts: the splits that each class must have an image for; leave out validation if it has images of its own.
     Raises InputError as hold_out() does.
     """
-    _check_share("test_share", test_share)
+    check_share("test_share", test_share)
     check_classes(labels, classes, parts=parts)
     return _draw(labels, test_share, leave=len(parts) - 1, seed=TEST_SEED)
 
 
-def _check_share(name: str, share: float) -> None:
-    if not (isinstance(share, int | float) and 0 < share < 1):
-        raise InputError(f"data.{name} must lie above 0 and below 1, got {share!r}: 0.2 is usual")
+def check_share(name: str, share: Any) -> None:
+    """Raises InputError unless a share lies above 0 and below 1."""
+    if not (is_number(share) and 0 < share < 1):
+        raise InputError(f"data.{name} must lie above 0 and below 1, got {shown(repr(share))}: 0.2 is usual")
 
 
 def check_classes(labels: torch.Tensor, classes: Sequence[str], parts: Sequence[str]) -> None:

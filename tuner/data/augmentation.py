@@ -52,9 +52,9 @@ OPERATIONS = [*SIGNED.values(), *UNSIGNED.values()]
 
 
 SHARE = number(lambda v: 0 <= v <= 0.5, "a share of the image's side, 0 to 0.5")
-OPERATION_COUNT = Rule(whole(0).holds, "a whole number of operations, at least 0")
+OPERATION_COUNT = Rule(whole(0, 100).holds, "a whole number of operations, 0 to 100")
 MAGNITUDE = Rule(lambda v: whole(0).holds(v) and v <= MOST, f"a whole number, 0 to {MOST}")
-ALPHA = number(lambda v: v >= 0, "a number of at least 0; 0 is off")
+ALPHA = number(lambda v: v == 0 or 0.001 <= v <= 1000, "a number from 0.001 to 1000, or 0, which is off")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tuner import InputError
-from tuner.data import Data, Samples, csv_images, csv_labels, hold_out, image_array, split, without_splits
+from tuner.data import Data, Samples, check_share, csv_images, csv_labels, hold_out, image_array, split, without_splits
 from tuner.data.csv_table import Layout, layout, read, shortened
 from tuner.data.image_file import MAX_PIXELS
 from tuner.rules import or_null, whole
@@ -54,6 +54,8 @@ def load(
     val_share: the share of the images outside the test split that `seed` draws for validation.
     Raises InputError if a file does not match this description; it names the file and the line (the header is line 1).
     """
+    if divide and test_path is None:
+        check_share("test_share", test_share)
     table = layout(path, label, header)
     column = csv_images.column_of(table, image)
     if column is not None:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import lzma
 import re
+import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -114,11 +115,19 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
 def _existing(path: str | Path) -> Path:
     if not str(path):
         raise InputError("data.path is empty: set it to your CSV file")
-    path = Path(path).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(path).expanduser()
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there is no file {path} (relative to {Path.cwd()}): set data.path to your CSV file"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:  # no such home directory, or a null byte in the name
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if stat.S_ISDIR(mode):
         raise InputError(f"{path} is a folder: name a CSV file in it")
-    if not path.exists():
-        raise InputError(f"there is no file {path} (relative to {Path.cwd()}): set data.path to your CSV file")
+    if not stat.S_ISREG(mode):  # a device has no end, and a pipe may have no content
+        raise InputError(f"{path} is not a regular file: name a CSV file")
     return path
 
 

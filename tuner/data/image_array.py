@@ -140,7 +140,7 @@ def _fingerprint(files: Files) -> str:
         try:
             status = (files.root / name).stat()
             stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        except OSError:
+        except (OSError, ValueError):  # a null byte in the name of a table
             stamp = None  # a broken link, for example; the key changes once its target exists
         digest.update(f"{name}\0{stamp}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

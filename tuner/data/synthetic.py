@@ -2,8 +2,11 @@
 
 import torch
 
+from tuner import InputError
 from tuner.data import Data, Samples, hold_out, split
-from tuner.rules import whole
+from tuner.rules import NOT_NEGATIVE, whole
+
+MOST = 2**25  # values of all images: they are made at once, as float32
 
 
 def load(
@@ -25,6 +28,10 @@ def load(
     """
     for name, value in (("n", n), ("classes", classes), ("size", size), ("channels", channels)):
         whole(1).check(f"data.{name}", value)
+    if n * size**2 * channels > MOST or classes > n:
+        values = f"data.n={n} x data.size={size} ^ 2 x data.channels={channels}"
+        raise InputError(f"{values} must be at most {MOST:,} values, and data.classes={classes} at most data.n")
+    NOT_NEGATIVE.check("data.noise", noise)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % classes
     coarse = 64 + 128 * torch.rand(classes, channels, 4, 4, generator=generator)

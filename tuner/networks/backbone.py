@@ -33,6 +33,9 @@ TRAILING_MODULES = (nn.BatchNorm2d, nn.LayerNorm, nn.ReLU, torchvision.ops.Permu
 TRAILING_FUNCTIONS = (F.relu, torch.relu, operator.getitem)
 
 
+LARGEST = 4096  # pixels of a side
+
+
 class Block(NamedTuple):
     """Where a block ends in the traced graph, and the shape of its output for one image."""
 
@@ -69,7 +72,8 @@ class Backbone:
     ):
         check_name(name)
         self.name, self.image_size, self.last_block, self.frozen, self.pool = name, image_size, last_block, frozen, pool
-        Rule(whole(1).holds, "a whole number of pixels, at least 1").check("model.image_size", image_size)
+        text = f"a whole number of pixels, at least 1 and at most {LARGEST:,}"
+        Rule(whole(1, LARGEST).holds, text).check("model.image_size", image_size)
         Rule(or_null(whole(1)).holds, f"{whole(1).text}, or null for the whole map").check("model.pool", pool)
         self._net = _build(name)
         self._graph, self._limit = _trace(self._net, name, image_size)

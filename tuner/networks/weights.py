@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -72,6 +73,8 @@ def resolve(network: str, spec: str | None, seed: int) -> Weights:
 def _file(network: str, spec: str, published: Sequence[str]) -> Weights:
     try:
         path = Path(str(spec)).expanduser()
+        if not stat.S_ISREG(path.stat().st_mode):  # a device has no end, and a pipe may have no content
+            raise ValueError("it is not a regular file")
         checksum = _sha256(path)
     except (OSError, RuntimeError, ValueError) as error:  # no home directory, or a null byte in the name
         raise InputError(

@@ -12,7 +12,9 @@ from torch import nn
 from tuner import InputError
 from tuner.device import is_cpu
 from tuner.networks.blocks import Blocks
-from tuner.rules import BELOW_ONE, Rule, check_fields, whole
+from tuner.rules import BELOW_ONE, Rule, check_fields, shown, whole
+
+WIDEST, DEEPEST = 2**16, 100  # units of a layer, layers
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Head:
     seed: int
 
     def __post_init__(self) -> None:
-        if not all(type(w) is int and w >= 1 for w in self.widths):
-            raise InputError(f"model.head.width={list(self.widths)} must be whole numbers of at least 1")
+        if not all(map(whole(1, WIDEST).holds, self.widths)):
+            given = shown(list(self.widths))
+            raise InputError(f"model.head.width={given} must be whole numbers of at least 1 and at most {WIDEST:,}")
         check_fields(self, "model.head.")
 
 
@@ -42,11 +45,14 @@ def widths(width: int | Sequence[int], depth: int | None) -> tuple[int, ...]:
     if isinstance(width, str):
         raise InputError(f"model.head.width={width} must be a whole number or a list of them")
     if isinstance(width, Sequence):
+        if len(width) > DEEPEST:
+            raise InputError(f"model.head.width has {len(width):,} layers; at most {DEEPEST} are allowed")
         if depth not in (None, len(width)):
             raise InputError(f"model.head.depth={depth} contradicts model.head.width={list(width)}; leave depth null")
         return tuple(width)
     if depth is not None:
-        Rule(whole(0).holds, f"{whole(0).text}; 0 is a linear classifier").check("model.head.depth", depth)
+        rule = whole(0, DEEPEST)
+        Rule(rule.holds, f"{rule.text}; 0 is a linear classifier").check("model.head.depth", depth)
     return (width,) * (1 if depth is None else depth)
 
 

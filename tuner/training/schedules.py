@@ -2,12 +2,16 @@
 
 import math
 
+from tuner.rules import SHARE
+
 
 def onecycle(progress: float, *, warmup: float = 0.3, start: float = 0.04) -> float:
     """Rise from `start` to 1 in the first `warmup` of the training, then fall to 0; both along half a cosine.
 
     Smith and Topin, arXiv:1708.07120, without the cycle of the momentum.
     """
+    SHARE.check("scheduler.warmup", warmup)
+    SHARE.check("scheduler.start", start)
     if progress < warmup:
         return start + (1 - start) * (1 - math.cos(math.pi * progress / warmup)) / 2
     return cosine((progress - warmup) / (1 - warmup))

@@ -10,8 +10,11 @@ import torch
 from torch.optim import Optimizer
 
 from tuner import InputError
+from tuner.cache_files import format_bytes
 from tuner.config import HeadConfig, RunConfig, argument_errors
 from tuner.data.augmentation import Augment
+from tuner.device import total_memory
+from tuner.rules import shown
 from tuner.runs.metrics import OBJECTIVES, objective_value
 from tuner.training.heads import Head, widths
 from tuner.training.setup import Setup
@@ -131,7 +134,7 @@ def spec_of(config: RunConfig, setup: Setup, seed: int, train: torch.Tensor, val
     """How a config trains its head, and the blocks below it. Without `val`: for final.epochs, keeping the last."""
     with argument_errors("optimizer"):
         optimizer = config.optimizer.target.build()
-        optimizer([torch.zeros(1, requires_grad=True)])  # a bad argument fails here, before training starts
+        _check(optimizer)
     with argument_errors("scheduler"):
         schedule: Schedule = config.scheduler.build()
         schedule(0.0)
@@ -145,13 +148,37 @@ def spec_of(config: RunConfig, setup: Setup, seed: int, train: torch.Tensor, val
         options["class_weights"] = balanced_weights(setup.data.pool.labels[train], len(setup.data.classes))
     if val is None:
         options |= {"stop": config.final.epochs, "keep": "last", "patience": None}
-    return Spec(head_of(config.model.head, seed), optimizer, schedule, seed, train, val, **options)
+    head = head_of(config.model.head, seed)
+    _check_memory(config, setup, head)
+    return Spec(head, optimizer, schedule, seed, train, val, **options)
+
+
+def _check_memory(config: RunConfig, setup: Setup, head: Head) -> None:
+    """Raises InputError if weights, gradients and two moments, float32 each, are more than the device's memory."""
+    parameters, memory = setup.cost(head)["trained_parameters"], total_memory(setup.device)
+    if memory and 16 * parameters > memory:
+        raise InputError(
+            f"model.head.width={shown(config.model.head.width)} makes {parameters:,} trained parameters, which take "
+            f"{format_bytes(16 * parameters)}; {setup.device} has {format_bytes(memory)}: lower model.head.width"
+        )
+
+
+def _check(optimizer: "partial[Optimizer]") -> None:
+    """A step on a parameter of zeros, so that a bad argument fails before training starts. Raises ValueError."""
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.grad = torch.zeros(1)
+    try:
+        optimizer([parameter]).step()
+    except (ArithmeticError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{optimizer.func.__name__} does not take its arguments ({error})") from error
+    if not torch.isfinite(parameter).all():
+        raise ValueError(f"a step of {optimizer.func.__name__} is not finite: an argument is too large or too small")
 
 
 def objective_of(config: RunConfig, num_classes: int) -> str:
     """Raises InputError for an objective that is not known, or that needs more classes."""
     if config.objective not in OBJECTIVES:
-        raise InputError(f"objective={config.objective} must be one of {', '.join(OBJECTIVES)}")
+        raise InputError(f"objective={shown(config.objective)} must be one of {', '.join(OBJECTIVES)}")
     least = OBJECTIVES[config.objective].min_classes
     if num_classes < least:
         raise InputError(f"objective={config.objective} needs at least {least} classes; there are {num_classes}")
