@@ -71,7 +71,7 @@ def test_streams(tmp_path, line, code, out, err):
     assert "Exception ignored" not in done.stderr.decode()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_each_command_goes_through_the_one_place_that_handles_streams(name):
     last = Path(tuner.__file__).with_name(f"{name}.py").read_text("utf-8").splitlines()[-1]
     assert last.startswith("    output.command(")
