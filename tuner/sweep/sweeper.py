@@ -217,9 +217,9 @@ class AsyncSweeper:
         self.loader: Any = CachingConfigLoader(self.hydra_context.config_loader)
         objectives, name = len(self.study.directions), self.study.study_name
         file = storage.file_of(self.spec) if self.spec else None
-        place, patience = Place.of(file) if file else None, self.storage_patience
-        job = Job(self.task_function, self.spec, name, objectives, self.pruner, patience, place, study=self.study)
-        self.launcher = self._launcher(job)
+        places = [Place.of(path) for path in (self.folder, file) if path]
+        options: dict[str, Any] = {"patience": self.storage_patience, "places": places, "study": self.study}
+        self.launcher = self._launcher(Job(self.task_function, self.spec, name, objectives, self.pruner, **options))
         self.retraining = Retraining(
             self.config, self.budget, self.space, self.folder, self.spec, self.task_function, self._launcher
         )

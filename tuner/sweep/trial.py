@@ -28,7 +28,7 @@ from tuner.files import no_space, replacing
 from tuner.sweep import passwords, storage
 from tuner.sweep.optuna_private import set_system_attr, trial_view
 from tuner.sweep.report import read_result
-from tuner.sweep.storage_files import Place, StorageLostError, moved
+from tuner.sweep.storage_files import Place, StorageLostError
 
 log = logging.getLogger("tuner.sweep")
 TrialPruned = optuna.TrialPruned
@@ -156,7 +156,8 @@ class Job:
     It travels to worker processes and opens the storage there; its password travels in their environment. A study in
     memory is out of their reach, so their trials are not pruned.
 
-    patience: how long a call of the storage may wait for its server, in seconds.   place: of the storage's file.
+    patience: how long a call of the storage may wait for its server, in seconds.
+    places: the storage's file and the study's folder.
     """
 
     task: TaskFunction
@@ -165,7 +166,7 @@ class Job:
     objectives: int
     pruner: optuna.pruners.BasePruner
     patience: float = 0.0
-    place: Place | None = None
+    places: Sequence[Place] = ()
     parent: int = field(default_factory=os.getpid)
     study: Study | None = None  # in the process of the sweep
 
@@ -212,6 +213,8 @@ class Job:
 
     def _start(self) -> "_Started":
         hydra = HydraConfig.get()
+        for place in self.places:
+            place.check()
         trial = self._trial(hydra.job.num)
         _quiet_console()
         if os.getpid() != self.parent == os.getppid():
@@ -221,7 +224,7 @@ class Job:
         folder = hydra.runtime.output_dir
         _set(trial, {"output_dir": folder, "host": socket.gethostname()})
         running = RunningTrial(self.study_name, hydra.job.num, storage.redacted(self.spec), trial)
-        return _Started(running, Path(folder), Path(hydra.sweep.dir), time.perf_counter())
+        return _Started(running, Path(folder), self.places, time.perf_counter())
 
     def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:
         """Run a part of the job. The trial's outcome is written if that fails, and after the last part."""
@@ -251,8 +254,6 @@ class Job:
         if study is None:
             if self.spec is None:
                 return None
-            if self.place:
-                self.place.check()
             store = storage.connect(passwords.from_environment(self.spec), patience=self.patience, joining=True)
             study = optuna.load_study(study_name=self.study_name, storage=store)
         return trial_view(study, number, self.pruner)
@@ -260,11 +261,11 @@ class Job:
 
 @dataclass
 class _Started:
-    """A job that has started: its trial, its folder, the folder of the study, and when."""
+    """A job that has started: its trial, its folder, what must stay in its place meanwhile, and when."""
 
     trial: RunningTrial
     folder: Path
-    study_folder: Path
+    places: Sequence[Place]
     time: float
 
     def end(self, outcome: Outcome) -> None:
@@ -275,8 +276,8 @@ class _Started:
         trial = self.trial.trial
         if trial is None:
             return
-        if not self.study_folder.is_dir():
-            raise moved(self.study_folder)
+        for place in self.places:
+            place.check()
         self.folder.mkdir(exist_ok=True)
         with replacing(self.folder / OUTCOME_FILE) as file:
             file.write(json.dumps(asdict(outcome)).encode())
