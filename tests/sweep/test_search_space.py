@@ -97,10 +97,13 @@ def test_a_shuffled_choice_is_the_same_space_each_time(parse):  # or a study of 
         assert parse(line).distributions == parse(line).distributions
 
 
-def test_prefixes_are_of_the_override_and_not_of_the_name(parse):
+def test_a_new_key_is_named_with_its_prefix(parse):
+    """As in hydra-optuna-sweeper: a trial's parameters are its overrides."""
     space = parse("+lr=interval(0,1)", "++depth=choice(1,2)", "+db@backup=glob(*)")
-    assert list(space.distributions) == ["lr", "depth", "db@backup"]
-    assert space.overrides({"lr": 0.25, "depth": 2, "db@backup": "pg"}) == ["+lr=0.25", "++depth=2", "+db@backup=pg"]
+    assert list(space.distributions) == ["+lr", "++depth", "+db@backup"]
+    lines = ["+lr=0.25", "++depth=2", "+db@backup=pg"]
+    assert space.overrides({"+lr": 0.25, "++depth": 2, "+db@backup": "pg"}) == lines
+    assert space.names() == ["lr", "depth", "db@backup"]
 
 
 def test_what_is_not_searched_goes_into_every_trial_as_it_was_typed(parse):
@@ -115,7 +118,7 @@ def test_what_is_not_searched_goes_into_every_trial_as_it_was_typed(parse):
         (["x=1", "x=2"], {}, ["x=2"]),
         (["x=choice(1,2)", "x=5"], {}, ["x=5"]),
         (["+x=choice(1,2)", "++x=5"], {}, ["++x=5"]),
-        (["x=5", "++x=choice(1,2)"], {"x": CategoricalDistribution([1, 2])}, []),
+        (["x=5", "++x=choice(1,2)"], {"++x": CategoricalDistribution([1, 2])}, []),
         (["x=choice([1],[2])", "x=int(interval(1,3))"], {"x": IntDistribution(1, 3)}, []),
         (["x=choice(1,2)", "~x"], {}, []),
     ],
@@ -127,7 +130,7 @@ def test_of_equal_names_the_last_one_counts(parse, lines, distributions, fixed):
 
 
 def test_what_was_deleted_may_be_added_again(parse):
-    assert parse("~x", "+x=choice(1,2)").overrides({"x": 2}) == ["~x", "+x=2"]
+    assert parse("~x", "+x=choice(1,2)").overrides({"+x": 2}) == ["~x", "+x=2"]
 
 
 # fmt: off

@@ -1,6 +1,8 @@
 """The file of a study: checked before it is opened, and watched while a sweep runs."""
 
 import os
+import re
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -10,6 +12,7 @@ import pytest
 from tuner import InputError
 from tuner.sweep import storage
 from tuner.sweep.storage_files import Place, StorageLostError
+from tuner.sweep.trial_loop import TrialLoop
 
 SQLITE, JOURNAL = "sqlite", "journal"
 
@@ -167,10 +170,12 @@ def test_a_sweep_stops_when_its_study_is_moved(toy, launcher, lost):
         what.rename(toy.folder / "elsewhere")
         out, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 1, out + err
-    assert f"{what} was deleted, renamed or moved while the sweep ran" in out
+    assert re.search(f"{what} was (deleted, renamed or moved|replaced by another one) while the sweep ran", out)
     assert "put it back where it was, then continue with: python -m toy -m" in out
     assert "Traceback" not in out + err
     assert len(toy.starts()) < 5
+    if lost == "folder":
+        shutil.rmtree(what, ignore_errors=True)  # Hydra made it for a job that was about to start
     assert not what.exists()
     (toy.folder / "elsewhere").rename(what)
     done = toy.command(*options, "hydra.sweeper.retries=2")
@@ -179,3 +184,24 @@ def test_a_sweep_stops_when_its_study_is_moved(toy, launcher, lost):
     states = [trial.state.name for trial in study.trials]
     assert states.count("COMPLETE") == 5
     assert len(toy.starts()) == len(set(toy.starts()))
+
+
+def test_a_job_that_is_about_to_start_does_not_run_in_a_new_folder(toy):
+    launch, folder = TrialLoop._launch, toy.folder / "multirun" / "toy"
+
+    def launch_late(loop, jobs):
+        if jobs[0][0] == 1:
+            folder.rename(toy.folder / "elsewhere")  # Hydra makes another one for the job
+        return launch(loop, jobs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrialLoop, "_launch", launch_late)
+        done = toy.run("hydra.sweeper.n_trials=3")
+    assert done.returncode == 1
+    assert f"{folder} was replaced by another one while the sweep ran" in done.stdout
+    assert toy.starts() == [0]
+    assert toy.states() == ["COMPLETE", "RUNNING"]
+    shutil.rmtree(folder)
+    (toy.folder / "elsewhere").rename(folder)
+    assert toy.run("hydra.sweeper.n_trials=3").returncode == 0
+    assert toy.states().count("COMPLETE") == 3

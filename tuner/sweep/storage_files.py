@@ -38,16 +38,11 @@ class Place:
         now = _identity(self.path)
         if now == self.identity or (now and self.host != socket.gethostname()):
             return
-        raise moved(self.path)
-
-
-def moved(path: Path) -> StorageLostError:
-    """The error about a file or folder that is not what it was when the sweep started."""
-    what = "replaced by another one" if _identity(path) else "deleted, renamed or moved"
-    return StorageLostError(
-        f"{path} was {what} while the sweep ran, so nothing more is written. What was written before is in it, and "
-        "results of trials are in their run folders: put it back where it was"
-    )
+        what = "replaced by another one" if now else "deleted, renamed or moved"
+        raise StorageLostError(
+            f"{self.path} was {what} while the sweep ran, so nothing more is written. What was written before is in "
+            "it, and results of trials are in their run folders: put it back where it was"
+        )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

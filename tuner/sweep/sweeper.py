@@ -285,8 +285,9 @@ class AsyncSweeper:
         self._check_composes()
         objectives, name, shared = len(self.study.directions), self.study.study_name, self._shared()
         file = storage.file_of(self.spec) if self.spec else None
-        place, patience = Place.of(file) if file else None, self.storage_patience
-        job = Job(self.task_function, self.spec, name, objectives, self.pruner, shared, patience, place, self.study)
+        places = [Place.of(path) for path in (self.folder, file) if path]
+        options: dict[str, Any] = {"patience": self.storage_patience, "places": places, "study": self.study}
+        job = Job(self.task_function, self.spec, name, objectives, self.pruner, shared, **options)
         self.launcher = self._launcher(job)
         self.retraining = Retraining(
             self.config,

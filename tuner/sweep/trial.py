@@ -28,7 +28,7 @@ from tuner.files import disk_error, replacing
 from tuner.sweep import passwords, settings, storage
 from tuner.sweep.optuna_private import set_system_attr, trial_view
 from tuner.sweep.report import read_result
-from tuner.sweep.storage_files import Place, StorageLostError, moved
+from tuner.sweep.storage_files import Place, StorageLostError
 
 log = logging.getLogger("tuner.sweep")
 TrialPruned = optuna.TrialPruned
@@ -192,7 +192,8 @@ class Job:
     It travels to worker processes and opens the storage there; its password travels in their environment. A study in
     memory is out of their reach, so their trials are not pruned.
 
-    patience: how long a call of the storage may wait for its server, in seconds.   place: of the storage's file.
+    patience: how long a call of the storage may wait for its server, in seconds.
+    places: the storage's file and the study's folder.
     """
 
     task: TaskFunction
@@ -202,7 +203,7 @@ class Job:
     pruner: optuna.pruners.BasePruner
     shared: Shared = Shared()
     patience: float = 0.0
-    place: Place | None = None
+    places: Sequence[Place] = ()
     study: Study | None = None  # in the process of the sweep
     parent: int = field(default_factory=os.getpid)
 
@@ -249,6 +250,8 @@ class Job:
 
     def _start(self) -> "_Started":
         hydra = HydraConfig.get()
+        for place in self.places:
+            place.check()
         trial = self._trial(hydra.job.num)
         _quiet_console()
         if os.getpid() != self.parent == os.getppid():
@@ -258,7 +261,7 @@ class Job:
         folder = hydra.runtime.output_dir
         _set(trial, {"output_dir": folder, "host": socket.gethostname()})
         running = RunningTrial(self.study_name, hydra.job.num, storage.redacted(self.spec), trial, self.shared)
-        return _Started(running, Path(folder), Path(hydra.sweep.dir), time.perf_counter())
+        return _Started(running, Path(folder), self.places, time.perf_counter())
 
     def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:
         """Run a part of the job. The trial's outcome is written if that fails, and after the last part."""
@@ -288,8 +291,6 @@ class Job:
         if study is None:
             if self.spec is None:
                 return None
-            if self.place:
-                self.place.check()
             store = storage.connect(passwords.from_environment(self.spec), patience=self.patience, joining=True)
             study = optuna.load_study(study_name=self.study_name, storage=store)
         return trial_view(study, number, self.pruner)
@@ -297,11 +298,11 @@ class Job:
 
 @dataclass
 class _Started:
-    """A job that has started: its trial, its folder, the folder of the study, and when."""
+    """A job that has started: its trial, its folder, what must stay in its place meanwhile, and when."""
 
     trial: RunningTrial
     folder: Path
-    study_folder: Path
+    places: Sequence[Place]
     time: float
 
     def end(self, outcome: Outcome) -> None:
@@ -312,8 +313,8 @@ class _Started:
         trial = self.trial.trial
         if trial is None:
             return
-        if not self.study_folder.is_dir():
-            raise moved(self.study_folder)
+        for place in self.places:
+            place.check()
         self.folder.mkdir(exist_ok=True)
         with replacing(self.folder / OUTCOME_FILE) as file:
             file.write(json.dumps(asdict(outcome)).encode())
