@@ -231,7 +231,7 @@ def test_the_value_without_the_search(parse, line, expected):
     space, config = parse(line), OmegaConf.create(CONFIG)
     [name] = space.distributions
     if expected is KeyError:
-        with pytest.raises(KeyError, match=name):
+        with pytest.raises(KeyError, match=re.escape(name)):
             space.default_value(config, name)
     else:
         assert same(space.default_value(config, name), expected)
@@ -247,7 +247,7 @@ def test_the_value_without_the_search(parse, line, expected):
         ("x=range(0,10,2)", ["x=range(-4,20,2)"]),
         ("x=range(0.3,0.6,0.1)", ["x=range(0.1,0.8,0.1)"]),
         ("x=choice(a,[1,2],3)", ["x=choice(a,[1,2],3)"]),
-        ("x=interval(0,1)", ["y=choice(1,2)", "++x=interval(0,1)"]),
+        ("x=interval(0,1)", ["y=choice(1,2)", "x=interval(0,1)"]),
     ],
 )
 def test_a_study_goes_on_with_more_parameters_and_wider_ranges(parse, before, now):
