@@ -257,10 +257,10 @@ def test_the_same_generator_state_gives_the_same_result():
         ("flip", [2, -0.1, "x", None, True, math.nan], "a probability, 0 to 1"),
         ("crop", [0.6, -1], "a share of the image's side, 0 to 0.5"),
         ("erase", [1.5], "a probability, 0 to 1"),
-        ("randaugment", [-1, 1.0, True], "a whole number of operations, at least 0"),
+        ("randaugment", [-1, 1.0, True], "a whole number of operations, 0 to 100"),
         ("magnitude", [31, -1, 2.5], "a whole number, 0 to 30"),
-        ("mixup", [-0.2, math.inf], "a number of at least 0; 0 is off"),
-        ("cutmix", [-1, "1"], "a number of at least 0; 0 is off"),
+        ("mixup", [-0.2, math.inf], "a number from 0.001 to 1000, or 0, which is off"),
+        ("cutmix", [-1, "1"], "a number from 0.001 to 1000, or 0, which is off"),
     ],
 )
 def test_a_value_out_of_range_is_refused(key, values, rule):

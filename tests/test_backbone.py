@@ -296,7 +296,7 @@ def test_no_weights_are_read_before_a_part_is_requested(tmp_path):
 
 BLOCKS = "block1, block2, block3, block4, block5"
 WHOLE = "must be a whole number of at least 1, or null for the whole map"
-PIXELS = "must be a whole number of pixels, at least 1"
+PIXELS = "must be a whole number of pixels, at least 1 and at most 4,096"
 COLORS = "red, green and blue, of pixels in 0..1"
 
 

@@ -259,7 +259,7 @@ WRONG = [  # arguments, what the one line says
     (("optimizer.weight_decay=-1",), "optimizer.weight_decay=-1 must be a number of at least 0"),
     (("label_smoothing=1",), "label_smoothing=1 must be at least 0 and less than 1"),
     (("grad_clip=0",), "grad_clip=0 must be more than 0, or null"),
-    (("patience=0",), "patience=0 must be a whole number of at least 1, or null"),
+    (("patience=0",), "patience=0 must be a whole number of at least 1 and at most 1,000,000, or null"),
     (("patience=3",), "patience=3 ends a run after its best epoch, so it needs keep=best"),
     (("keep=first",), "keep=first must be last or best"),
     (("precision=fp16",), "precision=fp16 must be auto, bf16 or fp32"),

@@ -17,6 +17,7 @@ from torchvision.models import get_model, get_model_weights
 from tuner import InputError
 from tuner.networks.backbone import Backbone
 from tuner.networks.weights import BUNDLED, IMAGENET_MEAN, IMAGENET_STD, resolve
+from tuner.safe_text import printable
 
 SHA256 = "08c15c59675ae074b9da1cccd2e6c3a9880891b9340305299eec547cfe79bdc8"
 KNOWN = "use bundled, IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT, a path, or null (random)"
@@ -99,7 +100,7 @@ def test_layer_names_of_torchvisions_older_files_are_translated(tmp_path, networ
     ("spec", "reason"),
     [
         ("IMAGENET1K_V9", "No such file or directory"),
-        ("folder", "Is a directory"),
+        ("folder", "it is not a regular file"),
         ("missing/weights.pth", "No such file or directory"),
         ("x" * 300, "File name too long"),
         ("a\0b", "embedded null byte"),
@@ -113,7 +114,7 @@ def test_an_unknown_name_lists_the_known_names(tmp_path, monkeypatch, spec, reas
     with pytest.raises(InputError) as error:
         resolve("vgg16", spec, 0)
     assert str(error.value) == (
-        f"model.weights={spec} is neither a readable file ({reason}) nor weights of vgg16; {KNOWN}"
+        f"model.weights={printable(str(spec))} is neither a readable file ({reason}) nor weights of vgg16; {KNOWN}"
     )
 
 

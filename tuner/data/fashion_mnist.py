@@ -54,7 +54,9 @@ def read(folder: Path, part: str) -> Samples:
 
 
 def _idx(folder: Path, name: str) -> torch.Tensor:
-    path = _file(folder, name) or folder / name
+    path = _file(folder, name)
+    if path is None:
+        raise InputError(f"{folder} has no file {name} or {name}.gz: put the original there")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

@@ -139,7 +139,10 @@ def _read(path: Path) -> State:
         raise InputError(
             f"model.weights={path} cannot be read ({reason}); it must be a whole .safetensors or PyTorch state dict"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    are_tensors = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+    if not are_tensors:
         raise InputError(
             f"model.weights={path} is not a state dict (names to tensors); save model.state_dict() as .safetensors"
         )
