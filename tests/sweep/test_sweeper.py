@@ -448,7 +448,7 @@ def test_objectives_are_called_as_the_config_says(toy, options, names):
 def test_a_study_without_names_gets_them_and_keeps_those_that_it_has(toy):
     toy.run("hydra.sweeper.n_trials=1")
     for objective in ("first", "second"):
-        toy.run("hydra.sweeper.n_trials=1", f"+objective={objective}")
+        toy.run("hydra.sweeper.n_trials=1", f"+objective={objective}", "hydra.sweeper.study_mixed=true")
         assert toy.study().metric_names == ["first"]
 
 
