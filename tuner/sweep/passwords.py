@@ -52,7 +52,7 @@ def secrets(spec: str | None) -> list[str]:
         written += [value for key, value in parse_qsl(text.partition("?")[2]) if SECRET.search(key)]
         written += [text] if SECRET.search(name) else []
         found |= {*written, *map(unquote, written)}
-    return sorted(found - {"", HIDDEN}, key=len, reverse=True)
+    return sorted(found - {"", HIDDEN}, key=lambda secret: (-len(secret), secret))
 
 
 def hidden(text: str, spec: str | None) -> str:
