@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from tuner import InputError
 from tuner.config import CONF, FinalConfig, HeadConfig, OptimizerConfig, RunConfig, parse, parse_part
+from tuner.rules import FOLDER_NAME
 
 
 def composed(*overrides):
@@ -96,3 +97,13 @@ def test_a_part_is_read_without_resolving_the_rest():
 
 def test_further_keys_at_the_top_are_allowed():
     assert parse(composed("+note=mine")).plain["note"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "../x", "a/b", "/abs", "a\\b", ".x", " x", "a\nb", "\x1b[31m", "a\0b", "a" * 201, "ä" * 101, ""]
+)
+def test_a_study_is_the_name_of_a_folder(name):
+    with pytest.raises(InputError, match=r"(?s)^study=.* must be the name of a folder: of at most 200 bytes"):
+        FOLDER_NAME.check("study", name)
+    for fine in ("2026-11-26_12-00-00-000000", "süß", "my study", "a.b", "-x", "a" * 200):
+        FOLDER_NAME.check("study", fine)

@@ -92,7 +92,7 @@ def run(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", GROUPS)
 @pytest.mark.parametrize("n", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_every_key(composed, name, n):
-    """n of the hostile values for each key: another n for each. Keys that all groups share come with the first alone."""
+    """n of the hostile values for each key. Keys that all groups share come with the first alone."""
     config = composed(name)
     counts = {"success": 0, "InputError": 0}
     assert outcome(lambda: run(config), "unchanged") == "success"

@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 
 import pytest
@@ -6,7 +7,7 @@ import yaml
 from fuzz import mutations, outcome
 from omegaconf import OmegaConf
 
-from tuner import InputError, yaml_file
+from tuner import InputError, resume, yaml_file
 
 LEVELS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
 BOMB = f"a0: &a0 [x, x, x, x, x, x, x, x, x]\n{LEVELS}"  # 9 ** 9 values in 430 bytes
@@ -87,3 +88,25 @@ def test_mutations(tmp_path, n):
     for seed, text in enumerate((CONFIG, BOMB)):
         for i, content in enumerate(mutations(text.encode(), seed, n)):
             outcome(lambda content=content: sys.getsizeof(repr(read(tmp_path, content))), f"seed {seed}, mutation {i}")
+
+
+def test_every_command_refuses_a_bomb_at_once(trained, call, tmp_path):
+    """The config, the overrides, Hydra's config and the results of a study, as somebody else may have written them."""
+    for folder in ("run", "other"):
+        shutil.copytree(trained(), tmp_path / folder)
+    for name in ("config", "hydra", "overrides"):
+        (tmp_path / "run" / ".hydra" / f"{name}.yaml").write_text(BOMB)
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    (tmp_path / "optimization_results.yaml").write_text(BOMB)
+    large = "with its aliases written out it has more than"
+    for command, *arguments in (("evaluate", "run"), ("predict", "run", "other"), ("study", ".")):
+        code, _, err = call(command, *(tmp_path / argument for argument in arguments))
+        assert code == 1
+        assert large in err.splitlines()[-1]
+        assert "Traceback" not in err
+    code, out, err = call("compare", tmp_path)
+    assert code == 0
+    assert f"run/.hydra/config.yaml can't be read: {large}" in err
+    assert "other" in out
+    with pytest.raises(InputError, match=f"hydra.yaml can't be read: {large}"):
+        resume.command(tmp_path / "run")
