@@ -228,7 +228,7 @@ def open_read_only(spec: str, *, live: bool = False) -> BaseStorage:
             passwords.check(url)
             options["execution_options"] = {"postgresql_readonly": True}
         return cached(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
-    except (OSError, ImportError, RuntimeError, SQLAlchemyError, OptunaError, InputError) as error:
+    except (*ERRORS, SQLAlchemyError, OptunaError) as error:
         cause = error.__cause__ if isinstance(error, OptunaError) and isinstance(error.__cause__, Exception) else error
         raise _unusable(spec, getattr(cause, "orig", None) or cause) from error
 
