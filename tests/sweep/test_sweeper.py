@@ -259,8 +259,8 @@ def test_a_night_in_which_all_fails_is_stopped(toy):
     config.write_text(config.read_text().replace("    max_failure_rate: 1.0\n", ""))
     done = toy.run("does=all-raise", "hydra.sweeper.n_trials=40")
     assert done.returncode == 1
-    assert "stopped: 11 trials failed, and 10 may" in done.stdout
-    assert toy.states() == ["FAIL"] * 11
+    assert "stopped: 21 trials failed, and 20 may" in done.stdout
+    assert toy.states() == ["FAIL"] * 21
 
 
 NASTY = ["it's", 'say "hi"', "a,b", "c d", "1", "true", "null", "[1]", "a=b", "x:y", "back\\slash", "ünïcode", "  pad "]

@@ -121,7 +121,7 @@ class TunerSweeperConf(OptunaSweeperConf):
     # number of jobs that run at once, if the launcher can
     n_jobs: int = 1
     # the sweep stops when more than this share of n_trials has failed; 0: at the first failure
-    max_failure_rate: float = 0.25
+    max_failure_rate: float = 0.5
     # the same as max_failure_rate: 0
     fail_fast: bool = False
     # how often a trial whose process was killed is retried before it counts as failed
