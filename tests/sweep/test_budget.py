@@ -26,7 +26,7 @@ from tuner.sweep.budget import (
     new_owner,
     sweep_is_running,
 )
-from tuner.sweep.trial import Outcome, Pruned
+from tuner.sweep.outcome import Outcome, Pruned
 
 HOST = socket.gethostname()
 OTHER = f"{HOST}:1:other"  # a sweep on this machine; it is alive only within its budget's alive()
@@ -138,7 +138,7 @@ from pathlib import Path
 import optuna
 from tuner.sweep import storage
 from tuner.sweep.budget import Budget
-from tuner.sweep.trial import OUTCOME, Outcome
+from tuner.sweep.outcome import OUTCOME, Outcome
 study = optuna.load_study(study_name="s", storage=storage.connect(sys.argv[1]))
 name = f"{socket.gethostname()}:{os.getpid()}:process"
 budget = Budget(study, Path(sys.argv[2]), name, n_trials=21, retries=2, on_trial_end=lambda number, outcome: None)

@@ -17,9 +17,9 @@ from sqlalchemy.exc import DataError, OperationalError, ProgrammingError
 
 from tuner.sweep import storage
 from tuner.sweep.budget import Budget
+from tuner.sweep.outcome import OUTCOME_FILE, Outcome
 from tuner.sweep.patient_storage import SURPLUS, Patience, PatientStorage, is_away, patient
 from tuner.sweep.storage_files import StorageLostError
-from tuner.sweep.trial import OUTCOME_FILE, Outcome
 
 OPERATIONAL = OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly, password secret"))
 

@@ -291,11 +291,11 @@ def test_groups_lists_and_globs_are_searched(toy):
     assert done.returncode == 0, done.stdout
     params = [trial.params for trial in toy.study().trials]
     assert {p["group"] for p in params} == {"a", "b"}
-    assert {p["w"] for p in params} == {"[1,2]", "[3]"}
+    assert {p["++w"] for p in params} == {"[1,2]", "[3]"}
     for trial in toy.study().trials:
         config = yaml.safe_load((toy.folder / f"multirun/toy/{trial.number}/cfg/config.yaml").read_text())
         assert config["group"]["name"] == trial.params["group"]
-        assert config["w"] == json.loads(trial.params["w"])
+        assert config["w"] == json.loads(trial.params["++w"])
 
 
 def test_a_custom_search_space_depends_on_what_was_drawn(toy):

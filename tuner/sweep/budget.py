@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tuner.sweep import optuna_private
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
+from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
 from tuner.sweep.patient_storage import SURPLUS
 from tuner.sweep.storage_files import Place, StorageLostError
-from tuner.sweep.trial import OUTCOME, OUTCOME_FILE, Outcome
 
 LOCKS = ".locks"  # in the study's folder
 CLOCK_ERROR = 5.0  # seconds by which the start of a process may seem to change when the clock is set

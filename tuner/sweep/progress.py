@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from tuner.sweep import ranking
-from tuner.sweep.trial import OUTCOME, Outcome
+from tuner.sweep.outcome import OUTCOME, Outcome
 
 log = logging.getLogger("tuner.sweep")
 

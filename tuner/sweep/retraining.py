@@ -17,9 +17,10 @@ from tuner.files import disk_error
 from tuner.sweep import hydra_private, ranking, report, storage
 from tuner.sweep.budget import Budget
 from tuner.sweep.config_cache import CachingConfigLoader
+from tuner.sweep.job import LastRun
 from tuner.sweep.search_space import SearchSpace, as_override
 from tuner.sweep.settings import settings_of
-from tuner.sweep.trial import LastRun, RunningTrial, Shared
+from tuner.sweep.trial import RunningTrial, Shared
 
 log = logging.getLogger("tuner.sweep")
 

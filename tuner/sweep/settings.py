@@ -5,6 +5,7 @@ Settings are a composed config without what is searched, and without the keys th
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tuner import InputError
 
+log = logging.getLogger("tuner.sweep")
 SETTINGS = "settings"  # attribute of a study: what settings_of() gave when it was started
 IMAGES = "images:"  # attributes of a study: for each config of its data, the hashes of the splits
 MIXED = "mixed"  # attribute of a trial: how it differs from its study
@@ -49,6 +51,27 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in {**before, **now}
         if (key in before) != (key in now) or before[key] != now[key]
     ]
+
+
+def compare(
+    study: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], searched: Sequence[str], may_be_mixed: bool
+) -> str | None:
+    """How a search's settings differ from its study's; None if they do not.
+
+    before: None if the study starts, or an earlier version recorded nothing.   searched: keys that are searched now.
+    Raises MixedStudyError if they differ, unless the study may be mixed.
+    """
+    known = {key: value for key, value in (now if before is None else before).items() if not is_below(key, searched)}
+    text = ", ".join(differences(known, now))
+    if not text:
+        return None
+    if not may_be_mixed:
+        raise MixedStudyError(
+            f"study {study} has other settings: {text}; give the old ones, or another study=NAME, or "
+            "study_mixed=true, which leaves the new trials out of every result"
+        )
+    log.warning("study %s has other settings: %s; no result counts the new trials", study, text)
+    return text
 
 
 def _text(settings: Mapping[str, Any], key: str) -> str:

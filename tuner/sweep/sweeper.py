@@ -14,11 +14,9 @@ from typing import Any
 
 import optuna
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
 from optuna.samplers import GridSampler
 from optuna.trial import Trial, TrialState
 
@@ -28,6 +26,7 @@ from tuner.rules import FOLDER_NAME
 from tuner.sweep import (
     hydra_private,
     launchers,
+    options,
     password_config,
     ranking,
     report,
@@ -38,11 +37,12 @@ from tuner.sweep import (
 )
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures, new_owner
 from tuner.sweep.config_cache import CachingConfigLoader
+from tuner.sweep.job import Job
 from tuner.sweep.progress import Progress
 from tuner.sweep.retraining import Retraining
 from tuner.sweep.storage_files import Place, StorageLostError
 from tuner.sweep.study_folder import name_objectives, open_study
-from tuner.sweep.trial import Job, Shared, stages_of
+from tuner.sweep.trial import Shared, stages_of
 from tuner.sweep.trial_loop import Monitor, TrialLoop
 
 log = logging.getLogger("tuner.sweep")
@@ -129,6 +129,7 @@ class AsyncSweeper:
         overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         self.space = search_space.parse(overrides, self.hydra_context.config_loader)
         self._fix_name()
+        options.check_composes(self.space, self.config, self.hydra_context.config_loader)
         with nullcontext() if self.config.hydra.verbose else launchers.quiet_logs():
             self._open_study()
             with self.budget.alive():
@@ -162,23 +163,10 @@ class AsyncSweeper:
             self.space.fixed[key] = f"{key}={search_space.quoted(self.study_name)}"
 
     def _check_options(self) -> None:
-        for key, lowest, highest in (
-            ("n_trials", 0, None),
-            ("n_jobs", 1, None),
-            ("max_failure_rate", 0, 1),
-            ("retries", 0, None),
-            ("storage_patience", 0, None),
-        ):
-            value = getattr(self, key)
-            if value < lowest or (highest is not None and value > highest):
-                limits = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-                raise InputError(f"hydra.sweeper.{key}={value} must be {limits}")
+        options.check_numbers({key: getattr(self, key) for key in options.LIMITS})
+        options.check_subdir(self.config)
         if self.study_name and OmegaConf.select(self.config, "study") == self.study_name:
             FOLDER_NAME.check("study", self.study_name)
-
-        subdir = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
-        if "${" not in str(subdir):
-            raise InputError(f"hydra.sweep.subdir={subdir} is one folder for all trials; include ${{hydra.job.num}}")
 
     def _load_custom_space(self) -> Callable[[DictConfig, Trial], None] | None:
         if not self.custom_search_space:
@@ -192,8 +180,9 @@ class AsyncSweeper:
     def _open_study(self) -> None:
         self.pruner = sampling.build(self.pruner_config, targets.PRUNERS)
         folder = Path(self.config.hydra.sweep.dir).absolute()
-        goals = directions(self.direction)
-        self._check_direction(goals)
+        goals = options.directions(self.direction)
+        if stages_of(self.task_function):
+            options.warn_of_direction(goals, OmegaConf.select(self.config, "objective"))
         store = storage.connect(self.spec, patience=self.storage_patience)
         with storage.damage_named(self.spec):
             self.study, self.folder = open_study(self.study_name, store, goals, folder)
@@ -204,20 +193,6 @@ class AsyncSweeper:
         locks.mkdir(exist_ok=True)
         self.budget = Budget(self.study, locks, new_owner(), n_trials=self.n_trials, retries=self.retries)
 
-    def _check_direction(self, goals: list[str]) -> None:
-        """Warn of a direction that makes the worst trial the best, for an objective of tuner.train."""
-        objective = OmegaConf.select(self.config, "objective")
-        if "minimize" not in goals or stages_of(self.task_function) is None:
-            return
-        from tuner.runs.metrics import OBJECTIVES  # imports torch and scikit-learn, which other programs may not need
-
-        wanted = ["maximize", "minimize"] if objective == "accuracy_and_cost" else ["maximize"]
-        if objective in OBJECTIVES and goals != wanted:
-            message = (
-                "objective=%s is better the larger it is: hydra.sweeper.direction=%s makes the worst trial the best"
-            )
-            log.warning(message, objective, ",".join(goals))
-
     def _compare_search(self) -> None:
         """Compare the search with the one that the study was started with, and record what is new."""
         attributes = self.study.user_attrs
@@ -226,30 +201,13 @@ class AsyncSweeper:
             search_space.check_unchanged(attributes["space"], self.space.distributions, self.study.study_name)
         now = settings.settings_of(self.config, [*self.irrelevant, *self.space.names()], resolve=False)
         before = attributes.get(settings.SETTINGS) if started else None
-        self.mixed = self._mixed(before, now)
+        self.mixed = settings.compare(self.study.study_name, before, now, self.space.names(), self.study_mixed)
         record = {"space": search_space.to_json(self.space.distributions)}
         if not self.mixed:
             record |= {settings.SETTINGS: now, "fixed": self.space.fixed}
         for key, value in record.items():
             if attributes.get(key) != value:
                 self.study.set_user_attr(key, value)
-
-    def _mixed(self, before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
-        """How the settings differ from the study's, if study_mixed allows that. before: None if they are unknown."""
-        if before is None:
-            return None  # it starts, or an earlier version recorded nothing
-        known = {key: value for key, value in before.items() if not settings.is_below(key, self.space.names())}
-        lines = settings.differences(known, now)
-        if not lines:
-            return None
-        text = ", ".join(lines)
-        if not self.study_mixed:
-            raise settings.MixedStudyError(
-                f"study {self.study.study_name} has other settings: {text}; give the old ones, or another study=NAME, "
-                "or study_mixed=true, which leaves the new trials out of every result"
-            )
-        log.warning("study %s has other settings: %s; no result counts the new trials", self.study.study_name, text)
-        return text
 
     def _prepare_study(self) -> None:
         """Give the study its names and sampler, recover what killed sweeps left, and queue the first trials."""
@@ -282,13 +240,11 @@ class AsyncSweeper:
             overrides.append(f"hydra.sweep.dir={search_space.quoted(str(self.folder))}")
             self.config.hydra.overrides.hydra = overrides
         self.loader: Any = CachingConfigLoader(self.hydra_context.config_loader)
-        self._check_composes()
         objectives, name, shared = len(self.study.directions), self.study.study_name, self._shared()
         file = storage.file_of(self.spec) if self.spec else None
         places = [Place.of(path) for path in (self.folder, file) if path]
-        options: dict[str, Any] = {"patience": self.storage_patience, "places": places, "study": self.study}
-        job = Job(self.task_function, self.spec, name, objectives, self.pruner, shared, **options)
-        self.launcher = self._launcher(job)
+        own = self.pruner, shared, self.storage_patience, places, self.study
+        self.launcher = self._launcher(Job(self.task_function, self.spec, name, objectives, *own))
         self.retraining = Retraining(
             self.config,
             self.loader,
@@ -300,14 +256,6 @@ class AsyncSweeper:
             self.task_function,
             self._launcher,
         )
-
-    def _check_composes(self) -> None:
-        """Raises InputError if the first value of each searched parameter gives no config: a key may be misspelt."""
-        overrides = self.space.overrides({name: search_space.first(d) for name, d in self.space.distributions.items()})
-        try:
-            self.loader.load_sweep_config(self.config, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(" ".join(str(error).split())) from error
 
     def _shared(self) -> Shared:
         attributes = self.study.user_attrs.items()
@@ -390,21 +338,6 @@ class AsyncSweeper:
             raise self.missing
         if self.monitor.stopping.is_set() or not ranking.complete(self.budget.trials()):
             sys.exit(1)
-
-
-def directions(direction: Any) -> list[str]:
-    """minimize or maximize for each objective. direction: one or a list, as text or as upstream's enum.
-
-    Raises InputError for another word.
-    """
-    each = [direction] if isinstance(direction, str) or not isinstance(direction, Sequence) else direction
-    names = [item if isinstance(item, str) else getattr(item, "name", str(item)) for item in each]
-    for name in names:
-        if name not in ("minimize", "maximize"):
-            raise InputError(f"hydra.sweeper.direction={name} must be minimize or maximize")
-    if not names:
-        raise InputError("hydra.sweeper.direction=[] must have a direction for each objective")
-    return names
 
 
 @contextmanager

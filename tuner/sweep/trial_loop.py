@@ -21,11 +21,11 @@ from tuner.sweep import hydra_private, launchers, sampling
 from tuner.sweep.budget import Budget
 from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.launchers import Slots
+from tuner.sweep.outcome import Outcome, ends_sweep
 from tuner.sweep.progress import Progress
 from tuner.sweep.search_space import SearchSpace
 from tuner.sweep.settings import MIXED
 from tuner.sweep.storage_files import StorageLostError
-from tuner.sweep.trial import Outcome, ends_sweep
 
 log = logging.getLogger("tuner.sweep")
 
