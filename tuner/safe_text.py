@@ -38,11 +38,12 @@ class Formatter(logging.Formatter):
 def cell(value: Any) -> Any:
     """A value for a CSV file. A text that a spreadsheet would take for a formula begins with an apostrophe.
 
-    So does a text that begins with one. Numbers, also as text, are unchanged; harmful characters are escaped.
+    So does a text that begins with one. Numbers, also as text, and line breaks are unchanged; other harmful characters
+    are escaped.
     """
     if not isinstance(value, str):
         return value
-    text = printable(value)
+    text = printable_lines(value)
     return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
 
 
