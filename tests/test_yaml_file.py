@@ -6,6 +6,7 @@ import pytest
 import yaml
 from fuzz import mutations, outcome
 from omegaconf import OmegaConf
+from PIL import Image
 
 from tuner import InputError, resume, yaml_file
 
@@ -98,8 +99,9 @@ def test_every_command_refuses_a_bomb_at_once(trained, call, tmp_path):
         (tmp_path / "run" / ".hydra" / f"{name}.yaml").write_text(BOMB)
     (tmp_path / "run" / "checkpoint.pt").touch()
     (tmp_path / "optimization_results.yaml").write_text(BOMB)
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
     large = "with its aliases written out it has more than"
-    for command, *arguments in (("evaluate", "run"), ("predict", "run", "other"), ("study", ".")):
+    for command, *arguments in (("evaluate", "run"), ("predict", "run", "a.png"), ("study", ".")):
         code, _, err = call(command, *(tmp_path / argument for argument in arguments))
         assert code == 1
         assert large in err.splitlines()[-1]

@@ -38,8 +38,8 @@ class Formatter(logging.Formatter):
 def cell(value: Any) -> Any:
     """A value for a CSV file. A text that a spreadsheet would take for a formula begins with an apostrophe.
 
-    So does a text that begins with one. Numbers, also as text, are unchanged; harmful characters but line breaks, which
-    are in quotes, are escaped.
+    So does a text that begins with one. Numbers, also as text, and line breaks are unchanged; other harmful characters
+    are escaped.
     """
     if not isinstance(value, str):
         return value

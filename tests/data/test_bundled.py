@@ -62,10 +62,16 @@ def test_synthetic_images_do_not_depend_on_the_seed():
     assert not torch.equal(first.val, other.val)
 
 
-@pytest.mark.parametrize("name", ["n", "classes", "size", "channels"])
+@pytest.mark.parametrize("name", ["n", "classes", "size"])
 def test_synthetic_refuses_zero(name):
     with pytest.raises(InputError, match=f"^data.{name}=0 must be a whole number of at least 1$"):
         synthetic.load(**{name: 0})
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4, True, 1.0])
+def test_synthetic_images_are_gray_or_rgb(channels):
+    with pytest.raises(InputError, match=rf"^data\.channels={channels} must be 1 \(gray\) or 3 \(RGB\)$"):
+        synthetic.load(channels=channels)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import torch
 
 from tuner import InputError
 from tuner.data import Data, Samples, hold_out, split
-from tuner.rules import NOT_NEGATIVE, whole
+from tuner.rules import NOT_NEGATIVE, Rule, whole
 
+CHANNELS = Rule(lambda value: type(value) is int and value in (1, 3), "1 (gray) or 3 (RGB)")
 MOST = 2**25  # values of all images: they are made at once, as float32
 
 
@@ -24,10 +25,11 @@ def load(
 
     noise: standard deviation of the noise, in gray levels (0 to 255). That of the patterns is about 26.
     seed: draws only the validation split; the images and the test split are always the same.
-    Raises InputError if n, classes, size or channels is below 1, or if a class has too few images.
+    Raises InputError for a value out of range, and if a class has too few images.
     """
-    for name, value in (("n", n), ("classes", classes), ("size", size), ("channels", channels)):
+    for name, value in (("n", n), ("classes", classes), ("size", size)):
         whole(1).check(f"data.{name}", value)
+    CHANNELS.check("data.channels", channels)
     if n * size**2 * channels > MOST or classes > n:
         values = f"data.n={n} x data.size={size} ^ 2 x data.channels={channels}"
         raise InputError(f"{values} must be at most {MOST:,} values, and data.classes={classes} at most data.n")
