@@ -18,6 +18,9 @@ from postgres import postgresql, server  # noqa: F401 - fixtures
 
 from tuner.sweep.storage import connect, resolve
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # with -n 2, each process has one core; torch is not imported yet
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
