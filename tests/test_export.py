@@ -133,7 +133,7 @@ GONE = {
 def test_where_the_data_is_gone_random_images_are_taken_which_is_said(trained, call, tmp_path, change):
     folder = tmp_path / "run"
     shutil.copytree(trained(), folder)
-    config = folder / ".hydra" / "config.yaml"
+    config = folder / "conf" / "config.yaml"
     config.write_text(change(config.read_text()))
     code, out, err = call("export", folder, "--format", "pt2")
     assert code == 0, err

@@ -337,7 +337,7 @@ def test_the_head_is_trained_first_on_cached_features(command):
         (["optimizer.backbone_lr_decay=2"], "optimizer.backbone_lr_decay=2 must be more than 0 and at most 1"),
         (["head_first=3"], "head_first=3 is for blocks that are trained: set model.frozen below model.last_block"),
         (["recompute=true"], "recompute=true is for blocks that are trained"),
-        (["micro_batch=0"], "micro_batch=0 must be a whole number of at least 1, or null"),
+        (["micro_batch=0"], "micro_batch=0 must be a whole number of at least 1 and at most 1,000,000, or null"),
         (["class_weights=some"], "class_weights=some must be balanced, or null"),
     ],
     ids=lambda x: str(x)[:30],

@@ -65,6 +65,8 @@ def folder(tmp_path_factory):
         patch.setattr(train.Prepared, "on_epoch", interrupt)
         command(*LITTLE, "hydra.run.dir=killed")
         (folder / "killed" / "result.json").unlink()
+    shutil.copytree(folder / "runs" / "a", folder / "old")  # as an earlier version left it
+    shutil.rmtree(folder / "old" / "conf")
     at_rest(folder / "multirun" / "optuna.db")
     assert (folder / "killed" / "checkpoint.pt").exists()
     for path in (folder / "cache" / "banks").glob("*.safetensors"):
@@ -124,7 +126,7 @@ READERS = {
     "the cache's list": Reader("cache/banks/*.safetensors", lambda path: list(cache.banks(path.parents[1]))),
     "compare: result.json": Reader(f"{RUN}/result.json", lambda _: run_command(compare, "runs")),
     "compare: metrics.csv": Reader(f"{RUN}/metrics.csv", lambda _: run_command(compare, "runs")),
-    "compare: config.yaml": Reader(f"{RUN}/.hydra/config.yaml", lambda _: run_command(compare, "runs")),
+    "compare: config.yaml": Reader(f"{RUN}/conf/config.yaml", lambda _: run_command(compare, "runs")),
     "compare: two runs": Reader(f"{RUN}/predictions.csv", lambda _: compare.pair(Path("runs/a"), Path("runs/b"))),
     "compare: curves": Reader(
         f"{RUN}/metrics.csv", lambda path: compare._curves(compare.runs.load("runs"), ["a", "b"])
@@ -133,9 +135,10 @@ READERS = {
         f"{RUN}/result.json", lambda path: evaluate.check_unchanged(synthetic.load(noise=60.0), "test", path.parent)
     ),
     "start: result.json": Reader(f"{RUN}/result.json", lambda path: start(path.parent)),
-    "a model's config": Reader(f"{RUN}/.hydra/config.yaml", lambda path: of_run(path.parents[1], "data")),
-    "a model's hydra.yaml": Reader(f"{RUN}/.hydra/hydra.yaml", lambda path: of_run(path.parents[1], "data")),
-    "resume: hydra.yaml": Reader("killed/.hydra/hydra.yaml", lambda path: resume.command(path.parents[1])),
+    "a model's config": Reader(f"{RUN}/conf/config.yaml", lambda path: of_run(path.parents[1], "data")),
+    "an earlier model's config": Reader("old/.hydra/config.yaml", lambda path: of_run(path.parents[1], "data")),
+    "an earlier model's hydra.yaml": Reader("old/.hydra/hydra.yaml", lambda path: of_run(path.parents[1], "data")),
+    "resume: config.yaml": Reader("killed/conf/config.yaml", lambda path: resume.killed_run(path.parents[1])),
     "resume: metrics.csv": Reader("killed/metrics.csv", lambda path: cut(path.parent)),
     "study: results": Reader("multirun/sqlite/optimization_results.yaml", lambda path: shown(path.parent)),
     "study: SQLite": Reader("multirun/optuna.db", lambda path: shown(path.with_name("sqlite"))),

@@ -217,8 +217,6 @@ def parse(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     """
     plain = config
     if isinstance(config, DictConfig):
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
         plain = _resolved(config)
     earlier.refuse_old_names(
         f"{group!s}.{key}" for group, values in plain.items() if isinstance(values, Mapping) for key in values
@@ -228,6 +226,8 @@ def parse(config: DictConfig | Mapping[str, Any]) -> RunConfig:
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
     try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
         plain: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise InputError(f"the config cannot be resolved: {' '.join(str(error).split())}") from error

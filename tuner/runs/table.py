@@ -17,6 +17,7 @@ import pandas as pd
 from tuner import InputError, earlier, yaml_file
 from tuner.rules import as_number
 from tuner.runs.result import read_result
+from tuner.safe_text import printable
 
 RESULTS = (  # columns of a table of runs that are in result.json; the keys of the config have columns, too
     *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
@@ -58,7 +59,7 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         is_run = not folders.keys().isdisjoint(("result.json", "metrics.csv"))
         is_run = is_run or earlier.config_file(folder) is not None
     except (OSError, UnicodeEncodeError) as error:  # unreadable, deleted meanwhile, or its name is not UTF-8
-        log.warning("skipped %s: %s", folder, error)
+        log.warning("skipped %s: %s", printable(str(folder)), printable(str(error)))
         return
     if (stat.st_dev, stat.st_ino) in seen:
         return
