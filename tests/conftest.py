@@ -103,12 +103,14 @@ def call(monkeypatch, capfd):
 def own_log():
     """Commands that run in this process set up logging; the next test starts without."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    levels = {logger: logger.level for logger in (root, logging.getLogger("tuner"))}  # hydra.verbose sets them
     yield
     for handler in set(root.handlers) - set(handlers):
         handler.close()
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def test_every_command_refuses_a_bomb_at_once(trained, call, tmp_path):
         shutil.copytree(trained(), tmp_path / folder)
     for name in ("config", "hydra", "overrides"):
         (tmp_path / "run" / ".hydra" / f"{name}.yaml").write_text(BOMB)
+    (tmp_path / "run" / "conf" / "config.yaml").write_text(BOMB)
     (tmp_path / "run" / "checkpoint.pt").touch()
     (tmp_path / "optimization_results.yaml").write_text(BOMB)
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
@@ -108,7 +109,7 @@ def test_every_command_refuses_a_bomb_at_once(trained, call, tmp_path):
         assert "Traceback" not in err
     code, out, err = call("compare", tmp_path)
     assert code == 0
-    assert f"run/.hydra/config.yaml can't be read: {large}" in err
+    assert f"run: conf/config.yaml can't be read: {large}" in err
     assert "other" in out
-    with pytest.raises(InputError, match=f"hydra.yaml can't be read: {large}"):
-        resume.command(tmp_path / "run")
+    with pytest.raises(InputError, match=f"config.yaml can't be read: {large}"):
+        resume.killed_run(tmp_path / "run")
