@@ -465,8 +465,8 @@ def test_a_checkpoint_of_a_gpu_is_gone_on_from_on_the_cpu_with_a_warning(command
 
 def test_a_refused_resume_leaves_the_run_as_it_was(command, call):
     interrupted(command, *TINY, "epochs=3", "device=cpu")
-    before = {path: path.read_bytes() for path in Path("here").glob("[.c]*/*.yaml")}
-    assert len(before) == 4
+    before = {path: path.read_bytes() for path in (*Path("here").glob("[.c]*/*.yaml"), Path("here/result.json"))}
+    assert len(before) == 5
     for line, reason in (
         ("batch_size=7", "is of a run with batch_size="),
         ("precisoin=fp32", "precisoin=fp32: Key 'precisoin' is not in struct"),

@@ -236,7 +236,8 @@ def test_a_direction_against_the_objective_is_warned_of(command):
     code, output = command(*SEARCH, "hydra.sweeper.direction=minimize", "final.seeds=0", "hydra.sweeper.n_trials=1")
     assert code == 0, output
     said = (
-        "objective=accuracy is better the larger it is: hydra.sweeper.direction=minimize makes the worst trial the best"
+        "objective=accuracy is better the larger it is: direction=minimize makes the worst trial the best; give "
+        "hydra.sweeper.direction=[maximize]"
     )
     assert output.count(said) == 1
     code, output = command(*SEARCH, "study=other", "final.seeds=0", "hydra.sweeper.n_trials=1")

@@ -181,7 +181,7 @@ SWEEPS = [
 
 
 def files(folder):
-    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".log"}
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def test_a_refused_run_changes_nothing_in_a_finished_runs_folder(command):
@@ -419,3 +419,12 @@ def test_a_search_without_m_says_that_it_is_one_run(command):
     code, output = command(*TINY, "hparams_search=optuna", "epochs=1")
     assert code == 0, output
     assert "hparams_search=optuna needs -m to search: this is a single run" in output
+
+
+def test_a_run_does_not_go_into_the_folder_of_a_study(command):
+    Path("here").mkdir()
+    Path("here/.study").write_text("an id")
+    code, output = command(*TINY, "hydra.run.dir=here")
+    assert code == 1
+    assert "here is the folder of a study; choose another hydra.run.dir" in output
+    assert [path.name for path in Path("here").iterdir() if path.suffix != ".log"] == [".study"]

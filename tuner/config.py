@@ -69,10 +69,10 @@ class Target:
                 return hydra.utils.instantiate(keywords, _convert_="all")
             except InstantiationException as error:
                 reason = " ".join(str(error).split())
-                if "whitelist" in reason:
+                if "whitelist" in reason and (name := re.search(r"Target '(.*?)'", reason)):
                     reason = (
-                        f"{self.group}: {reason.partition(' Pass _execution')[0]} Choose one of "
-                        f"{', '.join(targets.GROUPS[self.group])}, or name packages you trust in TUNER_TRUST, as in "
+                        f"{self.group}: _target_ {name[1]!r} is not on the list of what a config may call; choose one "
+                        f"of {', '.join(targets.GROUPS[self.group])}, or name packages you trust in TUNER_TRUST, as in "
                         "TUNER_TRUST='mypackage.*'"
                     )
                 raise InputError(reason) from error
@@ -316,9 +316,9 @@ def written(folder: Path) -> DictConfig:
 
 def with_values(config: DictConfig, lines: Sequence[str]) -> DictConfig:
     """A config with values set, each by a line KEY=VALUE. Raises InputError for a key that it does not have."""
+    if not_values := [line for line in lines if "=" not in line or line[0] in "+~"]:
+        raise InputError(f"{not_values[0]} must be KEY=VALUE, with a key of the run's config")
     try:
-        if not_values := [line for line in lines if "=" not in line or line[0] in "+~"]:
-            raise InputError(f"{not_values[0]} must be KEY=VALUE, with a key of the run's config")
         OmegaConf.set_struct(config, True)
         return cast(DictConfig, OmegaConf.merge(config, OmegaConf.from_dotlist(list(lines))))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:

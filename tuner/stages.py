@@ -214,7 +214,9 @@ def record_end(run: Run, error: BaseException) -> None:
     """Write to result.json that a run was pruned or has failed, unless its end is recorded."""
     if run.has_ended:
         return
-    if isinstance(error, TrialPruned):
+    if run.resumes and isinstance(error, InputError):
+        run.leave()
+    elif isinstance(error, TrialPruned):
         last = run.metrics().iloc[-1]
         run.finish("pruned", epochs=int(last.epoch), val_accuracy=last.val_accuracy, val_loss=last.val_loss)
         run.log.info("%s", error)

@@ -28,6 +28,7 @@ from tuner.safe_text import printable
 from tuner.sweep import budget, storage
 from tuner.sweep.optuna_private import study_id
 from tuner.sweep.progress import duration
+from tuner.sweep.settings import MIXED
 
 log = logging.getLogger("tuner.study")
 WATCHED_EVERY = 2.0  # seconds
@@ -163,7 +164,15 @@ def listed(s: LoadedStudy, trials: pd.DataFrame) -> pd.DataFrame:
 
 def texts(s: LoadedStudy) -> dict[str, list[str]]:
     """How certain the results are and what to try next: lines by title, without empty sections."""
-    lines_by_title = {"How sure that is": certainty(s), "What to try next": advice(s)}
+    reasons: dict[str, list[str]] = {}
+    for trial in s.frozen:
+        if MIXED in trial.user_attrs:
+            reasons.setdefault(str(trial.user_attrs[MIXED]), []).append(str(trial.number))
+    lines_by_title = {
+        "How sure that is": certainty(s),
+        "What to try next": advice(s),
+        "Left out, as they differ from the study": [f"trials {', '.join(n)}: {why}" for why, n in reasons.items()],
+    }
     return {title: lines for title, lines in lines_by_title.items() if lines}
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from tuner import InputError, earlier, output, targets
 from tuner.config import CONF, applied_yaml, parse
 from tuner.rules import FOLDER_NAME, or_null
-from tuner.runs.run import Run
+from tuner.runs.run import Run, TakenError
 from tuner.stages import Prepared, finish, fit_together, one_line_errors, prepare, recorded
 from tuner.sweep import hydra_private, plugin
 from tuner.sweep.trial import RunningTrial, Stages
@@ -30,7 +30,11 @@ log = logging.getLogger("tuner.train")
 def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> Prepared:
     """Open the run folder of a Hydra job, check its config, and prepare the run."""
     hydra_cfg = HydraConfig.get()
-    run = Run(Path(hydra_cfg.runtime.output_dir))
+    try:
+        run = Run(Path(hydra_cfg.runtime.output_dir))
+    except TakenError:
+        close_log_files()
+        raise
     with recorded(run):
         # Hydra would write these before the folder is known to be free; train.yaml has hydra.output_subdir: null
         run.save_config(hydra_private.job_files(cfg))
@@ -38,6 +42,14 @@ def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> Prepared:
         config = parse(cfg)
         run.save_config({"conf/config.yaml": applied_yaml(cfg, config)})
         return prepare(config, run, trial, number)
+
+
+def close_log_files() -> None:
+    """What follows is not logged to the files that Hydra has opened for this job: they are another run's."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 STAGES = Stages(prepare_job, fit_together, finish)

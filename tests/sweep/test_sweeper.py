@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 
-from tuner import earlier
+from tuner import earlier, study
 from tuner.analysis import load
 from tuner.sweep import ranking
 from tuner.sweep.conditional_spaces import wide
@@ -209,7 +209,7 @@ def test_other_settings_are_refused_or_mixed_in(toy, edit):
         assert toy.states() == before
     done = toy.run(*given, "hydra.sweeper.n_trials=9", "hydra.sweeper.study_mixed=true", "x=interval(-9,9)")
     assert done.returncode == 0, done.stdout
-    assert "no result counts the new trials" in done.stdout
+    assert "the new trials count towards n_trials, and no result has them" in done.stdout
     trials = toy.study().trials
     assert [trial.user_attrs.get("mixed") for trial in trials] == [None] * 6 + [said] * 3
     assert ranking.best(toy.study(), trials).number < 6
@@ -217,6 +217,8 @@ def test_other_settings_are_refused_or_mixed_in(toy, edit):
     read = load("toy")
     assert dict(read.states) == {"COMPLETE": 6, "MIXED": 3}
     assert len(read.complete) == 6
+    assert results(toy)["trials"] == {"complete": 6, "mixed": 3}
+    assert study.texts(read)["Left out, as they differ from the study"] == [f"trials 6, 7, 8: {said}"]
     config.write_text(config.read_text().replace(*edit[::-1]) if edit else config.read_text())
     done = toy.run("hydra.sweeper.n_trials=10", "x=interval(-9,9)")  # the old settings go on without a word
     assert done.returncode == 0, done.stdout
@@ -236,9 +238,18 @@ def test_a_key_that_was_fixed_may_be_searched(toy):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("words", ["yy=choice(1,2)", "group.nme=choice(1,2)", "group=choice(nowhere,a)"])
-def test_a_misspelt_key_is_one_line_and_starts_no_trial(toy, words):
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("secnds=choice(1,2)", "secnds is not a key of the config; did you mean seconds?"),
+        ("group.nme=choice(1,2)", "group.nme is not a key of the config; did you mean group.name?"),
+        ("qqq=choice(1,2)", "Could not override 'qqq'"),
+        ("group=choice(nowhere,a)", "Could not find 'group/nowhere'"),
+    ],
+)
+def test_a_misspelt_key_is_one_line_and_starts_no_trial(toy, words, says):
     done = toy.run(words)
+    assert says in done.stdout
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert toy.starts() == []

@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 METRICS = (
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "lr", "seconds"),
 )
+STUDY_FILE = ".study"  # in the folder of a study
 CHECKPOINT = "checkpoint.pt"  # of a run that is still going or was killed
 VERSIONS = ("torch", "torchvision", "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna")
 log = logging.getLogger("tuner.runs")
+
+
+class TakenError(InputError):
+    """A folder that a run can't have: another run's or a study's. Nothing may be written into it."""
 
 
 class Run:
@@ -46,17 +51,19 @@ class Run:
     """
 
     def __init__(self, folder: Path):
-        """Raises InputError if `folder` holds a run that is finished or still going."""
+        """Raises TakenError if `folder` holds a run that is finished or still going, or is the folder of a study."""
+        if (folder / STUDY_FILE).exists():
+            raise TakenError(f"{folder} is the folder of a study; choose another hydra.run.dir")
         self.lock = FileLock(folder / ".lock")
         try:
             self.lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(f"another process is writing the run in {folder}: wait for it, or end it") from error
+            raise TakenError(f"another process is writing the run in {folder}: wait for it, or end it") from error
         except (OSError, NotImplementedError) as error:  # some network file systems have no locks
             log.warning("%s cannot be locked (%s): make sure that only one process writes there", folder, error)
         try:
             if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
-                raise InputError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that run")
+                raise TakenError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that run")
         except (InputError, OSError):
             self._unlock()
             raise
@@ -67,7 +74,22 @@ class Run:
         self.start = time.perf_counter()
         self.has_ended = False
         self.resumes = (folder / CHECKPOINT).exists()
+        self.ended_before = self._take("result.json")
         self._remove_leftovers()
+
+    def _take(self, name: str) -> bytes | None:
+        """Remove a file. Returns what it held, or None if there was none."""
+        path = self.folder / name
+        content = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        return content
+
+    def leave(self) -> None:
+        """End a run that was not resumed after all: its folder stays as it was."""
+        self.has_ended = True
+        if self.ended_before is not None:
+            with replacing(self.folder / "result.json") as file:
+                file.write(self.ended_before)
 
     def _unlock(self) -> None:
         Path(self.lock.lock_file).unlink(missing_ok=True)
@@ -75,8 +97,7 @@ class Run:
 
     def _remove_leftovers(self) -> None:
         """Remove a failed run's files, except a resumable checkpoint."""
-        for left in ("result.json", "model.safetensors"):
-            (self.folder / left).unlink(missing_ok=True)
+        (self.folder / "model.safetensors").unlink(missing_ok=True)
         if not self.resumes:
             with replacing(self.folder / "metrics.csv") as file:
                 file.write((",".join(METRICS) + "\n").encode())

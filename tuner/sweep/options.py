@@ -1,5 +1,6 @@
 """The options of a search, checked before its study is opened."""
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tuner import InputError
 from tuner.sweep import search_space
 from tuner.sweep.search_space import SearchSpace
+from tuner.sweep.settings import flat
 
 log = logging.getLogger("tuner.sweep")
 LIMITS = {  # lowest and highest value
@@ -42,6 +44,11 @@ def check_subdir(config: DictConfig) -> None:
 def check_composes(space: SearchSpace, config: DictConfig, loader: ConfigLoader) -> None:
     """Raises InputError if the first value of each searched parameter gives no config: a key may be misspelt."""
     overrides = space.overrides({name: search_space.first(d) for name, d in space.distributions.items()})
+    plain = OmegaConf.to_container(config, resolve=False)
+    known = [*config.hydra.runtime.choices, *(key for key, _ in flat(plain))]
+    for name in space.distributions:
+        if name not in known and name[0] != "+" and (close := difflib.get_close_matches(name, known, 1)):
+            raise InputError(f"{name} is not a key of the config; did you mean {close[0]}? A new one: +{name}=...")
     try:
         loader.load_sweep_config(config, overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -71,5 +78,5 @@ def warn_of_direction(goals: Sequence[str], objective: Any) -> None:
 
     wanted = ["maximize", "minimize"] if objective == "accuracy_and_cost" else ["maximize"]
     if objective in OBJECTIVES and list(goals) != wanted:
-        message = "objective=%s is better the larger it is: hydra.sweeper.direction=%s makes the worst trial the best"
-        log.warning(message, objective, ",".join(goals))
+        message = "objective=%s is better the larger it is: direction=%s makes the worst trial the best; give %s"
+        log.warning(message, objective, ",".join(goals), f"hydra.sweeper.direction=[{','.join(wanted)}]")

@@ -16,6 +16,11 @@ def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and MIXED not in trial.user_attrs]
 
 
+def state(trial: FrozenTrial) -> str:
+    """COMPLETE, PRUNED, FAIL, RUNNING or WAITING; MIXED for a trial that differs from its study."""
+    return "MIXED" if MIXED in trial.user_attrs else trial.state.name
+
+
 def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The best complete trial, the earliest of equals. None without one, or with several objectives."""
     candidates = complete(trials)

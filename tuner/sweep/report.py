@@ -41,7 +41,7 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
     if best is not None and (tested := final_result(folder, best.number)):
         results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
-    results["trials"] = {state.lower(): n for state, n in Counter(t.state.name for t in trials).items()}
+    results["trials"] = {state.lower(): n for state, n in Counter(map(ranking.state, trials)).items()}
     results |= {
         "study": study.study_name,
         "storage": storage.redacted(spec),

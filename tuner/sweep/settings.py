@@ -68,9 +68,11 @@ def compare(
     if not may_be_mixed:
         raise MixedStudyError(
             f"study {study} has other settings: {text}; give the old ones, or another study=NAME, or "
-            "study_mixed=true, which leaves the new trials out of every result"
+            "study_mixed=true: the new trials then count towards n_trials, and no result has them"
         )
-    log.warning("study %s has other settings: %s; no result counts the new trials", study, text)
+    log.warning(
+        "study %s has other settings: %s; the new trials count towards n_trials, and no result has them", study, text
+    )
     return text
 
 

@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 
 from tuner import InputError
+from tuner.runs.run import STUDY_FILE
 
 log = logging.getLogger("tuner.sweep")
 METRICS = {"accuracy_and_cost": ["accuracy", "gmacs"]}  # an `objective` with several values; others have one, their own
@@ -90,11 +91,11 @@ def claim_folder(default: Path, identity: str) -> Path:
         own_file = folder / f".study.{identity}"
         own_file.write_text(identity)
         try:
-            (folder / ".study").hardlink_to(own_file)  # fails if the file exists, and is never half-written
+            (folder / STUDY_FILE).hardlink_to(own_file)  # fails if the file exists, and is never half-written
         except FileExistsError:
             pass
         finally:
             own_file.unlink()
-        if (folder / ".study").read_text() == identity:
+        if (folder / STUDY_FILE).read_text() == identity:
             return folder
     raise InputError(f"{default} and 10,000 folders after it are taken; choose another hydra.sweep.dir")

@@ -60,7 +60,7 @@ class RunningTrial:
             if not (self.shared.may_be_mixed and self.trial):
                 raise settings.MixedStudyError(
                     f"study {self.study} had other images ({splits}): restore them, or give another study=NAME, or "
-                    "study_mixed=true, which leaves the new trials out of every result"
+                    "study_mixed=true: the new trials then count towards n_trials, and no result has them"
                 )
             self.trial.set_user_attr(settings.MIXED, f"other images ({splits})")
 
