@@ -45,7 +45,7 @@ def main() -> None:
             cfg = compose("train", [*args.overrides, f"seed={seed}", "plots=false"])
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Path(folder))
-            run.save_config(OmegaConf.to_yaml(cfg))
+            run.save_config({"conf/config.yaml": OmegaConf.to_yaml(cfg)})
             config = parse(cfg)
             train(config, run)
             result = read_result(run.folder)
