@@ -17,7 +17,7 @@ from sqlalchemy.exc import DataError, OperationalError, ProgrammingError
 
 from tuner.sweep import storage
 from tuner.sweep.budget import Budget
-from tuner.sweep.outcome import OUTCOME_FILE, Outcome
+from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
 from tuner.sweep.patient_storage import SURPLUS, Patience, PatientStorage, is_away, patient
 from tuner.sweep.storage_files import StorageLostError
 
@@ -320,6 +320,7 @@ def test_a_sweep_without_its_storage_loses_no_outcome(toy, hiccup):
     trials = toy.study().trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 5
     assert trials[2].values == written["values"]
+    assert trials[2].system_attrs[OUTCOME] == written  # as if the job had written it to the study itself
     assert toy.starts() == list(range(5))
     assert not list((toy.folder / "multirun").rglob(OUTCOME_FILE))
     assert not list((toy.folder / "multirun").rglob("*.released"))

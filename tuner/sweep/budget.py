@@ -163,6 +163,7 @@ class Budget:
                 return
             file = _outcome_file(trial)
             if written := trial.system_attrs.get(OUTCOME) or (file and json.loads(file.read_text())):
+                set_system_attr(self.study, trial, OUTCOME, written)
                 self.tell(number, Outcome(**written))
                 if file:
                     file.unlink()
