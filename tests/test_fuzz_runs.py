@@ -174,9 +174,12 @@ def cut(folder: Path) -> None:
     assert len(run.metrics()) == 2
 
 
-@pytest.mark.parametrize("most", [40, pytest.param(1000, marks=pytest.mark.slow)])
+PARTS = [pytest.param(250, seed, marks=pytest.mark.slow) for seed in range(1, 5)]  # 1,000 in tests of minutes
+
+
+@pytest.mark.parametrize(("most", "seed"), [(40, 0), *PARTS])
 @pytest.mark.parametrize("name", READERS)
-def test_damage_is_read_or_refused_in_one_line(folder, monkeypatch, name, most):
+def test_damage_is_read_or_refused_in_one_line(folder, monkeypatch, name, most, seed):
     reader, n = READERS[name], most // 4 if most < 100 and name.startswith("study") else most  # a study takes longer
     path = sorted(folder.glob(reader.file))[0]
     monkeypatch.chdir(folder)
@@ -187,7 +190,7 @@ def test_damage_is_read_or_refused_in_one_line(folder, monkeypatch, name, most):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a user sees them, and goes on
             whole = None if name.startswith("start") else reader.read(path)
-            for i, damaged in enumerate(mutated(path, content, n)):
+            for i, damaged in enumerate(mutated(path, content, n, seed)):
                 path.write_bytes(damaged)
                 result, got = "fault", []
                 try:
@@ -205,14 +208,14 @@ def test_damage_is_read_or_refused_in_one_line(folder, monkeypatch, name, most):
     assert files(folder, path) == before, "a reader has changed files"
 
 
-def mutated(path: Path, content: bytes, n: int) -> Iterator[bytes]:
+def mutated(path: Path, content: bytes, n: int, seed: int) -> Iterator[bytes]:
     """n damaged contents of a file. In JSON and YAML, every second one has an odd value in the place of another."""
-    damaged = mutations(content, 0, n)
+    damaged = mutations(content, seed, n)
     if path.suffix not in (".json", ".yaml"):
         yield from damaged
         return
     for i, some in enumerate(damaged):
-        draw = random.Random(i)
+        draw = random.Random(f"{seed} {i}")
         if i % 2:
             yield some
         elif path.suffix == ".json":
@@ -257,9 +260,9 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-@pytest.mark.parametrize("n", [6, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n", "seed"), [(6, 0), *PARTS])
 @pytest.mark.parametrize("scheme", ["sqlite", "journal"])
-def test_a_sweep_on_a_damaged_study_goes_on_or_ends_in_a_line(toy, scheme, n):
+def test_a_sweep_on_a_damaged_study_goes_on_or_ends_in_a_line(toy, scheme, n, seed):
     """Each damaged copy is a file of its own, which a sweep of three more trials joins."""
     few = ("hydra.sweeper.max_failure_rate=1", "hydra.sweeper.n_trials")
     whole = Path(f"whole.{scheme}").absolute()
@@ -267,7 +270,7 @@ def test_a_sweep_on_a_damaged_study_goes_on_or_ends_in_a_line(toy, scheme, n):
     if scheme == "sqlite":
         at_rest(whole)
     counts, faults = Counter(), []
-    for i, damaged in enumerate(mutations(whole.read_bytes(), 0, n)):
+    for i, damaged in enumerate(mutations(whole.read_bytes(), seed, n)):
         shutil.rmtree("multirun", ignore_errors=True)  # what the last one left
         path = Path(f"{i}.{scheme}").absolute()
         path.write_bytes(damaged)
