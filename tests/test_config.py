@@ -89,7 +89,7 @@ def test_a_config_that_lacks_what_has_no_default_is_refused():
 
 def test_a_part_is_read_without_resolving_the_rest():
     """The last run of a search of 50 epochs, as evaluate reads it; the rest refers to what only its job knew."""
-    config = composed("epochs=50", "final.epochs=40", "+data.colour=${hydra:job.nothing}")
+    config = composed("epochs=50", "final.epochs=40", "+data.colour=${nowhere:x}")
     part = parse_part(config, "final")
     assert (part.epochs, part.final.epochs, part.model.name) == (50, 40, "vgg16")
     assert refused(config).startswith("the config cannot be resolved: ")
