@@ -269,10 +269,13 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Loa
     written = _results(folder) if folder else {}
     if folder and not storage_url and "storage" not in written:
         raise InputError(f"{folder / report.RESULTS} does not say where the study is; give its name and --storage URL")
-    spec = _given(storage_url) if storage_url else _spec(folder, written)
-    if spec is None:
-        raise InputError(f"study {written.get('study', where)} was kept in memory, and ended with its process")
-    store = storage.open_read_only(spec)
+    try:
+        spec = _given(storage_url) if storage_url else _spec(folder, written)
+        if spec is None:
+            raise InputError(f"study {written.get('study', where)} was kept in memory, and ended with its process")
+        store = storage.open_read_only(spec)
+    except OSError as error:  # a path that is too long, for example
+        raise InputError(f"the storage of {folder or where} cannot be used: {error.strerror}") from error
     with storage.damage_named(spec):
         name = written.get("study") or (str(where) if where is not None else _newest(store, spec))
         names = optuna.get_all_study_names(store)
