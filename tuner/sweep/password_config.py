@@ -45,6 +45,8 @@ def keep_off_disk(config: DictConfig, arguments: list[str], spec: str | None) ->
             if not key.startswith(STORAGE):
                 (options if key.startswith("hydra.") else arguments).append(f"++{key}={quoted(text)}")
                 OmegaConf.update(config, key, text)
+        tasks: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        config.hydra.overrides.task = without_password(tasks, keys, spec)
         config.hydra.sweeper.storage = redacted(spec)
         config.hydra.overrides.hydra = options
     if HydraConfig.initialized():
