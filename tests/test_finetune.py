@@ -481,6 +481,18 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, call):
     assert "resuming after epoch 1" in out
 
 
+def test_a_log_that_is_a_link_is_not_followed(command, call):
+    """The folder may be somebody else's, and the link lead to a file of the user."""
+    interrupted(command, *TINY, "epochs=3")
+    Path("precious").write_text("text")
+    Path("here/train.log").unlink()
+    Path("here/train.log").symlink_to(Path("precious").absolute())
+    code, out, err = call("resume", "here")
+    assert code == 1
+    assert "here/train.log cannot be used: Too many levels of symbolic links" in out + err
+    assert Path("precious").read_text() == "text"
+
+
 def test_a_checkpoint_of_other_images_is_not_gone_on_from(command, tmp_path):
     lines = ["label,a,b,c,d", *(f"{'xy'[i % 2]},{i},{2 * i},{3 * i},{i % 2 * 200}" for i in range(60))]
     (tmp_path / "t.csv").write_text("\n".join(lines))

@@ -1,6 +1,7 @@
 """Resume a single run that was killed: `python -m tuner.resume FOLDER [KEY=VALUE...]`.
 
-The run's applied config is data: of the folder, nothing but that, the checkpoint and metrics.csv is read.
+The run's applied config is data. Of the folder, nothing else is read but the checkpoint, metrics.csv, result.json, and
+where the run was started.
 """
 
 import argparse
@@ -9,9 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from tuner import InputError, output
 from tuner.config import RunConfig, parse, start_folder, with_values, written
+from tuner.files import appending
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.safe_text import Formatter
 from tuner.stages import one_line_errors, train
@@ -45,16 +48,18 @@ def main() -> None:
     config = killed_run(folder, args.overrides)
     if (started := start_folder(folder)) and started.is_dir():  # a logger's store may be a relative path
         os.chdir(started)
-    _log_to(folder / "train.log")
-    with one_line_errors(folder, raises=False):
-        train(config, Run(folder))
+    logging.basicConfig(level=logging.INFO, handlers=[_handler(sys.stdout)], force=True)
+    run = Run(folder)
+    with appending(folder / "train.log") as file, one_line_errors(folder, raises=False):
+        for logger in (logging.getLogger(), run.log):
+            logger.addHandler(_handler(file))
+        train(config, run)
 
 
-def _log_to(path: Path) -> None:
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(path, encoding="utf-8")]
-    for handler in handlers:
-        handler.setFormatter(Formatter(FORMAT, "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+def _handler(stream: TextIO) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Formatter(FORMAT, "%H:%M:%S"))
+    return handler
 
 
 if __name__ == "__main__":
