@@ -56,6 +56,17 @@ def test_a_study_is_read_and_continued(earlier, call, command):
     assert "continuing after 4 of 5 trials" in output
 
 
+def test_the_best_of_a_study_is_retrained(earlier, command):
+    shutil.rmtree("multirun/mine/best")
+    tiny = ("data=synthetic", "model=tiny", "epochs=2", "batch_size=32", "device=cpu")
+    code, output = command(
+        "-m", *tiny, "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=4", "final.seeds=2"
+    )
+    assert code == 0, output
+    assert "all of its 4 trials" in output
+    assert json.loads(Path("multirun/mine/best/result.json").read_text())["seeds"] == [0, 1]
+
+
 @pytest.mark.parametrize("line", ["model.features=block1", "+model.features=block1", "~model.features"])
 def test_an_old_key_is_refused_with_its_new_name(command, line):
     code, output = command("data=synthetic", "model=tiny", line)

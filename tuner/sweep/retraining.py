@@ -11,6 +11,7 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError, earlier, yaml_file
 from tuner.files import disk_error
@@ -67,7 +68,10 @@ class Retraining:
 
     def _launch(self, number: int) -> None:
         trial = self.budget.trial(number)
-        folder = Path(trial.user_attrs.get("output_dir", self.folder / str(number)))
+        here = self.folder / str(number)
+        folder = Path(trial.user_attrs.get("output_dir", here))
+        if not folder.is_dir() and here.is_dir():  # the study's folder was moved
+            folder = here
         result = report.read_result(folder)
         epochs = result.get("saved_epoch")
         if epochs is None:
@@ -101,11 +105,14 @@ class Retraining:
         path = earlier.config_file(folder)
         if path is None:
             raise InputError(f"cannot retrain the best trial: {folder} has no conf/config.yaml")
-        recorded = OmegaConf.create(yaml_file.mapping(path))
-        trials = settings_of(recorded, self.shared.irrelevant, resolve=True)
-        sweeps = settings_of(
-            self.loader.load_sweep_config(self.config, overrides), self.shared.irrelevant, resolve=True
-        )
+        plain = yaml_file.mapping(path)
+        earlier.rename_keys(plain)
+        composed = self.loader.load_sweep_config(self.config, overrides)
+        try:
+            trials = settings_of(OmegaConf.create(plain), self.shared.irrelevant, resolve=True)
+            sweeps = settings_of(composed, self.shared.irrelevant, resolve=True)
+        except OmegaConfBaseException as error:
+            raise InputError(f"cannot retrain the best trial from {path}: {str(error).splitlines()[0]}") from error
         changed = [key for key in trials if key not in sweeps or sweeps[key] != trials[key]]
         lines = [f"{'' if key in sweeps else '++'}{key}={as_override(trials[key])}" for key in changed]
         return [*overrides, *(f"~{key}" for key in sweeps if key not in trials), *lines]
