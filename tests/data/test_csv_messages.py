@@ -26,9 +26,39 @@ def changed(line, text):
 CONTENTS = {  # name of the mistake -> content of the file, message
     "blank": ("\n \n", f"data.csv is empty: {NO_ROWS}, with a label and pixels"),
     "header only": (GOOD[0] + "\n", f"data.csv has a header and no rows: {NO_ROWS}"),
-    "semicolons": (
-        "\n".join(GOOD).replace(",", ";"),
-        "data.csv has no column 'label', only 'label;p1;p2;p3;p4': the cells of a row must be separated by commas",
+    "spaces": (
+        "\n".join(GOOD).replace(",", " "),
+        "data.csv has no column 'label', only 'label p1 p2 p3 p4': the cells of a row must be separated by commas, "
+        "semicolons or tabs",
+    ),
+    "UTF-16 without a mark": (
+        "\n".join(GOOD).encode("utf-16-le"),
+        "data.csv has no column 'label', only 'l\\x00a\\x00b\\x00e\\x00l\\x00', '\\x00p\\x001\\x00', '\\x00p\\x002\\x00"
+        "', '\\x00p\\x003\\x00', '\\x00p\\x004\\x00': it looks like UTF-16 without a byte order mark; save it as UTF-8",
+    ),
+    "half of a UTF-16 file": (
+        "\n".join(GOOD).encode("utf-16")[:-1],
+        "data.csv is not UTF-16 text (byte 0x34): save it as UTF-8 or, if it is compressed, let its name end in .gz, "
+        ".xz or .bz2",
+    ),
+    "no label": (
+        "\n".join(GOOD).replace("label", "Kind"),
+        "data.csv has no column 'label', only 'Kind', 'p1', 'p2', 'p3', 'p4': set data.label to the name of the "
+        "label's column",
+    ),
+    "another label": (
+        "\n".join(GOOD).replace("label", "Class"),
+        "data.csv has no column 'label', only 'Class', 'p1', 'p2', 'p3', 'p4': set data.label=Class",
+    ),
+    "one-hot": (
+        "p1,p2,p3,p4,cat,dog\n" + "1,2,3,4,0,1\n5,6,7,8,1.0,0.0\n" * 6,
+        "data.csv has no column 'label', only 'p1', 'p2', 'p3', 'p4', 'cat', ... (6): one of these is 1 in each row, "
+        "so set data.label=[cat,dog]",
+    ),
+    "one pixel": (
+        "id,label\n1,b\n2,a\n",
+        "data.csv has one pixel column at most: is 'id' a file name? Set data.image=id, and data.suffix=.jpg if the "
+        "names lack it; for images of one pixel set data.height=1 data.width=1",
     ),
     "no header": (
         "\n".join(GOOD[1:]),
@@ -39,7 +69,7 @@ CONTENTS = {  # name of the mistake -> content of the file, message
         changed(7, "\n\n0,1,2,3,4,5"),
         "line 9 of data.csv has 6 values; 5 expected (label and 4 pixels)",
     ),
-    "no label": (changed(7, "NaN,1,2,3,4"), "line 7 of data.csv has no label: fill it in or remove the line"),
+    "an empty label": (changed(7, "NaN,1,2,3,4"), "line 7 of data.csv has no label: fill it in or remove the line"),
     "fractional label": (
         changed(7, "1.5,1,2,3,4"),
         "label 1.5 in line 7 of data.csv is fractional; labels are text or whole numbers: is data.label the right "
@@ -71,8 +101,7 @@ CONTENTS = {  # name of the mistake -> content of the file, message
 OPTIONS = {  # name of the mistake -> options for the good file, message
     "no such column": (
         {"label": "kind"},
-        "data.csv has no column 'kind', only 'label', 'p1', 'p2', 'p3', 'p4': set data.label to the name of the "
-        "label's column",
+        "data.csv has no column 'kind', only 'label', 'p1', 'p2', 'p3', 'p4': set data.label=label",
     ),
     "a name without a header": (
         {"header": False},
@@ -90,6 +119,20 @@ OPTIONS = {  # name of the mistake -> options for the good file, message
     "classes in one text": (
         {"classes": "cat,dog,owl"},
         "data.classes must be a list of different names, such as [cat,dog], got 'cat,dog,owl'",
+    ),
+    "a label twice": (
+        {"label": ["p1", "p1"]},
+        "data.label=['p1', 'p1'] must be a column, or a list of different columns, one for each class",
+    ),
+    "no one-hot label": (
+        {"label": ["p1", "p2"]},
+        "line 2 of data.csv has 1, 2 in the columns of the labels: one must be 1 and the others 0",
+    ),
+    "the label as id": ({"id": "label"}, "data.id=label is the column of the label: name another column of data.csv"),
+    "no such id": (
+        {"id": "name"},
+        "data.csv has no column 'name', only 'label', 'p1', 'p2', 'p3', 'p4': set data.id to the name of the id's "
+        "column",
     ),
     "a class twice": (
         {"classes": ["cat", "dog", "cat"]},
@@ -158,7 +201,9 @@ def test_paths_that_are_not_files(tmp_path, monkeypatch):
 def test_the_test_file_needs_the_same_columns(tmp_path):
     (tmp_path / "data.csv").write_text("\n".join(GOOD))
     (tmp_path / "test.csv").write_text("label,p1\n0,1\n")
-    message = "test.csv has 1 pixel columns and data.csv has 4: data.test_path must have the columns of data.path"
+    message = (
+        "test.csv has no column 'p2', a pixel of data.csv: it must have the pixel columns of data.csv, in any order"
+    )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         csv_file.load(tmp_path / "data.csv", test_path=tmp_path / "test.csv")
 

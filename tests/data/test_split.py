@@ -1,12 +1,13 @@
 """Splits are disjoint, cover the pool, and keep each class's share. The seed changes them, except the test split."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tuner import InputError
-from tuner.data import Samples, hold_out, split
+from tuner.data import Samples, from_splits, hold_out, split
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -69,11 +70,39 @@ def test_the_seed_draws_validation_and_nothing_else():
 
 
 def test_copies_of_test_images_are_counted_and_logged(caplog):
-    pool, test = samples(10, 10, 10), samples(4, 4, 4)  # test repeats the first 12 images
-    test.images[:9] += 100  # 9 of them now differ
+    pool, test = samples(10, 10, 10), samples(4, 4, 4)
+    test.images[:] += 100
+    pool.images[(pool.labels == 1).nonzero()[0]] = test.images[(test.labels == 1).nonzero()[0]]
     with caplog.at_level(logging.INFO):
-        assert split(pool, test, CLASSES, val_share=0.2, seed=0).test_duplicates == 3
-    assert caplog.messages == ["3 of 12 test images have an exact copy in training or validation"]
+        assert split(pool, test, CLASSES, val_share=0.2, seed=0).test_duplicates == 1
+    assert caplog.messages == ["1 of 12 test images have an exact copy in training or validation"]
+
+
+def test_copies_of_validation_images_are_counted_and_logged(caplog):
+    pool = samples(10, 10, 10)
+    train, val = (pool.labels < 2).nonzero().flatten(), (pool.labels == 2).nonzero().flatten()
+    pool.images[val[3]], pool.labels[val[3]] = pool.images[train[0]], pool.labels[train[0]]
+    data = from_splits(pool, Samples(pool.images[:0], pool.labels[:0]), train, val, CLASSES)
+    assert (data.val_duplicates, data.conflicts) == (1, 0)
+    assert caplog.messages == ["1 of 10 validation images have an exact copy in training"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_image_in_two_classes_is_named(caplog, named):
+    pool, test = samples(10, 10, 10), samples(4, 4, 4)
+    test.images[:] += 100
+    cat, dog = int((pool.labels == 0).nonzero()[0]), int((test.labels == 1).nonzero()[0])
+    test.images[dog] = pool.images[cat]
+    first, second = f"image {cat}", f"test image {dog}"
+    if named:
+        first, second = f"cat/{cat}.png", f"dog/{dog}.png"
+        pool = replace(pool, names=[f"cat/{i}.png" for i in range(30)])
+        test = replace(test, names=[f"dog/{i}.png" for i in range(12)])
+    assert split(pool, test, CLASSES, val_share=0.2, seed=0).conflicts == 2
+    assert caplog.messages[-1] == (
+        f"2 images have an exact copy in another class; {first} (cat) and {second} (dog) are the same image: correct "
+        "the labels"
+    )
 
 
 def test_without_copies_nothing_is_logged(caplog):

@@ -24,7 +24,7 @@ class Samples:
     images: uint8 [N, C, H, W], C = 1 (grayscale) or 3 (RGB), in memory or memory-mapped.
     labels: int64 [N], each from 0 to the number of classes - 1.
     stored_digests: int64 [N], if they were stored with the images.
-    names: file names, if the images come from files.
+    names: what the images are called: file names, or the ids of a table.
     """
 
     images: torch.Tensor
@@ -34,6 +34,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def rows(self, rows: torch.Tensor) -> "Samples":
+        """The images with these row numbers, in this order, in memory. rows: int64."""
+        names = None if self.names is None else [self.names[row] for row in rows.tolist()]
+        return Samples(self.images[rows], self.labels[rows], names=names)
 
     @cached_property
     def digests(self) -> torch.Tensor:
@@ -60,6 +65,9 @@ class Data:
     pool: the training and validation images.   test: read once, at the end, for the chosen model.
     train, val: int64 row numbers of pool; disjoint, and together they cover it.
     test_duplicates: the number of test images with an exact copy in pool.
+    val_duplicates: the number of validation images with an exact copy among the training images.
+    conflicts: the number of images with an exact copy in another class, in all splits.
+    columns: the names of the columns of pixels, if the images come from a table that names them.
     fit: how images of another shape are resized, here and in prediction: crop, pad or stretch.
     """
 
@@ -69,7 +77,10 @@ class Data:
     val: torch.Tensor
     classes: tuple[str, ...]
     test_duplicates: int
+    val_duplicates: int = 0
+    conflicts: int = 0
     fit: str = "stretch"
+    columns: tuple[str, ...] | None = None
 
     @property
     def is_uneven(self) -> bool:
@@ -85,40 +96,70 @@ class Data:
         return {name: hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16] for name, rows in splits.items()}
 
 
-def split(
-    pool: Samples, test: Samples, classes: Sequence[str], *, val_share: float, seed: int, fit: str = "stretch"
-) -> Data:
+def split(pool: Samples, test: Samples, classes: Sequence[str], *, val_share: float, seed: int, **about: Any) -> Data:
     """Draw the validation split from the pool: `val_share` of each class, at least one image and never all.
 
-    val_share: above 0 and below 1.   seed: the same seed draws the same images.
+    val_share: above 0 and below 1.   seed: the same seed draws the same images.   about: further fields of Data.
     Raises InputError for an invalid share, a single class, or a class with too few images.
     """
     check_share("val_share", val_share)
     SEED.check("data.seed", seed)
     check_classes(pool.labels, classes, parts=("training", "validation"))
     train, val = _draw(pool.labels, val_share, leave=1, seed=seed)
-    return from_splits(pool, test, train, val, classes, fit)
+    return from_splits(pool, test, train, val, classes, **about)
 
 
 def from_splits(
-    pool: Samples, test: Samples, train: torch.Tensor, val: torch.Tensor, classes: Sequence[str], fit: str = "stretch"
+    pool: Samples, test: Samples, train: torch.Tensor, val: torch.Tensor, classes: Sequence[str], **about: Any
 ) -> Data:
-    """A data set with these splits; arguments as in Data. Counts, and logs, test images with a copy in the pool."""
-    duplicates = int(torch.isin(test.digests, pool.digests).sum())
-    if duplicates:
-        level = logging.WARNING if duplicates > len(test) / 100 else logging.INFO  # Fashion-MNIST has a few
-        log.log(level, "%d of %d test images have an exact copy in training or validation", duplicates, len(test))
-    return Data(pool, test, train, val, tuple(classes), duplicates, fit)
+    """A data set with these splits; arguments as in Data. Counts, and logs, exact copies across splits and classes."""
+    in_pool = _copies("test", "training or validation", test.digests, pool.digests)
+    in_train = _copies("validation", "training", pool.digests[val], pool.digests[train])
+    conflicts = _conflicts(pool, test, classes)
+    return Data(pool, test, train, val, tuple(classes), in_pool, in_train, conflicts, **about)
 
 
-def without_splits(pool: Samples, test: Samples | None, classes: Sequence[str], fit: str = "stretch") -> Data:
+def _copies(split: str, others: str, digests: torch.Tensor, other_digests: torch.Tensor) -> int:
+    """The number of images with a copy in another split; it is logged."""
+    count = int(torch.isin(digests, other_digests).sum())
+    if count:
+        level = logging.WARNING if count > len(digests) / 100 else logging.INFO  # Fashion-MNIST has a few
+        log.log(level, "%d of %d %s images have an exact copy in %s", count, len(digests), split, others)
+    return count
+
+
+def _conflicts(pool: Samples, test: Samples, classes: Sequence[str]) -> int:
+    """The number of images with a copy in another class; the first two are named in a warning."""
+    digests, labels = torch.cat([pool.digests, test.digests]), torch.cat([pool.labels, test.labels])
+    order = torch.argsort(digests, stable=True)
+    pairs = (digests[order][1:] == digests[order][:-1]) & (labels[order][1:] != labels[order][:-1])
+    if not pairs.any():
+        return 0
+    count = int(torch.isin(digests, digests[order][1:][pairs]).sum())
+    first = int(pairs.nonzero()[0])
+    log.warning(
+        "%d images have an exact copy in another class; %s and %s are the same image: correct the labels",
+        count,
+        *(f"{_called(pool, test, row)} ({classes[int(labels[row])]})" for row in order[first : first + 2].tolist()),
+    )
+    return count
+
+
+def _called(pool: Samples, test: Samples, row: int) -> str:
+    """What an image is called in a message. row: of the pool, or else of the test images behind it."""
+    samples, split = (pool, "image") if row < len(pool) else (test, "test image")
+    row -= 0 if samples is pool else len(pool)
+    return samples.names[row] if samples.names else f"{split} {row}"
+
+
+def without_splits(pool: Samples, test: Samples | None, classes: Sequence[str], **about: Any) -> Data:
     """A data set without a validation split, for evaluation: the whole pool counts as training images.
 
-    One image or one class is enough. test: None gives an empty test split.
+    One image or one class is enough. test: None gives an empty test split.   about: further fields of Data.
     """
     no_rows = torch.empty(0, dtype=torch.int64)
     test = Samples(pool.images[:0], no_rows) if test is None else test
-    return from_splits(pool, test, torch.arange(len(pool)), no_rows, classes, fit)
+    return from_splits(pool, test, torch.arange(len(pool)), no_rows, classes, **about)
 
 
 def hold_out(samples: Samples, classes: Sequence[str], *, test_share: float) -> tuple[Samples, Samples]:
@@ -129,7 +170,7 @@ def hold_out(samples: Samples, classes: Sequence[str], *, test_share: float) -> 
     Raises InputError for an invalid share, a single class, or a class with too few images.
     """
     pool, test = hold_out_rows(samples.labels, classes, test_share=test_share)
-    return Samples(samples.images[pool], samples.labels[pool]), Samples(samples.images[test], samples.labels[test])
+    return samples.rows(pool), samples.rows(test)
 
 
 def hold_out_rows(

@@ -6,7 +6,7 @@ from decimal import Decimal
 import torch
 
 from tuner import InputError
-from tuner.data.csv_table import NUMBER, Layout, data_rows, shortened
+from tuner.data.csv_columns import NUMBER, Layout, shortened
 
 
 def check_names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def encode(table: Layout, texts: Sequence[str], names: Sequence[str], *, by_inde
 
 def _first(table: Layout, labels: set[str]) -> str:
     """The first of these labels and its line, for a message."""
-    written = ((line, cells[table.label].strip()) for line, cells in data_rows(table))
+    written = ((line, table.label_of(line, cells)) for line, cells in table.data_rows())
     return next(f"{text} in line {line} of {table.name}" for line, text in written if text in labels)
 
 

@@ -1,191 +1,85 @@
-"""A CSV table of labels and pixels.
+"""The pixels of a CSV table.
 
 numpy's C parser reads the file first. It refuses any pixel that is not a whole number from 0 to 255. A refused file is
 read again row by row, which is slow, but names the faulty line and column and accepts values such as 12.0.
 """
 
-import bz2
-import csv
-import gzip
-import lzma
-import re
-import stat
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Iterator
+from itertools import groupby, islice
 
 import numpy as np
 
 from tuner import InputError
+from tuner.data.csv_columns import MISSING, Layout
+from tuner.data.csv_text import UNREADABLE, open_text
 from tuner.rules import as_number
 
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error)
-# nan, inf, 1_000 and digits of other scripts may be class names; so may numbers that are too long for int()
-NUMBER = re.compile(r"[+-]?([0-9]{1,1000}\.?[0-9]{0,1000}|\.[0-9]{1,1000})([eE][+-]?[0-9]{1,2})?")
-MISSING = ("", "nan")  # a missing label, as people and numpy write it
 
+def read(layout: Layout) -> tuple[list[str], list[str], np.ndarray]:
+    """The labels as written [N], the ids [N], and the pixels in their order, uint8 [N, P].
 
-@dataclass(frozen=True)
-class Layout:
-    """The columns of a table.
-
-    columns: names from the header or, without one, numbers from 0.   label: index of the label column.
+    Without such a column, labels or ids are empty. Raises InputError for a faulty line.
     """
-
-    path: Path
-    columns: list[str]
-    label: int
-    header: bool
-
-    @property
-    def name(self) -> str:
-        """The file's name without its folder, for messages."""
-        return self.path.name
-
-    @property
-    def n_pixels(self) -> int:
-        """The number of columns other than the label."""
-        return len(self.columns) - 1
-
-
-def layout(path: str | Path, label: str | int, header: bool) -> Layout:
-    """Read the columns of a file from its first line. label: a column name; without a header, a number from 0.
-
-    Raises InputError if the file does not exist, is empty, or has no such label column.
-    """
-    path = _existing(path)
-    first = next(rows(path), None)
-    if first is None:
-        raise InputError(f"{path.name} is empty: it needs one line per image, with a label and pixels")
-    if header:
-        columns = [cell.strip() for cell in first[1]]
-        if str(label) not in columns:
-            raise InputError(f"{path.name} has no column {label!r}, only {shortened(columns)}: {_hint(columns)}")
-        return Layout(path, columns, columns.index(str(label)), header)
-    columns = [str(i) for i in range(len(first[1]))]
-    if not isinstance(label, int) or not -len(columns) <= label < len(columns):
-        raise InputError(
-            f"data.header=false, so data.label must be a column number from 0 to {len(columns) - 1}, got {label!r}"
-        )
-    return Layout(path, columns, label % len(columns), header)
-
-
-def read(layout: Layout) -> tuple[list[str], np.ndarray]:
-    """The labels as written [N], and the pixels in column order, uint8 [N, P]. Raises InputError for a faulty line."""
     try:
         return _read_fast(layout)
     except (ValueError, Warning, *UNREADABLE):
         return _read_carefully(layout)
 
 
-def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of each row that is not blank. Numbers start at 1 and count blank lines."""
-    try:
-        with _open(path) as file:
-            reader = csv.reader(file)
-            for cells in reader:
-                if len(cells) > 1 or "".join(cells).strip():
-                    yield reader.line_num, cells
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path.name} is not UTF-8 text (byte 0x{error.object[error.start]:02x}): save it as UTF-8 or, if it is "
-            "compressed, let its name end in .gz, .xz or .bz2"
-        ) from error
-    except UNREADABLE as error:
-        raise InputError(
-            f"{path.name} cannot be read ({error}): it must be a whole CSV file, plain or compressed as its name says"
-        ) from error
-
-
-def data_rows(layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """`rows` without the header."""
-    return islice(rows(layout.path), int(layout.header), None)
-
-
-def shortened(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, for a message."""
-    return ", ".join(repr(name[:40]) for name in names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
-
-
-def _existing(path: str | Path) -> Path:
-    if not str(path):
-        raise InputError("data.path is empty: set it to your CSV file")
-    try:
-        path = Path(path).expanduser()
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        raise InputError(
-            f"there is no file {path} (relative to {Path.cwd()}): set data.path to your CSV file"
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:  # no such home directory, or a null byte in the name
-        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if stat.S_ISDIR(mode):
-        raise InputError(f"{path} is a folder: name a CSV file in it")
-    if not stat.S_ISREG(mode):  # a device has no end, and a pipe may have no content
-        raise InputError(f"{path} is not a regular file: name a CSV file")
-    return path
-
-
-def _hint(columns: list[str]) -> str:
-    if len(columns) == 1:
-        return "the cells of a row must be separated by commas"
-    if all(NUMBER.fullmatch(column) for column in columns):
-        return "if it has no header, set data.header=false and data.label=0 (the number of the label's column)"
-    return "set data.label to the name of the label's column"
-
-
-def _open(path: Path) -> TextIO:
-    # utf-8-sig drops the byte order mark that Excel writes; the csv module requires newline=""
-    opened: TextIO = OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="")
-    return opened
-
-
-def _read_fast(layout: Layout) -> tuple[list[str], np.ndarray]:
-    left, right = layout.label, layout.n_pixels - layout.label  # pixel columns on each side of the label
-    row = np.dtype([("left", "u1", (left,)), ("label", "O"), ("right", "u1", (right,))])
-    with _open(layout.path) as file, warnings.catch_warnings():
+def _read_fast(layout: Layout) -> tuple[list[str], list[str], np.ndarray]:
+    label = layout.label[0] if len(layout.label) == 1 else None
+    texts = {i for i in (label, layout.id) if i is not None}
+    runs = [list(run) for _, run in groupby(range(len(layout.columns)), lambda i: i if i in texts else -1)]
+    numeric = [run for run in runs if run[0] not in texts]
+    row = np.dtype([(str(run[0]), *(("u1", (len(run),)) if run[0] not in texts else ("O",))) for run in runs])
+    form = layout.dialect
+    with open_text(layout.path, form.encoding) as file, warnings.catch_warnings():
         warnings.filterwarnings("error", "loadtxt")  # older numpy reads 1.5 as 1 and only warns
-        lines = _with_ascii_pixels(islice(file, int(layout.header), None), layout.label)
-        table = np.loadtxt(lines, row, comments=None, delimiter=",", quotechar='"', ndmin=1)
-    labels = [label.strip() for label in table["label"]]
+        lines = _with_ascii_pixels(islice(file, form.starts + layout.header, None), form.delimiter, texts)
+        table = np.loadtxt(lines, row, comments=None, delimiter=form.delimiter, quotechar='"', ndmin=1)
+    values = np.concatenate([table[str(run[0])] for run in numeric], axis=1)
+    place = {column: k for k, column in enumerate(i for run in numeric for i in run)}
+
+    def of(columns: tuple[int, ...]) -> np.ndarray:
+        return values if columns == tuple(place) else values[:, [place[i] for i in columns]]
+
+    def text(column: int | None) -> list[str]:
+        return [] if column is None else [cell.strip() for cell in table[str(column)]]
+
+    labels = text(label)
+    if len(layout.label) > 1:
+        ones = of(layout.label)
+        if (ones.astype(int).sum(1) != 1).any():
+            raise ValueError("a row has no label, or several")
+        labels = [layout.columns[layout.label[k]] for k in ones.argmax(1)]
     if any(label.lower() in MISSING for label in labels):
         raise ValueError("a label is missing")
-    return labels, np.concatenate([table["left"], table["right"]], axis=1)
+    return labels, text(layout.id), of(layout.pixels)
 
 
-def _with_ascii_pixels(lines: Iterator[str], label: int) -> Iterator[str]:
+def _with_ascii_pixels(lines: Iterator[str], delimiter: str, texts: set[int]) -> Iterator[str]:
     """The lines. numpy reads other characters as digits, or from outside of a table. Raises ValueError for them.
 
-    Raises it also for a quoted label in such a line, which may have commas in it.
+    Raises it also for a quoted text in such a line, which may have delimiters in it.   texts: columns that hold text.
     """
     for line in lines:
         if not line.isascii():
-            cells = line.split(",", label + 1)
-            if '"' in line or not "".join(cells[:label] + cells[label + 1 :]).isascii():
+            cells = line.split(delimiter)
+            if '"' in line or not all(cell.isascii() for i, cell in enumerate(cells) if i not in texts):
                 raise ValueError("a pixel is not ASCII")
         yield line
 
 
-def _read_carefully(layout: Layout) -> tuple[list[str], np.ndarray]:
-    labels, pixels = [], []
-    for line, cells in data_rows(layout):
-        if len(cells) != len(layout.columns):
-            raise InputError(
-                f"line {line} of {layout.name} has {len(cells)} values; {len(layout.columns)} expected "
-                f"(label and {layout.n_pixels} pixels)"
-            )
-        labels.append(cells.pop(layout.label).strip())
-        if labels[-1].lower() in MISSING:
-            raise InputError(f"line {line} of {layout.name} has no label: fill it in or remove the line")
-        pixels.append(_row_of_pixels(layout, line, cells))
-    if not labels:
-        raise InputError(f"{layout.name} has a header and no rows: it needs one line per image")
-    return labels, np.stack(pixels)
+def _read_carefully(layout: Layout) -> tuple[list[str], list[str], np.ndarray]:
+    labels, ids, pixels = [], [], []
+    for line, cells in layout.full_rows():
+        if layout.label:
+            labels.append(layout.label_of(line, cells))
+        if layout.id is not None:
+            ids.append(cells[layout.id].strip())
+        pixels.append(_row_of_pixels(layout, line, [layout.cell(cells, i) for i in layout.pixels]))
+    return labels, ids, np.stack(pixels)
 
 
 def _row_of_pixels(layout: Layout, line: int, cells: list[str]) -> np.ndarray:
@@ -200,7 +94,7 @@ def _row_of_pixels(layout: Layout, line: int, cells: list[str]) -> np.ndarray:
 
 def _fault(layout: Layout, line: int, cells: list[str]) -> str:
     index, fault = next((i, fault) for i, fault in enumerate(map(_cell_fault, cells)) if fault)
-    columns = layout.columns[: layout.label] + layout.columns[layout.label + 1 :]
+    column = layout.columns[layout.pixels[index]]
     hint = ""
     if fault == "is fractional" and all(_cell_fault(cell) in ("", fault) and float(cell) <= 1 for cell in cells):
         hint = "; the line looks scaled to 0..1: multiply the pixels by 255"
@@ -208,14 +102,15 @@ def _fault(layout: Layout, line: int, cells: list[str]) -> str:
         hint = "; if line 1 names the columns, set data.header=true"
     elif fault == "is not a number":
         hint = "; if it names an image file, set data.image to that column"
+    besides = "the label and the id" if layout.id is not None else "the label"
     return (
-        f"line {line} of {layout.name}, column {columns[index]!r}: {cells[index][:40]!r} {fault}; every column but the "
-        f"label is a pixel, a whole number from 0 to 255{hint}"
+        f"line {line} of {layout.name}, column {column!r}: {cells[index][:40]!r} {fault}; every column but {besides} "
+        f"is a pixel, a whole number from 0 to 255{hint}"
     )
 
 
 def _cell_fault(cell: str) -> str:
-    if not cell.strip():
+    if not cell:
         return "is empty"
     try:
         value = as_number(cell)

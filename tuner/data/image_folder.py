@@ -8,7 +8,7 @@ import torch
 
 from tuner import InputError
 from tuner.data import Data, check_classes, from_splits, hold_out_rows, image_array, split, without_splits
-from tuner.data.csv_table import shortened
+from tuner.data.csv_columns import shortened
 from tuner.data.image_array import Files
 from tuner.data.image_file import EXTENSIONS, MAX_PIXELS, check_name, names
 
@@ -65,7 +65,7 @@ def load(
     )
     (images, numbers), tests = arrays[0], arrays[-1][0]
     if not divide:
-        return without_splits(images, None if test is None else tests, classes, fit)
+        return without_splits(images, None if test is None else tests, classes, fit=fit)
     if not len(tests):
         raise InputError(f"{splits.get('test', root)} has no readable image to test on: add some")
     if val is None:
@@ -73,7 +73,7 @@ def load(
     is_val = numbers >= len(pool.names)
     _check_not_empty(train_folder, images.labels[~is_val], classes)
     _check_not_empty(splits["val"], images.labels[is_val])
-    return from_splits(images, tests, (~is_val).nonzero().flatten(), is_val.nonzero().flatten(), classes, fit)
+    return from_splits(images, tests, (~is_val).nonzero().flatten(), is_val.nonzero().flatten(), classes, fit=fit)
 
 
 def _splits(root: Path) -> dict[str, Path]:
