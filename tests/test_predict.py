@@ -4,16 +4,20 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 import tuner
 from tuner import predict
+from tuner.data.csv_unlabelled import of_files
 from tuner.inference import evidence as maps
 
 RGB = ("precision=fp32", "data.channels=3")
@@ -119,10 +123,12 @@ def test_predictions_come_by_the_batch(trained, monkeypatch):
     paths[4].write_text("")
     seen, forward = [], type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
-    batches = list(predict.predicted([model], paths))
+    batches = list(predict.predicted([model], of_files(paths)))
     assert seen == [3, 2, 3]
     assert [len(batch.broken) for batch in batches] == [0, 1, 0]
-    assert [path for batch in batches for path in batch.paths] == [path for path in paths if path.stem != "broken"]
+    assert [path for batch in batches for path in batch.names["file"]] == [
+        str(path) for path in paths if path.stem != "broken"
+    ]
 
 
 WRONG = [  # arguments after the run, what the one line says
@@ -247,3 +253,123 @@ def test_best_of_a_search_has_its_best_trials_temperature_predicts_and_is_export
     code, out, err = call("predict", best.parent, "a.png")
     assert code == 1
     assert "is a sweep, not a run; its retrained best is multirun/mine/best" in err
+
+
+NAMES = [f"pixel{i}" for i in range(784)]
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 28, 28), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def from_table(tmp_path_factory):
+    """The folder of a run on a table of pixels, with named columns."""
+    folder = tmp_path_factory.mktemp("table")
+    images = np.concatenate([PIXELS // 4, 128 + PIXELS // 4, PIXELS // 2])
+    labels = ["dark"] * 9 + ["light"] * 9 + ["wide"] * 9
+    table = pd.DataFrame(images.reshape(27, -1), columns=NAMES)
+    table.insert(0, "label", labels)
+    table.to_csv(folder / "train.csv", index=False)
+    command = [
+        sys.executable,
+        "-m",
+        "tuner.train",
+        "data=csv",
+        f"data.path={folder}/train.csv",
+        "model=tiny",
+        "epochs=5",
+    ]
+    command += [
+        "plots=false",
+        "test=false",
+        f"cache_dir={folder}/cache",
+        f"hydra.run.dir={folder}/run",
+        "precision=fp32",
+    ]
+    subprocess.run(command, check=True, cwd=folder, capture_output=True)
+    return folder / "run"
+
+
+def expected(run, images=PIXELS):
+    model = tuner.load(run)
+    return [model.classes[i] for i in model.predict(images[:, None]).argmax(1)]
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[::-1]], ids=["in order", "reversed"])
+@pytest.mark.parametrize(
+    "more", [{}, {"id": [f"a{i}" for i in range(9)]}, {"label": ["?"] * 9}, {"ID": range(9), "x": 1}]
+)
+def test_a_table_of_pixels_is_matched_by_name(from_table, call, names, more):
+    table = pd.DataFrame(PIXELS.reshape(9, -1), columns=NAMES)[names].assign(**more)
+    table.to_csv("new.csv", index=False)
+    code, out, err = call("predict", from_table, "new.csv", "--csv")
+    assert code == 0, err
+    found = pd.read_csv(io.StringIO(out))
+    assert found["class"].tolist() == expected(from_table)
+    key = next((name for name in more if name.lower() == "id"), None)
+    assert [*found.columns] == [key or "line", "class", "probability"]
+    assert found.iloc[:, 0].tolist() == (list(more[key]) if key else list(range(2, 11)))
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_without_names_columns_are_matched_by_position(trained, call, header):
+    run = trained("data.size=28")
+    pd.DataFrame(PIXELS.reshape(9, -1)).to_csv("new.csv.gz", index=False, header=header)
+    code, out, err = call("predict", run, "new.csv.gz", "--json", "--top", "2")
+    assert code == 0, err
+    assert "the columns of new.csv.gz are matched to those of the run by position" in err
+    found = json.loads(out)
+    assert [row["class"] for row in found if row["rank"] == 1] == expected(run)
+    assert [row["line"] for row in found] == [i + 1 + header for i in range(9) for _ in range(2)]
+
+
+def test_a_table_of_files(trained, call):
+    run = trained()
+    for i in range(3):
+        picture(f"photos/{i}.png", seed=i)
+    Path("new.csv").write_text("id,file\n" + "".join(f"x{i},{i}\n" for i in range(3)))
+    code, _, err = call("predict", run, "new.csv")
+    assert code == 1
+    assert err.strip().splitlines()[-1].endswith("there is photos/0.png: set --folder=photos --suffix=.png")
+    code, out, err = call("predict", run, "new.csv", "--folder", "photos", "--suffix", ".png", "--csv")
+    assert code == 0, err
+    assert [(row["id"], row["file"]) for row in rows(out)] == [(f"x{i}", f"photos/{i}.png") for i in range(3)]
+    Path("new.csv").write_text("when,what\n" + "".join(f"{i},photos/{i}.png\n" for i in range(3)))
+    code, out, err = call("predict", run, "new.csv", "--image", "what", "--csv", "--maps", "maps")
+    assert code == 0, err
+    assert [row["file"] for row in rows(out)] == [f"photos/{i}.png" for i in range(3)]
+    assert len(list(Path("maps").iterdir())) == 3
+
+
+TABLES = [  # content of the table, arguments, what the one line says
+    ("a,b\n1,2\n", (), "has neither the pixel columns of the run nor a column that names images: name that column"),
+    ("a,b\n1,2\n", ("--image", "c"), "--image=c must be a column of new.csv other than the label: 'a', 'b'"),
+    ("file\na.png\n", ("a.png",), "new.csv is a table: predict it alone, without further files"),
+    (",".join(NAMES) + "\n" + "1," * 783 + "x\n", (), "line 2 of new.csv, column 'pixel783': 'x' is not a number"),
+    (",".join(NAMES[1:]) + "\n" + "1," * 782 + "1\n", (), "has no column 'pixel0', a pixel of the run"),
+    (",".join(NAMES) + "\n" + "1," * 783 + "1\n", ("--maps", "m"), "--maps is for image files: a table of pixels has"),
+]
+
+
+@pytest.mark.parametrize(("content", "arguments", "says"), TABLES)
+def test_a_table_that_cannot_be_predicted(from_table, call, content, arguments, says):
+    picture("a.png")
+    Path("new.csv").write_text(content)
+    code, out, err = call("predict", from_table, "new.csv", *arguments)
+    assert (code, out) == (1, "")
+    assert says in err.strip().splitlines()[-1]
+
+
+def test_options_of_a_table_without_a_table(trained, call):
+    picture("a.png")
+    code, _, err = call("predict", trained(), "a.png", "--suffix", ".png")
+    assert (code, err.strip().splitlines()[-1]) == (1, "--suffix is for a CSV file of image files: name one")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_evaluation_matches_columns_by_name(from_table, call, order):
+    table = pd.read_csv(from_table.parent / "train.csv")
+    table[[*NAMES[::order], "label"]].to_csv("new.csv", index=False)
+    code, out, err = call("evaluate", from_table, "data.path=new.csv", "--split", "all", "--json")
+    assert code == 0, err
+    images = table[NAMES].to_numpy(np.uint8).reshape(-1, 28, 28)
+    right = [a == b for a, b in zip(expected(from_table, images), table["label"], strict=True)]
+    assert json.loads(out)["accuracy"] == pytest.approx(sum(right) / 27)

@@ -33,7 +33,10 @@ log = logging.getLogger("tuner.evaluate")
 
 SPLITS = ("train", "val", "test", "all")
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
-FILE_LOADERS = ("tuner.data.image_folder.load", "tuner.data.csv_file.load")  # these resize the images they read
+FILE_LOADERS = {  # these resize the images they read; the arguments that they take from the model
+    "tuner.data.image_folder.load": ("size", "fit", "divide"),
+    "tuner.data.csv_file.load": ("size", "fit", "divide", "columns"),
+}
 
 
 def config_with_data(
@@ -64,10 +67,9 @@ def config_with_data(
             OmegaConf.set_struct(config, True)
             for override in parse_overrides(values):
                 OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
-        if config.data.get("_target_") in FILE_LOADERS:
-            for key, value in (files or {}).items():
-                if not any(line.lstrip("+").startswith(f"data.{key}=") for line in values):
-                    OmegaConf.update(config, f"data.{key}", value, force_add=True)
+        for key in FILE_LOADERS.get(config.data.get("_target_"), ()):
+            if files and not any(line.lstrip("+").startswith(f"data.{key}=") for line in values):
+                OmegaConf.update(config, f"data.{key}", files[key], force_add=True)
         if missing := sorted(key for key in OmegaConf.missing_keys(config) if key.startswith("data.")):
             raise InputError(f"{missing[0]} has no default; give it, as in {missing[0]}=VALUE")
     except (HydraException, OmegaConfBaseException) as error:
@@ -193,10 +195,13 @@ def main() -> None:
     split = args.split or ("all" if args.overrides else "test")
     if args.split is None:
         log.info("split: %s (%s)", split, "of other data than the run's" if args.overrides else "of the run's own data")
-    files = (
-        {"size": list(trained.input_shape), "fit": trained.fit, "divide": split != "all"} if args.overrides else None
-    )
-    config = config_with_data(written(folder), args.overrides, args.config_dir, files)
+    files = {
+        "size": list(trained.input_shape),
+        "fit": trained.fit,
+        "divide": split != "all",
+        "columns": trained.columns,
+    }
+    config = config_with_data(written(folder), args.overrides, args.config_dir, files if args.overrides else None)
     data: Data = config.data.target.build()
     if not args.overrides and split != "all":
         check_unchanged(data, split, folder)

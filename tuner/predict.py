@@ -1,4 +1,4 @@
-"""Use a trained model: `python -m tuner.predict RUN FILE|FOLDER...`."""
+"""Use a trained model: `python -m tuner.predict RUN FILE|FOLDER...`, or `... RUN TABLE.csv`."""
 
 import argparse
 import logging
@@ -15,7 +15,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tuner import InputError, output, plots
-from tuner.data import image_file
+from tuner.data import csv_unlabelled, image_file
+from tuner.data.csv_images import Place
+from tuner.data.csv_unlabelled import Inputs
 from tuner.device import CHOICES
 from tuner.inference import model
 from tuner.inference.evidence import Explainer
@@ -26,15 +28,15 @@ READERS = min(8, os.cpu_count() or 1)  # threads that decode files; each holds o
 
 
 class Batch(NamedTuple):
-    """N image files, their probabilities, float32 [N, classes], and the errors of further files that can't be read."""
+    """N images: their names, their probabilities, float32 [N, classes], and the errors of further files."""
 
-    paths: list[Path]
+    names: pd.DataFrame
     probabilities: torch.Tensor
     broken: list[image_file.BrokenImageError]
 
 
-def predicted(models: Sequence[Model], paths: Sequence[Path]) -> Iterator[Batch]:
-    """The mean of the models' probabilities for each file, in batches. Only one batch of images is in memory."""
+def predicted(models: Sequence[Model], inputs: Inputs) -> Iterator[Batch]:
+    """The mean of the models' probabilities for each image, in batches. Only one batch of files is in memory."""
     size = min(model.batch_size for model in models)
     shapes = {(model.input_shape, model.fit) for model in models}
 
@@ -45,17 +47,21 @@ def predicted(models: Sequence[Model], paths: Sequence[Path]) -> Iterator[Batch]
             return error
 
     with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(paths), size):
-            batch = paths[start : start + size]
-            results = list(zip(batch, pool.map(read, batch), strict=True))
-            images = [(path, image) for path, image in results if isinstance(image, dict)]
-            broken = [error for _, error in results if isinstance(error, image_file.BrokenImageError)]
+        for start in range(0, len(inputs), size):
+            names = inputs.names.iloc[start : start + size]
+            if inputs.images is not None:
+                read_images = [dict.fromkeys(shapes, image) for image in inputs.images[start : start + size]]
+                broken = []
+            else:
+                results = list(pool.map(read, inputs.paths[start : start + size]))
+                names = names[[isinstance(image, dict) for image in results]]
+                read_images = [image for image in results if isinstance(image, dict)]
+                broken = [error for error in results if isinstance(error, image_file.BrokenImageError)]
             each = [
-                model.predict(torch.stack([image[model.input_shape, model.fit] for _, image in images]))
-                for model in (models if images else ())
+                model.predict(torch.stack([image[model.input_shape, model.fit] for image in read_images]))
+                for model in (models if read_images else ())
             ]
-            mean = torch.stack(each).mean(0) if each else torch.empty(0, len(models[0].classes))
-            yield Batch([path for path, _ in images], mean, broken)
+            yield Batch(names, torch.stack(each).mean(0) if each else torch.empty(0, len(models[0].classes)), broken)
 
 
 def load(runs: Sequence[Path], device: str, precision: str) -> list[Model]:
@@ -71,15 +77,18 @@ def load(runs: Sequence[Path], device: str, precision: str) -> list[Model]:
 
 
 def table(batch: Batch, classes: Sequence[str], top: int) -> pd.DataFrame:
-    """`top` rows per file, the most probable class first. Columns: file, rank if top > 1, class, probability."""
+    """`top` rows per image, the most probable class first.
+
+    Columns: those of the names, rank if top > 1, class, probability.
+    """
     p, which = batch.probabilities.topk(top, dim=1)
-    columns = {
-        "file": [str(path) for path in batch.paths for _ in range(top)],
-        "rank": list(range(1, top + 1)) * len(batch.paths),
+    predictions = {
+        "rank": list(range(1, top + 1)) * len(batch.names),
         "class": [classes[i] for i in which.flatten().tolist()],
         "probability": [round(value, 6) for value in p.flatten().tolist()],
     }
-    return pd.DataFrame(columns).drop(columns=[] if top > 1 else ["rank"])
+    rows = batch.names.loc[batch.names.index.repeat(top)].reset_index(drop=True)
+    return pd.concat([rows, pd.DataFrame(predictions)], axis=1).drop(columns=[] if top > 1 else ["rank"])
 
 
 def _absolute(path: Path) -> Path:
@@ -99,7 +108,7 @@ class Maps:
 
     def draw(self, batch: Batch) -> None:
         """Write the map of each image's most probable class as FOLDER/NAME.png."""
-        for path, probabilities in zip(batch.paths, batch.probabilities, strict=True):
+        for path, probabilities in zip(map(Path, batch.names["file"]), batch.probabilities, strict=True):
             label, image = int(probabilities.argmax()), self.model.read(path)
             heat = self.explain(image, label)
             name, predicted = _absolute(path).relative_to(self.above), self.model.classes[label]
@@ -115,15 +124,17 @@ def main() -> None:
     args = _arguments().parse_intermixed_args()  # options may come anywhere
     if args.maps and args.others:
         raise InputError("--maps works with one run only: leave --with out")
-    paths = image_file.expand(args.inputs)
     models = load([args.run, *args.others], args.device, args.precision)
     image_file.check_max_pixels(args.max_pixels)
     models[0].max_pixels = args.max_pixels
     classes = models[0].classes
     if not 1 <= args.top <= len(classes):
         raise InputError(f"--top {args.top} must be a number from 1 to {len(classes)}, the number of classes")
-    maps = Maps(models[0], args.maps, paths) if args.maps else None
-    tables, broken = _predict(args, models, paths, maps)
+    inputs = _inputs(args, models)
+    if args.maps and inputs.images is not None:
+        raise InputError("--maps is for image files: a table of pixels has none")
+    maps = Maps(models[0], args.maps, inputs.paths) if args.maps else None
+    tables, broken = _predict(args, models, inputs, maps)
     if args.json:
         output.print_json(output.records(pd.concat(tables)))
     elif not args.csv:
@@ -131,11 +142,25 @@ def main() -> None:
     if maps:
         log.info("maps: %s", args.maps)
     if broken:
-        sys.exit(f"{broken:,} of {len(paths):,} files can't be read, and have no prediction")
+        sys.exit(f"{broken:,} of {len(inputs):,} files can't be read, and have no prediction")
+
+
+def _inputs(args: argparse.Namespace, models: Sequence[Model]) -> Inputs:
+    """The images that the arguments name: files, or the rows of a table."""
+    tables = [path for path in args.inputs if csv_unlabelled.is_table(path)]
+    if not tables:
+        if given := [name for name in ("image", "folder", "suffix") if getattr(args, name) is not None]:
+            raise InputError(f"--{given[0]} is for a CSV file of image files: name one")
+        return csv_unlabelled.of_files(image_file.expand(args.inputs))
+    if len(args.inputs) > 1:
+        raise InputError(f"{tables[0]} is a table: predict it alone, without further files")
+    shapes = {model.input_shape for model in models}
+    place = Place(args.folder, args.suffix, option="--")
+    return csv_unlabelled.read(tables[0], shapes, models[0].columns, args.image, place)
 
 
 def _predict(
-    args: argparse.Namespace, models: Sequence[Model], paths: Sequence[Path], maps: Maps | None
+    args: argparse.Namespace, models: Sequence[Model], inputs: Inputs, maps: Maps | None
 ) -> tuple[list[pd.DataFrame], int]:
     """Predict all files under a progress bar: a table per batch, and the number of files that can't be read.
 
@@ -143,8 +168,8 @@ def _predict(
     """
     tables: list[pd.DataFrame] = []
     broken, header = 0, True
-    with logging_redirect_tqdm(), tqdm(total=len(paths), desc="predicting", unit="image", disable=None) as bar:
-        for batch in predicted(models, paths):
+    with logging_redirect_tqdm(), tqdm(total=len(inputs), desc="predicting", unit="image", disable=None) as bar:
+        for batch in predicted(models, inputs):
             for error in batch.broken:
                 log.error("%s", error)
             rows = table(batch, models[0].classes, args.top)
@@ -156,7 +181,7 @@ def _predict(
             if maps:
                 maps.draw(batch)
             broken += len(batch.broken)
-            bar.update(len(batch.paths) + len(batch.broken))
+            bar.update(len(batch.names) + len(batch.broken))
     return tables, broken
 
 
@@ -168,7 +193,11 @@ def _arguments() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
-    add("inputs", type=Path, nargs="+", metavar="FILE|FOLDER", help="images of any size and mode; folders at any depth")
+    files = "images of any size and mode; folders at any depth; or one CSV file of pixels or of names of images"
+    add("inputs", type=Path, nargs="+", metavar="FILE|FOLDER", help=files)
+    add("--image", metavar="COLUMN", help="of a CSV file: the column that names images")
+    add("--folder", type=Path, metavar="FOLDER", help="that these names are relative to; default: the CSV file's")
+    add("--suffix", metavar=".jpg", help="of these names, if they have none")
     also = "another run with the same classes: probabilities are averaged; may be repeated"
     add("--with", dest="others", type=Path, action="append", default=[], metavar="RUN", help=also)
     add("--top", type=int, default=1, metavar="K", help="the K most probable classes; default: %(default)s")

@@ -16,11 +16,12 @@ log = logging.getLogger(__name__)
 PROBE = 100  # rows whose files are looked for, to explain where they are
 
 
-def column_of(table: Layout, image: str | int | None) -> int | None:
+def column_of(table: Layout, image: str | int | None, option: str = "data.") -> int | None:
     """The index of the column of image files; None if the columns are pixels.
 
     image: its name, or its number if there is no header. None: the only column besides the label and the id, or besides
         the label, if it does not hold numbers.
+    option: what stands before the names of options in messages.
     Raises InputError for a column that does not exist.
     """
     others = [i for i in range(len(table.columns)) if i not in table.label]
@@ -28,7 +29,7 @@ def column_of(table: Layout, image: str | int | None) -> int | None:
         index_of = {table.columns[i]: i for i in others}
         if str(image) not in index_of:
             raise InputError(
-                f"data.image={image} must be a column of {table.name} other than the label: {shortened([*index_of])}"
+                f"{option}image={image} must be a column of {table.name} other than the label: {shortened([*index_of])}"
             )
         return index_of[str(image)]
     _, first = next(table.data_rows(), (0, []))
@@ -47,11 +48,13 @@ class Place:
     """Where the files of a table lie.
 
     folder: that the names are relative to; None: the table's own.   suffix: of names that have none, as ".jpg".
+    option: what stands before the names of these options in messages.
     """
 
-    def __init__(self, folder: str | Path | None = None, suffix: str | None = None):
+    def __init__(self, folder: str | Path | None = None, suffix: str | None = None, option: str = "data."):
         if suffix is not None and suffix.lower() not in EXTENSIONS:
-            raise InputError(f"data.suffix={suffix} must be one of {', '.join(sorted(EXTENSIONS))}")
+            raise InputError(f"{option}suffix={suffix} must be one of {', '.join(sorted(EXTENSIONS))}")
+        self.option = option
         self.suffix = suffix or ""
         self.folder = Path(folder).expanduser() if folder else None
 
@@ -60,7 +63,9 @@ class Place:
         if self.folder is None:
             return table.path.parent
         if not _exists(self.folder):
-            raise InputError(f"there is no folder {self.folder} (relative to {Path.cwd()}): data.folder names it")
+            raise InputError(
+                f"there is no folder {self.folder} (relative to {Path.cwd()}): {self.option}folder names it"
+            )
         return self.folder
 
     def names(self, table: Layout, names: list[str]) -> list[str]:
@@ -70,8 +75,8 @@ class Place:
         """
         if web := next((name for name in names if name.lower().startswith(("http://", "https://"))), None):
             raise InputError(
-                f"{table.name} names addresses ({web[:80]}): download the images into a folder, and set data.folder "
-                "to it"
+                f"{table.name} names addresses ({web[:80]}): download the images into a folder, and set "
+                f"{self.option}folder to it"
             )
         root = self.root(table)
         if any("\\" in name for name in names) and not any(_exists(root / name) for name in names[:PROBE]):
@@ -90,13 +95,15 @@ class Place:
             for candidate in (name, Path(name).name):
                 for suffix in suffixes if Path(name).suffix.lower() not in EXTENSIONS else ("",):
                     if _exists(found := folder / (candidate + suffix)):
-                        options = [f"data.folder={folder}"] * (folder != table.path.parent)
-                        options += [f"data.suffix={suffix.lower()}"] * bool(suffix)
+                        options = [f"{self.option}folder={folder}"] * (folder != table.path.parent)
+                        options += [f"{self.option}suffix={suffix.lower()}"] * bool(suffix)
                         cut = ["leave the folders out of the names"] * (candidate != name)
                         steps = [f"set {' '.join(options)}"] * bool(options) + cut
                         return f"{where}; there is {found}: {' and '.join(steps)}"
+        folder_option, suffix_option = (self.option + name for name in ("folder", "suffix"))
         return (
-            f"{where}: set data.folder to the folder that the names are relative to, and data.suffix if they lack .jpg"
+            f"{where}: set {folder_option} to the folder that the names are relative to, and {suffix_option} if they "
+            "lack .jpg"
         )
 
 

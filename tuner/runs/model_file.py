@@ -18,6 +18,7 @@ from tuner.files import replacing
 from tuner.rules import POSITIVE, Rule, one_of
 
 ABOUT = ("class_names", "input_shape", "fit", "temperature", "weights")  # keys of the metadata
+OPTIONAL = ("columns",)  # further keys, which models of earlier versions lack
 CHECKSUM = "sha256"  # key of the metadata: the sha256 of the file in which the checksum is UNSET
 UNSET = b"0" * 64
 ENTRY = rb'"sha256":"\"%s\""'  # in the file's header: the values of the metadata are JSON
@@ -41,6 +42,7 @@ RULES = {
     "fit": one_of(*FITS),
     "temperature": POSITIVE,
     "weights": Rule(lambda value: isinstance(value, str), "text"),
+    "columns": Rule(_is_names, "a list of different names"),
 }
 
 
@@ -62,7 +64,7 @@ def read(path: Path) -> tuple[dict[str, Any], State]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check(path, metadata)
-            about = {key: json.loads(value) for key, value in metadata.items() if key in ABOUT}
+            about = {key: json.loads(value) for key, value in metadata.items() if key in (*ABOUT, *OPTIONAL)}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}): train it again") from error
@@ -72,8 +74,8 @@ def read(path: Path) -> tuple[dict[str, Any], State]:
             f"overrides in {path.parent / '.hydra' / 'overrides.yaml'}"
         )
     try:
-        for key, rule in RULES.items():
-            rule.check(key, about[key])
+        for key, value in about.items():
+            RULES[key].check(key, value)
     except InputError as error:
         raise InputError(f"{path} is not a model: {error}") from error
     if wrong := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:

@@ -117,6 +117,8 @@ def _model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
     """What the saved weights need beside the config to be a model."""
     shape = list(setup.data.pool.images.shape[1:])
     about = {"class_names": setup.data.classes, "input_shape": shape, "fit": setup.data.fit}
+    if setup.data.columns:
+        about["columns"] = setup.data.columns
     return about | {"temperature": temperature, "weights": setup.backbone.weights.key}
 
 
