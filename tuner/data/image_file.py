@@ -175,15 +175,24 @@ def names(folder: Path) -> list[str]:
     images, others = [], Counter[str]()
     for name in _files(str(folder), "", ()):
         check_name(name)
-        extension = PurePath(name).suffix.lower()
-        if extension in EXTENSIONS:
+        if is_image(name):
             images.append(name)
         else:
-            others[extension or "no extension"] += 1
+            others[PurePath(name).suffix.lower() or "no extension"] += 1
     if others:
         kinds = ", ".join(f"{extension}: {n:,}" for extension, n in others.most_common(5))
         log.info("%s: skipped %s files without an image's extension (%s)", folder, f"{others.total():,}", kinds)
     return sorted(images)
+
+
+def is_image(name: str) -> bool:
+    """Whether a name has the extension of an image file."""
+    return PurePath(name).suffix.lower() in EXTENSIONS
+
+
+def has_image(folder: Path) -> bool:
+    """Whether a folder has an image file, at any depth."""
+    return any(is_image(name) for name in _files(str(folder), "", ()))
 
 
 def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -198,18 +207,18 @@ def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         if here in above:
             return
         with os.scandir(folder) as scan:
-            entries = [(entry, _is_folder(entry)) for entry in scan if not entry.name.startswith(".")]
+            entries = [(entry, is_folder(entry)) for entry in scan if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    for entry, is_folder in entries:
-        if is_folder:
+    for entry, has_files in entries:
+        if has_files:
             yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, here))
         else:
             yield prefix + entry.name
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """False also for a link to itself: read() then reports it."""
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one. False also for a link to itself: read() then reports it."""
     try:
         return entry.is_dir()
     except OSError as error:
