@@ -194,7 +194,9 @@ def main() -> None:
     if args.split is None:
         log.info("split: %s (%s)", split, "of other data than the run's" if args.overrides else "of the run's own data")
     files = (
-        {"size": list(trained.input_shape), "fit": trained.fit, "divide": split != "all"} if args.overrides else None
+        {"size": list(trained.input_shape), "fit": trained.fit, "range": trained.range, "divide": split != "all"}
+        if args.overrides
+        else None
     )
     config = config_with_data(written(folder), args.overrides, args.config_dir, files)
     data: Data = config.data.target.build()

@@ -32,6 +32,7 @@ def load(
     fit: str = "crop",
     skip_broken: bool = False,
     max_pixels: int = MAX_PIXELS,
+    range: int | None = None,
     cache_dir: str | Path = "~/.cache/tuner",
     divide: bool = True,
     val_share: float = 0.125,
@@ -49,7 +50,7 @@ def load(
     header: whether the first line names the columns.
     image: the column of image files, given as `label` is. Paths are absolute or relative to the CSV file's folder.
         None: the only column besides the label, if it does not hold numbers. With image files the remaining columns are
-        ignored, and size, fit, skip_broken, max_pixels and cache_dir apply as in tuner.data.image_folder.load.
+        ignored, and size, fit, skip_broken, max_pixels, range and cache_dir apply as in tuner.data.image_folder.load.
     divide: False draws no splits, see tuner.data.without_splits.
     val_share: the share of the images outside the test split that `seed` draws for validation.
     Raises InputError if a file does not match this description; it names the file and the line (the header is line 1).
@@ -65,7 +66,13 @@ def load(
         pool, held, names = csv_images.parts(table, test_table, column, classes, test_share if divide else None)
         files = [part for part in (pool, held) if part is not None]
         arrays = image_array.load(
-            files, size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken, max_pixels=max_pixels
+            files,
+            size=size,
+            fit=fit,
+            cache_dir=cache_dir,
+            skip_broken=skip_broken,
+            max_pixels=max_pixels,
+            value_range=range,
         )
         samples, test = arrays[0][0], None if held is None else arrays[1][0]
         if test is None or not divide:

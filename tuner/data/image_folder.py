@@ -25,6 +25,7 @@ def load(
     fit: str = "crop",
     skip_broken: bool = False,
     max_pixels: int = MAX_PIXELS,
+    range: int | None = None,
     splits: str | Mapping[str, str] = "auto",
     divide: bool = True,
     val_share: float = 0.125,
@@ -36,9 +37,10 @@ def load(
     root: has one folder per class; or has train/ and optionally test/ and val/, each with one folder per class. A
         missing val/ or test/ is drawn from train/.
     splits: what the folders in root are, see tuner.data.layout.find.
-    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.read.
+    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.decode.
     skip_broken: leave files that cannot be decoded out, with a warning.
     max_pixels: of a file; larger ones are refused, or skipped as broken ones are.
+    range: the value of 16-bit files that is white; None: 65535.
     divide: False draws no splits, see tuner.data.without_splits.
     val_share: the share of the images outside the test split that `seed` draws for validation.
     test_share: held out, the same images for every seed.
@@ -59,7 +61,13 @@ def load(
     both = pool if val is None else Files(root, [*pool.names, *val.names], torch.cat([pool.labels, val.labels]))
     files = [both] if test is None else [both, test]
     arrays = image_array.load(
-        files, size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken, max_pixels=max_pixels
+        files,
+        size=size,
+        fit=fit,
+        cache_dir=cache_dir,
+        skip_broken=skip_broken,
+        max_pixels=max_pixels,
+        value_range=range,
     )
     (images, numbers), tests = arrays[0], arrays[-1][0]
     if not divide:
