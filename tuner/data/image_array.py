@@ -203,8 +203,10 @@ def _read(path: Path, count: int, how: How) -> Array:
     broken = [(int(i), str(why)) for i, why in report.pop("broken")]
     if images.shape != (count - len(broken), *how.shape) or coded.shape != (len(images), 8):
         raise ValueError("its shapes are wrong")
-    sizes = {side: tuple(map(int, report.pop(side))) for side in ("widths", "heights")}
-    statistics = FileStatistics(**report, **sizes, skipped=len(broken), value_range=how.value_range)
+    (w0, w1, w2), (h0, h1, h2) = report.pop("widths"), report.pop("heights")
+    statistics = FileStatistics(
+        **report, widths=(w0, w1, w2), heights=(h0, h1, h2), skipped=len(broken), value_range=how.value_range
+    )
     return images, coded.view(torch.int64).flatten(), broken, statistics
 
 
