@@ -31,7 +31,7 @@ def of_an_earlier_version(path, **changes):
 def test_what_was_written_is_read(path, caplog):
     caplog.set_level(logging.INFO)
     about, state = model_file.read(path)
-    assert about == ABOUT
+    assert about == ABOUT | {"range": 65535, "columns": None}  # as files of earlier versions, which have none
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[name], STATE[name]) for name in STATE)
     assert not caplog.messages
@@ -48,13 +48,14 @@ def test_any_bit_that_flips_is_noticed(path):
 def test_a_file_of_an_earlier_version_has_no_checksum_and_the_log_says_so(path, caplog):
     caplog.set_level(logging.INFO)
     of_an_earlier_version(path)
-    assert model_file.read(path)[0] == ABOUT
+    assert model_file.read(path)[0] == ABOUT | {"range": 65535, "columns": None}
     assert caplog.messages == [f"{path} has no checksum: written by an earlier version"]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("range", 0, "range=0 must be a whole number of at least 1 and at most 65,535"),
         ("temperature", 0, "temperature=0 must be a number of more than 0"),
         ("temperature", -1.0, "temperature=-1.0 must be"),
         ("temperature", float("nan"), "temperature=nan must be"),

@@ -34,8 +34,8 @@ log = logging.getLogger("tuner.evaluate")
 SPLITS = ("train", "val", "test", "all")
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
 FILE_LOADERS = {  # these resize the images they read; the arguments that they take from the model
-    "tuner.data.image_folder.load": ("size", "fit", "divide"),
-    "tuner.data.csv_file.load": ("size", "fit", "divide", "columns"),
+    "tuner.data.image_folder.load": ("size", "fit", "range", "divide"),
+    "tuner.data.csv_file.load": ("size", "fit", "range", "divide", "columns"),
 }
 
 
@@ -198,6 +198,7 @@ def main() -> None:
     files = {
         "size": list(trained.input_shape),
         "fit": trained.fit,
+        "range": trained.range,
         "divide": split != "all",
         "columns": trained.columns,
     }

@@ -1,8 +1,8 @@
 """Export a trained model as one file for other programs: `python -m tuner.export RUN --format onnx|torchscript|pt2`.
 
 The file takes uint8 images [N, C, H, W], for any N, and returns float32 probabilities [N, classes]. Preprocessing and
-temperature are included; class names, input_shape and fit are in the metadata. The file is written only if it returns
-the model's probabilities.
+temperature are included; class names, input_shape, fit and range are in the metadata. The file is written only if it
+returns the model's probabilities.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,8 @@ def exportable(original: Model) -> Model:
 
 def metadata(original: Model) -> dict[str, str]:
     """The metadata of an exported file, each value as JSON."""
-    about = {"class_names": original.classes, "input_shape": original.input_shape, "fit": original.fit}
+    about: dict[str, Any] = {"class_names": original.classes, "input_shape": original.input_shape, "fit": original.fit}
+    about["range"] = original.range
     return {key: json.dumps(value) for key, value in about.items()}
 
 

@@ -38,19 +38,21 @@ class Batch(NamedTuple):
 def predicted(models: Sequence[Model], inputs: Inputs) -> Iterator[Batch]:
     """The mean of the models' probabilities for each image, in batches. Only one batch of files is in memory."""
     size = min(model.batch_size for model in models)
-    shapes = {(model.input_shape, model.fit) for model in models}
+    kinds = [(model.input_shape, model.fit, model.range) for model in models]  # of inputs: each is read once
+    model_of = dict(zip(kinds, models, strict=True))
 
     def read(path: Path) -> dict[tuple, torch.Tensor] | image_file.BrokenImageError:
         try:
-            return {(shape, fit): image_file.read(path, shape, fit, models[0].max_pixels) for shape, fit in shapes}
+            return {kind: model.read(path) for kind, model in model_of.items()}
         except image_file.BrokenImageError as error:
             return error
 
+    all_names = pd.DataFrame(inputs.names)
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(inputs), size):
-            names = inputs.names.iloc[start : start + size]
+            names = all_names.iloc[start : start + size]
             if inputs.images is not None:
-                read_images = [dict.fromkeys(shapes, image) for image in inputs.images[start : start + size]]
+                read_images = [dict.fromkeys(model_of, image) for image in inputs.images[start : start + size]]
                 broken = []
             else:
                 results = list(pool.map(read, inputs.paths[start : start + size]))
@@ -58,8 +60,8 @@ def predicted(models: Sequence[Model], inputs: Inputs) -> Iterator[Batch]:
                 read_images = [image for image in results if isinstance(image, dict)]
                 broken = [error for error in results if isinstance(error, image_file.BrokenImageError)]
             each = [
-                model.predict(torch.stack([image[model.input_shape, model.fit] for image in read_images]))
-                for model in (models if read_images else ())
+                model.predict(torch.stack([image[kind] for image in read_images]))
+                for kind, model in (zip(kinds, models, strict=True) if read_images else ())
             ]
             yield Batch(names, torch.stack(each).mean(0) if each else torch.empty(0, len(models[0].classes)), broken)
 
@@ -126,7 +128,8 @@ def main() -> None:
         raise InputError("--maps works with one run only: leave --with out")
     models = load([args.run, *args.others], args.device, args.precision)
     image_file.check_max_pixels(args.max_pixels)
-    models[0].max_pixels = args.max_pixels
+    for one in models:
+        one.max_pixels = args.max_pixels
     classes = models[0].classes
     if not 1 <= args.top <= len(classes):
         raise InputError(f"--top {args.top} must be a number from 1 to {len(classes)}, the number of classes")

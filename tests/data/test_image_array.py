@@ -16,7 +16,7 @@ from PIL import Image
 
 from tuner import InputError
 from tuner.data import Samples, digests, image_array
-from tuner.data.image_array import Files
+from tuner.data.image_array import Files, How
 from tuner.data.image_file import read
 
 SHAPE = (3, 8, 8)
@@ -68,12 +68,12 @@ def test_images_labels_and_names_stay_in_order(files):
 def test_any_number_of_threads_keeps_the_order(files, monkeypatch, threads, at_a_time):
     monkeypatch.setattr(image_array, "CHUNK", at_a_time * 3 * 8 * 8)
     (files.root / files.names[4]).write_text("no image")
-    parts = list(image_array.decode(files, SHAPE, "crop", threads=threads))
+    parts = list(image_array.decode(files, How(SHAPE, "crop"), threads))
     assert len(parts) == -(-9 // at_a_time)
     assert torch.equal(
-        torch.cat([images for images, _ in parts]), expected(files.rows(torch.arange(9)[[*range(4), *range(5, 9)]]))
+        torch.cat([part.images for part in parts]), expected(files.rows(torch.arange(9)[[*range(4), *range(5, 9)]]))
     )
-    assert [row for _, broken in parts for row, _ in broken] == [4]
+    assert [row for part in parts for row, _ in part.broken] == [4]
 
 
 def test_each_part_has_its_own_array(files):
@@ -98,7 +98,7 @@ def test_the_second_call_decodes_nothing(files, monkeypatch, caplog):
     assert re.fullmatch(r"images decoded in \d s \(\d+ images/s\)", done)
     os.utime(path, (1, 1))
     caplog.clear()
-    monkeypatch.setattr(image_array, "read", None)
+    monkeypatch.setattr(image_array.image_file, "decode", None)
     with caplog.at_level(logging.INFO, "tuner"):
         second, _ = load(files)
     assert caplog.messages == [f"9 images of {files.root}: cached in {path} (2 kB)"]

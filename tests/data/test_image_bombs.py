@@ -137,10 +137,10 @@ def test_strips_give_the_same_pixels(tmp_path, monkeypatch):
 DECODE = """
 import resource, sys, torch
 from pathlib import Path
-from tuner.data.image_array import Files, decode
+from tuner.data.image_array import Files, How, decode
 paths = sorted(Path(sys.argv[1]).iterdir())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for _ in decode(Files(Path(), [str(path) for path in paths], torch.zeros(len(paths))), (3, 32, 32), "crop", threads=8):
+for _ in decode(Files(Path(), [str(path) for path in paths], torch.zeros(len(paths))), How((3, 32, 32), "crop"), 8):
     pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

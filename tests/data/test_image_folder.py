@@ -140,17 +140,25 @@ def message(root, **options):
 FLAT = {"train": 2, "test": 2}
 SPLIT = {"train/a": 4, "train/b": 4}
 ENOUGH = "add images or leave the class out"
-PARTS = "train, training, test, testing, val, valid, validation"
+FOLDERS = (
+    "put its images into one folder per class, or list them in a CSV file with columns image,label and use data=csv"
+)
+ONE = f"add a folder of images for each other class; or, if a/ has images of several classes, {FOLDERS}"
+STRANGER = (
+    "rename it, add training images of that class, or leave the split out by naming the others, as in "
+    "'data.splits={train: train}'"
+)
+ELSEWHERE = "move it elsewhere, or name the splits, as in 'data.splits={train: train}'"
 MESSAGES = {
     "images and no folders": (
         {".": 3},
-        "ROOT has 3 images and no folders: it needs one folder of images per class",
+        f"ROOT has 3 images and no folders: {FOLDERS}",
     ),
-    "nothing": ({".": 0}, "ROOT has no folders: it needs one folder of images per class"),
-    "one class": ({"a": 4}, "ROOT has only one class, 'a': add a folder of images for each other class"),
+    "nothing": ({".": 0}, f"ROOT has no folders: {FOLDERS}"),
+    "one class": ({"a": 4}, f"ROOT has only one class, 'a': {ONE}"),
     "one class in train/": (
         {"train/a": 4, "test/a": 2},
-        "ROOT/train has only one class, 'a': add a folder of images for each other class",
+        f"ROOT/train has only one class, 'a': {ONE}",
     ),
     "classes without images": (
         {"a": 0, "b": 0},
@@ -165,38 +173,41 @@ MESSAGES = {
         "0.png lies directly in ROOT: move each image into the folder of its class",
     ),
     "an image in test/": (
-        SPLIT | {"test": 1},
+        SPLIT | {"test/a": 1, "test": 1},
         "0.png lies directly in ROOT/test: move each image into the folder of its class",
     ),
     "a class in test/ only": (
         SPLIT | {"test/c": 1},
-        "ROOT/test/c is not a class folder; the classes are 'a', 'b': rename it, or add training images of that class",
+        f"ROOT/test/c is not a class folder; the classes are 'a', 'b': {STRANGER}",
     ),
     "a class in val/ only": (
         SPLIT | {"val/A": 1},
-        "ROOT/val/A is not a class folder; the classes are 'a', 'b': rename it, or add training images of that class",
+        "ROOT/val/A differs from the class 'a' of the training split only in case, spaces or other separators: rename "
+        "one",
     ),
     "a folder that is not a split": (
         SPLIT | {"extra/a": 1},
-        f"train/ divides ROOT into splits, but extra/ is not a split ({PARTS}): move it elsewhere",
+        f"train/ divides ROOT into splits, but extra/ is not named like a split (train, val, test): {ELSEWHERE}",
     ),
     "two folders for a split": (
         {"train/a": 4, "train/b": 4, "val/a": 1, "validation/b": 1},
-        "train/ divides ROOT into splits, but validation/ is a second val split: move it elsewhere",
+        f"train/ divides ROOT into splits, but validation/ is a second val split: {ELSEWHERE}",
     ),
     "two folders to train on": (
         {"Train/a": 4, "train/b": 4},
-        "Train/ divides ROOT into splits, but train/ is a second train split: move it elsewhere",
+        f"Train/ divides ROOT into splits, but train/ is a second train split: {ELSEWHERE}".replace(
+            ": train}", ": Train}"
+        ),
     ),
     "splits without classes": (
         FLAT,
-        "the folders in ROOT are named like splits (test, train), but train/ has no folders: add a training folder "
-        "that has one folder of images per class",
+        f"in ROOT, test, train are named like splits, but train/ has no class folders: {FOLDERS}; or set "
+        "data.splits=none if every folder is a class",
     ),
     "nothing to train on": (
         {"val/a": 2, "test/a": 2},
-        "the folders in ROOT are named like splits (test, val), but there is no train/: add a training folder "
-        "that has one folder of images per class",
+        "in ROOT, test, val are named like splits, but there is no training split: add one, or name its folder, as in "
+        "'data.splits={train: FOLDER, test: test}'; or set data.splits=none if every folder is a class",
     ),
     "two images of a class": (
         {"a": 2, "b": 9},
@@ -276,10 +287,17 @@ def test_names_that_are_not_utf8_are_refused(root):
 
 
 @pytest.mark.parametrize("name", ["train", "test", "val", "Training"])
-def test_a_class_may_be_called_like_a_split(root, name):
-    data = load(make(root, {"car": 4, name: 4, "zebra": 4}))
-    assert data.classes == tuple(sorted(["car", name, "zebra"]))
-    assert len(data.pool) + len(data.test) == 12
+def test_a_class_may_be_called_like_a_split(root, caplog, name):
+    make(root, {"car": 4, name: 4, "zebra": 4})
+    for splits in ("auto", "none"):
+        caplog.clear()
+        data = load(root, splits=splits)
+        assert data.classes == tuple(sorted(["car", name, "zebra"]))
+        assert len(data.pool) + len(data.test) == 12
+        assert caplog.messages == [
+            f"{name}/ in {root} is taken for a class, as it has no class folders and no other folder is named like a "
+            "split (data.splits=none: without this warning)"
+        ] * (splits == "auto")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,23 @@ TEST_SEED = 20170825  # arbitrary, but fixed: a change would change every test s
 
 
 @dataclass(frozen=True)
+class FileStatistics:
+    """What the image files of samples hold.
+
+    modes: Pillow's modes, with the number of files.   widths, heights: the least, the median, the most, in pixels.
+    skipped: files that cannot be used.   highest_16: the highest value of files with 16 bits per value, if any.
+    value_range: the value of those files that was made white.
+    """
+
+    modes: Mapping[str, int]
+    widths: tuple[int, int, int]
+    heights: tuple[int, int, int]
+    skipped: int
+    highest_16: int | None
+    value_range: int
+
+
+@dataclass(frozen=True)
 class Samples:
     """Labelled images.
 
@@ -25,12 +42,14 @@ class Samples:
     labels: int64 [N], each from 0 to the number of classes - 1.
     stored_digests: int64 [N], if they were stored with the images.
     names: what the images are called: file names, or the ids of a table.
+    files: what these hold; of the whole array that the samples were read from.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     stored_digests: torch.Tensor | None = None
     names: Sequence[str] | None = None
+    files: FileStatistics | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

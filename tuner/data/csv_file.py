@@ -39,6 +39,7 @@ def load(
     fit: str = "crop",
     skip_broken: bool = False,
     max_pixels: int = MAX_PIXELS,
+    range: int | None = None,
     cache_dir: str | Path = "~/.cache/tuner",
     divide: bool = True,
     val_share: float = 0.125,
@@ -59,7 +60,7 @@ def load(
     header: whether the first line names the columns.
     image: the column of image files, given as `label` is. None: the only column besides the label and the id, if it
         does not hold numbers. With image files the remaining columns are ignored, and size, fit, skip_broken,
-        max_pixels and cache_dir apply as in tuner.data.image_folder.load.
+        max_pixels, range and cache_dir apply as in tuner.data.image_folder.load.
     folder, suffix: of image files, see csv_images.Place.
     columns: names of the pixel columns, in the order of the pixels. None: their order in `path`.
     divide: False draws no splits, see tuner.data.without_splits.
@@ -83,7 +84,13 @@ def load(
         place = Place(folder, suffix)
         files, names = csv_images.parts(table, test_table, column, classes, test_share if divide else None, place)
         arrays = image_array.load(
-            files, size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken, max_pixels=max_pixels
+            files,
+            size=size,
+            fit=fit,
+            cache_dir=cache_dir,
+            skip_broken=skip_broken,
+            max_pixels=max_pixels,
+            value_range=range,
         )
         pool, test = arrays[0][0], arrays[1][0] if len(arrays) > 1 else None
         about = {"fit": fit}

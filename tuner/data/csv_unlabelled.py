@@ -1,11 +1,11 @@
 """Images without labels, to be predicted: files, or the rows of a CSV file."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import torch
 
 from tuner import InputError
@@ -29,12 +29,12 @@ class Inputs:
     paths: of files.   images: uint8 [N, C, H, W], instead of files.
     """
 
-    names: pd.DataFrame
+    names: Mapping[str, list[Any]]
     paths: list[Path] = field(default_factory=list)
     images: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(next(iter(self.names.values())))
 
 
 def is_table(path: Path) -> bool:
@@ -44,7 +44,7 @@ def is_table(path: Path) -> bool:
 
 def of_files(paths: Sequence[Path]) -> Inputs:
     """Image files."""
-    return Inputs(pd.DataFrame({"file": [str(path) for path in paths]}), list(paths))
+    return Inputs({"file": [str(path) for path in paths]}, list(paths))
 
 
 def read(
@@ -69,11 +69,11 @@ def read(
     column = _file_column(table, image)
     _, names = read_files(table, column, place)
     paths = [place.root(table) / name for name in names]
-    files = pd.DataFrame({"file": [str(path) for path in paths]})
+    files: dict[str, list[Any]] = {"file": [str(path) for path in paths]}
     if table.id is None or table.id == column:
         return Inputs(files, paths)
     ids = [cells[table.id].strip() for _, cells in table.data_rows()]
-    return Inputs(pd.concat([_names(table, ids), files], axis=1), paths)
+    return Inputs(_names(table, ids) | files, paths)
 
 
 def _layout(path: Path) -> Layout:
@@ -102,11 +102,11 @@ def _pixel_columns(
     return matched(table, columns, "the run")
 
 
-def _names(table: Layout, ids: list[str]) -> pd.DataFrame:
+def _names(table: Layout, ids: list[str]) -> dict[str, list[Any]]:
     """The ids, under the name of their column, or line numbers."""
     if table.id is not None:
-        return pd.DataFrame({table.columns[table.id] or "id": ids})
-    return pd.DataFrame({"line": [line for line, _ in table.data_rows()]})
+        return {table.columns[table.id] or "id": ids}
+    return {"line": [line for line, _ in table.data_rows()]}
 
 
 def _file_column(table: Layout, image: str | None) -> int:

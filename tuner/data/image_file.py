@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 
@@ -23,7 +24,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from tuner import InputError
-from tuner.rules import whole
+from tuner.rules import or_null, whole
 from tuner.safe_text import printable
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ EXTENSIONS = {
 # Pillow's formats of these. Without a list it tries all, such as EPS, which is a program.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 MAX_PIXELS = 50_000_000  # of a file, by its header
+RANGE = 65535  # the highest value of a file with 16 bits per value
 IN_FLIGHT = 64_000_000  # pixels that the threads of a process decode at once
 STRIP = 2**20  # pixels that are converted at once
 NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
@@ -83,8 +85,31 @@ class _Budget:
 _budget = _Budget(IN_FLIGHT)
 
 
-def read(path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """An image file as uint8 [C, H, W].
+@dataclass(frozen=True)
+class Decoded:
+    """An image file as uint8 [C, H, W], and what the file holds.
+
+    mode: Pillow's.   width, height: of the file, in pixels.   highest: its highest value, if it has 16 bits per value.
+    """
+
+    pixels: torch.Tensor
+    mode: str
+    width: int
+    height: int
+    highest: int | None
+
+
+def read(
+    path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int = MAX_PIXELS, value_range: int = RANGE
+) -> torch.Tensor:
+    """An image file as uint8 [C, H, W]; arguments and errors as in `decode`."""
+    return decode(path, shape, fit, max_pixels, value_range).pixels
+
+
+def decode(
+    path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int = MAX_PIXELS, value_range: int = RANGE
+) -> Decoded:
+    """Decode an image file.
 
     shape: (C, H, W), C = 1 (gray) or 3 (RGB).
     fit: how the image gets this height and width, by bilinear interpolation with antialiasing.
@@ -92,13 +117,13 @@ def read(path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int = MA
         pad: resize the longer side and leave the rest black.
         stretch: resize both sides.
     max_pixels: of the file, by its header; nothing is decoded of a larger one.
+    value_range: the value that is white in a gray file of 16 bits per value; higher ones are white, too.
     EXIF orientation is applied, transparency is flattened onto white, and 16-bit values are scaled to 8 bits.
     Raises BrokenImageError unless the file is a complete still image of 8 or 16 bits per value. Raises InputError if
     the system cannot read the file at the moment, which says nothing about the file.
     """
-    channels, *size = shape
     try:
-        return _read(path, channels, size, fit, max_pixels)
+        return _decode(path, shape, fit, max_pixels, value_range)
     except BrokenImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit
@@ -112,20 +137,26 @@ def read(path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int = MA
         raise BrokenImageError(path, _reason(path, error)) from error
 
 
-def _read(path: Path, channels: int, size: list[int], fit: str, max_pixels: int) -> torch.Tensor:
+def _decode(path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int, value_range: int) -> Decoded:
+    channels, *size = shape
     if not stat.S_ISREG(path.stat().st_mode):
         raise BrokenImageError(path, "it is not a regular file")  # reading a pipe would block
     with Image.open(path, formats=_formats()) as image:
-        width, height = image.size
+        mode, (width, height) = image.mode, image.size
         if width * height > max_pixels:
             raise BrokenImageError(path, _too_large(f"{width:,} x {height:,} = {width * height:,}", max_pixels))
+        is_wide = _is_wide_colour(path, image, value_range)
         _draft(path, image, size)
         with _budget.take(image.width * image.height):
             image.load()
-            mode = "L" if channels == 1 else "RGB"
-            upright = _in_strips(_turned(path, image), mode, lambda strip: _opaque(_eight_bits(path, strip), mode))
+            to = "L" if channels == 1 else "RGB"
+            highest: list[int] = [_highest_byte(image) * 256 + 255] if is_wide else []
+            upright = _in_strips(
+                _turned(path, image), to, lambda strip: _opaque(_eight_bits(path, strip, value_range, highest), to)
+            )
             pixels = np.asarray(_resized(upright, size, fit))
-            return torch.from_numpy(pixels.reshape(*size, channels).transpose(2, 0, 1).copy())
+            tensor = torch.from_numpy(pixels.reshape(*size, channels).transpose(2, 0, 1).copy())
+            return Decoded(tensor, mode, width, height, max(highest, default=None))
 
 
 @cache
@@ -144,6 +175,12 @@ def check_max_pixels(max_pixels: int) -> None:
     whole(1).check("data.max_pixels", max_pixels)
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow has one limit for the process, and the user has asked for more
+
+
+def check_range(value_range: int | None) -> int:
+    """The highest value of a 16-bit file: RANGE for None. Raises InputError unless it is one."""
+    or_null(whole(1, RANGE)).check("data.range", value_range)
+    return RANGE if value_range is None else value_range
 
 
 def check_fit(fit: str) -> None:
@@ -175,15 +212,24 @@ def names(folder: Path) -> list[str]:
     images, others = [], Counter[str]()
     for name in _files(str(folder), "", ()):
         check_name(name)
-        extension = PurePath(name).suffix.lower()
-        if extension in EXTENSIONS:
+        if is_image(name):
             images.append(name)
         else:
-            others[extension or "no extension"] += 1
+            others[PurePath(name).suffix.lower() or "no extension"] += 1
     if others:
         kinds = ", ".join(f"{extension}: {n:,}" for extension, n in others.most_common(5))
         log.info("%s: skipped %s files without an image's extension (%s)", folder, f"{others.total():,}", kinds)
     return sorted(images)
+
+
+def is_image(name: str) -> bool:
+    """Whether a name has the extension of an image file."""
+    return PurePath(name).suffix.lower() in EXTENSIONS
+
+
+def has_image(folder: Path) -> bool:
+    """Whether a folder has an image file, at any depth."""
+    return any(is_image(name) for name in _files(str(folder), "", ()))
 
 
 def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -198,18 +244,18 @@ def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         if here in above:
             return
         with os.scandir(folder) as scan:
-            entries = [(entry, _is_folder(entry)) for entry in scan if not entry.name.startswith(".")]
+            entries = [(entry, is_folder(entry)) for entry in scan if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    for entry, is_folder in entries:
-        if is_folder:
+    for entry, has_files in entries:
+        if has_files:
             yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, here))
         else:
             yield prefix + entry.name
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """False also for a link to itself: read() then reports it."""
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one. False also for a link to itself: read() then reports it."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -259,21 +305,41 @@ def _reason(path: Path, error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
+def _eight_bits(path: Path, image: Image.Image, value_range: int, highest: list[int]) -> Image.Image:
     """A gray image of 16 bits per value, perhaps stored in 32, scaled to 8 bits. Transparent pixels become white.
 
-    An image of 8 bits is returned unchanged.
+    An image of 8 bits is returned unchanged.   highest: the highest value is appended.
     """
     if image.mode == "F":
         raise BrokenImageError(path, "its pixels are floating-point numbers; save it with 8 or 16 bits per value")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    if values.min() < 0 or values.max() > RANGE:
         raise BrokenImageError(path, f"its values are {values.min()} to {values.max()}: save it with 8 or 16 bits")
+    highest.append(int(values.max()))
     if "transparency" in image.info:  # the gray value that is transparent
-        values[values == image.info["transparency"]] = 65535
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        values[values == image.info["transparency"]] = value_range
+    scaled = (np.minimum(values, value_range) * 255 + value_range // 2) // value_range
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _is_wide_colour(path: Path, image: Image.Image, value_range: int) -> bool:
+    """Whether a colour image, not yet loaded, has 16 bits per value. Pillow reads the upper 8 of them.
+
+    Raises BrokenImageError if that would lose the values below a smaller value_range.
+    """
+    is_wide = not image.mode.startswith("I") and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    if is_wide and value_range < RANGE:
+        raise BrokenImageError(
+            path, f"data.range={value_range} is for gray files, and this has colours of 16 bits: save it with 8 bits"
+        )
+    return is_wide
+
+
+def _highest_byte(image: Image.Image) -> int:
+    """The highest value of a colour image, without its alpha."""
+    return max(int(np.asarray(band).max()) for band in image.split()[:3])
 
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:

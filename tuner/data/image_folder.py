@@ -1,23 +1,20 @@
 """A folder of images with one folder per class, or with train/, test/ and val/ that have one folder per class."""
 
 import logging
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from tuner import InputError
-from tuner.data import Data, check_classes, from_splits, hold_out_rows, image_array, split, without_splits
+from tuner.data import Data, check_classes, from_splits, hold_out_rows, image_array, layout, split, without_splits
 from tuner.data.csv_columns import shortened
 from tuner.data.image_array import Files
-from tuner.data.image_file import EXTENSIONS, MAX_PIXELS, check_name, names
+from tuner.data.image_file import EXTENSIONS, MAX_PIXELS, names
 
 log = logging.getLogger(__name__)
-
-PARTS = {  # folder name -> split
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **{"val": "val", "valid": "val", "validation": "val"},
-}
 
 
 def load(
@@ -28,6 +25,8 @@ def load(
     fit: str = "crop",
     skip_broken: bool = False,
     max_pixels: int = MAX_PIXELS,
+    range: int | None = None,
+    splits: str | Mapping[str, str] = "auto",
     divide: bool = True,
     val_share: float = 0.125,
     test_share: float = 0.2,
@@ -35,22 +34,23 @@ def load(
 ) -> Data:
     """Images in folders named after their classes, uint8 [N, C, H, W], memory-mapped from `cache_dir`.
 
-    root: has one folder per class; or has train/ and optionally test/ and val/ (also training/, testing/, valid/ and
-        validation/), each with one folder per class. A missing val/ or test/ is drawn from train/.
-    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.read.
+    root: has one folder per class; or has train/ and optionally test/ and val/, each with one folder per class. A
+        missing val/ or test/ is drawn from train/.
+    splits: what the folders in root are, see tuner.data.layout.find.
+    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.decode.
     skip_broken: leave files that cannot be decoded out, with a warning.
     max_pixels: of a file; larger ones are refused, or skipped as broken ones are.
+    range: the value of 16-bit files that is white; None: 65535.
     divide: False draws no splits, see tuner.data.without_splits.
     val_share: the share of the images outside the test split that `seed` draws for validation.
     test_share: held out, the same images for every seed.
     Raises InputError if the folders do not match this description, or for a broken file.
     """
-    root = Path(root).expanduser()
-    splits = _splits(root)
-    train_folder = splits.get("train", root)
-    classes = _classes(train_folder, least=2 if divide else 1)
-    pool = _files(root, train_folder, classes)
-    val, test = (_files(root, splits[part], classes) if part in splits else None for part in ("val", "test"))
+    root = _existing(root)
+    folders = layout.find(root, splits)
+    classes = _classes(folders["train"], least=2 if divide else 1)
+    pool = _files(root, folders["train"], classes)
+    val, test = (_files(root, folders[split], classes) if split in folders else None for split in ("val", "test"))
     if divide:
         drawn = [name for name, part in (("validation", val), ("test", test)) if part is None]
         if drawn:
@@ -61,23 +61,30 @@ def load(
     both = pool if val is None else Files(root, [*pool.names, *val.names], torch.cat([pool.labels, val.labels]))
     files = [both] if test is None else [both, test]
     arrays = image_array.load(
-        files, size=size, fit=fit, cache_dir=cache_dir, skip_broken=skip_broken, max_pixels=max_pixels
+        files,
+        size=size,
+        fit=fit,
+        cache_dir=cache_dir,
+        skip_broken=skip_broken,
+        max_pixels=max_pixels,
+        value_range=range,
     )
     (images, numbers), tests = arrays[0], arrays[-1][0]
     if not divide:
         return without_splits(images, None if test is None else tests, classes, fit=fit)
     if not len(tests):
-        raise InputError(f"{splits.get('test', root)} has no readable image to test on: add some")
+        raise InputError(f"{folders.get('test', root)} has no readable image to test on: add some")
     if val is None:
         return split(images, tests, classes, val_share=val_share, seed=seed, fit=fit)
     is_val = numbers >= len(pool.names)
-    _check_not_empty(train_folder, images.labels[~is_val], classes)
-    _check_not_empty(splits["val"], images.labels[is_val])
+    _check_not_empty(folders["train"], images.labels[~is_val], classes)
+    _check_not_empty(folders["val"], images.labels[is_val])
     return from_splits(images, tests, (~is_val).nonzero().flatten(), is_val.nonzero().flatten(), classes, fit=fit)
 
 
-def _splits(root: Path) -> dict[str, Path]:
-    """The folder of each split; empty if the folders in root are the classes."""
+def _existing(root: str | Path) -> Path:
+    """The folder. Raises InputError if there is none."""
+    root = Path(root).expanduser()
     try:
         exists, is_folder = root.exists(), root.is_dir()
     except OSError as error:  # no permission for a folder above it, for example
@@ -85,53 +92,27 @@ def _splits(root: Path) -> dict[str, Path]:
     if not is_folder:
         what = "is a file" if exists else f"does not exist (relative to {Path.cwd()})"
         raise InputError(f"data.root={root} {what}: name a folder that has one folder of images per class")
-    folders = _folders(root)
-    train = next((path for path in folders if PARTS.get(path.name.lower()) == "train"), None)
-    if train is None or not _folders(train):
-        if len(folders) > 1 and all(path.name.lower() in PARTS for path in folders):
-            fault = "there is no train/" if train is None else f"{train.name}/ has no folders"
-            raise InputError(
-                f"the folders in {root} are named like splits ({', '.join(path.name for path in folders)}), but "
-                f"{fault}: add a training folder that has one folder of images per class"
-            )
-        return {}
-    splits: dict[str, Path] = {}
-    for path in folders:
-        part = PARTS.get(path.name.lower())
-        if part is None or part in splits:
-            why = f"is not a split ({', '.join(PARTS)})" if part is None else f"is a second {part} split"
-            raise InputError(f"{train.name}/ divides {root} into splits, but {path.name}/ {why}: move it elsewhere")
-        splits[part] = path
-    log.info("%s is divided into splits: %s", root, ", ".join(f"{path.name} ({part})" for part, path in splits.items()))
-    return splits
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    for path in folders:
-        check_name(path)
-    return folders
+    return root
 
 
 def _classes(folder: Path, least: int) -> tuple[str, ...]:
     """The names of the class folders, sorted; by value if all are whole numbers."""
-    classes = [path.name for path in _folders(folder)]
+    classes = [path.name for path in layout.subfolders(folder)]
     if not classes:
         n = len(names(folder))
-        has = f"has {n:,} images and no folders" if n else "has no folders"
-        raise InputError(f"{folder} {has}: it needs one folder of images per class")
+        raise InputError(f"{folder} has {f'{n:,} images and ' if n else ''}no folders: {layout.WAY_OUT}")
     if all(name.isdecimal() for name in classes):
         classes.sort(key=int)
     if len(classes) < least:
-        raise InputError(f"{folder} has only one class, {classes[0]!r}: add a folder of images for each other class")
+        raise InputError(
+            f"{folder} has only one class, {classes[0]!r}: add a folder of images for each other class; or, if "
+            f"{classes[0]}/ has images of several classes, {layout.WAY_OUT}"
+        )
     return tuple(classes)
 
 
 def _files(root: Path, folder: Path, classes: Sequence[str]) -> Files:
-    """The image files of a split, sorted, with names relative to root."""
+    """The image files of a split, sorted, with names relative to root. Warns of classes without images."""
     index_of = {name: i for i, name in enumerate(classes)}
     files, labels = names(folder), []
     for name in files:
@@ -139,15 +120,33 @@ def _files(root: Path, folder: Path, classes: Sequence[str]) -> Files:
         if not slash:
             raise InputError(f"{name} lies directly in {folder}: move each image into the folder of its class")
         if top not in index_of:
-            raise InputError(
-                f"{folder / top} is not a class folder; the classes are {shortened(classes, 10)}: rename it, or add "
-                "training images of that class"
-            )
+            raise InputError(_unknown_class(folder / top, classes))
         labels.append(index_of[top])
     if not files:
         raise InputError(f"there is no image in {folder}: image files end in {', '.join(sorted(EXTENSIONS))}")
+    if missing := [name for name, i in index_of.items() if i not in {*labels}]:
+        log.warning("%s has no images of %d of %d classes: %s", folder, len(missing), len(classes), shortened(missing))
     prefix = "" if folder == root else folder.relative_to(root).as_posix() + "/"
     return Files(root, [prefix + name for name in files], torch.tensor(labels, dtype=torch.int64))
+
+
+def _unknown_class(folder: Path, classes: Sequence[str]) -> str:
+    """The message about a folder in a split that is none of the training split's classes."""
+    similar = [name for name in classes if _plain(name) == _plain(folder.name)]
+    if similar:
+        return (
+            f"{folder} differs from the class {similar[0]!r} of the training split only in case, spaces or other "
+            "separators: rename one"
+        )
+    return (
+        f"{folder} is not a class folder; the classes are {shortened(classes, 10)}: rename it, add training images of "
+        "that class, or leave the split out by naming the others, as in 'data.splits={train: train}'"
+    )
+
+
+def _plain(name: str) -> str:
+    """A name without case and separators."""
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).casefold()
 
 
 def _check_not_empty(folder: Path, labels: torch.Tensor, classes: Sequence[str] = ()) -> None:

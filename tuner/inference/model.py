@@ -50,6 +50,7 @@ class Model(nn.Module):
 
     classes: their names, in the order of the probabilities.
     input_shape: [C, H, W] of an image.   fit: how a file gets that shape, one of `image_file.FITS`.
+    range: the value of a 16-bit file that is white.
     columns: the names of the pixels' columns, if it was trained on a table that names them.
     temperature: divides the logits.   mirrors: whether to average over each image and its mirror image.
     batch_size: images per batch, unless `predict` is given another number.
@@ -73,7 +74,8 @@ class Model(nn.Module):
         self.frozen, self.trunk, self.head, self.mirrors = frozen, trunk, head, mirrors
         self.classes, self.input_shape = tuple(about["class_names"]), tuple(about["input_shape"])
         self.fit: str = about["fit"]
-        self.columns: list[str] | None = about.get("columns")
+        self.range: int = about["range"]
+        self.columns: list[str] | None = about["columns"]
         self.temperature = float(about["temperature"])
         self.device, self.batch_size = device, batch_size
         self.to(device).eval().requires_grad_(False)
@@ -103,7 +105,7 @@ class Model(nn.Module):
 
     def read(self, path: str | Path) -> torch.Tensor:
         """An image file as uint8 [*input_shape]. Raises image_file.BrokenImageError."""
-        return image_file.read(Path(path), self.input_shape, self.fit, self.max_pixels)
+        return image_file.read(Path(path), self.input_shape, self.fit, self.max_pixels, self.range)
 
     @torch.inference_mode()
     def predict(

@@ -13,12 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tuner import InputError
-from tuner.data.image_file import FITS
+from tuner.data.image_file import FITS, RANGE
 from tuner.files import replacing
-from tuner.rules import POSITIVE, Rule, one_of
+from tuner.rules import POSITIVE, Rule, one_of, or_null, whole
 
-ABOUT = ("class_names", "input_shape", "fit", "temperature", "weights")  # keys of the metadata
-OPTIONAL = ("columns",)  # further keys, which models of earlier versions lack
+ABOUT = ("class_names", "input_shape", "fit", "range", "columns", "temperature", "weights")  # keys of the metadata
+DEFAULTS = {"range": RANGE, "columns": None}  # of keys that earlier versions did not write
 CHECKSUM = "sha256"  # key of the metadata: the sha256 of the file in which the checksum is UNSET
 UNSET = b"0" * 64
 ENTRY = rb'"sha256":"\"%s\""'  # in the file's header: the values of the metadata are JSON
@@ -40,9 +40,10 @@ RULES = {
     "class_names": Rule(_is_names, "a list of different names"),
     "input_shape": Rule(_is_shape, f"[C, H, W]: 1 or 3 channels, and at most {MOST_PIXELS:,} pixels"),
     "fit": one_of(*FITS),
+    "range": whole(1, RANGE),
     "temperature": POSITIVE,
     "weights": Rule(lambda value: isinstance(value, str), "text"),
-    "columns": Rule(_is_names, "a list of different names"),
+    "columns": or_null(Rule(_is_names, "a list of different names")),
 }
 
 
@@ -64,7 +65,7 @@ def read(path: Path) -> tuple[dict[str, Any], State]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check(path, metadata)
-            about = {key: json.loads(value) for key, value in metadata.items() if key in (*ABOUT, *OPTIONAL)}
+            about = DEFAULTS | {key: json.loads(value) for key, value in metadata.items() if key in ABOUT}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}): train it again") from error

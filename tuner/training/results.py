@@ -11,6 +11,7 @@ import torch
 
 from tuner.config import RunConfig
 from tuner.data import Data
+from tuner.data.image_file import RANGE
 from tuner.runs import calibration
 from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report
@@ -115,10 +116,14 @@ def _score_test_images(run: Run, setup: Setup, heads: Sequence[TrainedHead], sco
 
 def _model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
     """What the saved weights need beside the config to be a model."""
-    shape = list(setup.data.pool.images.shape[1:])
-    about = {"class_names": setup.data.classes, "input_shape": shape, "fit": setup.data.fit}
-    if setup.data.columns:
-        about["columns"] = setup.data.columns
+    pool = setup.data.pool
+    about: dict[str, Any] = {
+        "class_names": setup.data.classes,
+        "input_shape": list(pool.images.shape[1:]),
+        "fit": setup.data.fit,
+    }
+    value_range = pool.files.value_range if pool.files else RANGE
+    about |= {"range": value_range, "columns": setup.data.columns}
     return about | {"temperature": temperature, "weights": setup.backbone.weights.key}
 
 
