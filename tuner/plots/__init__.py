@@ -4,6 +4,7 @@ Nothing here touches pyplot, a backend or rcParams, so figures can be drawn in t
 """
 
 from tuner.plots.compare import bars, curves
+from tuner.plots.data import images
 from tuner.plots.pareto import pareto_front
 from tuner.plots.run import accuracy, confusion_matrix, examples, loss, per_class, train_vs_test
 from tuner.plots.space import Parameter
@@ -25,6 +26,7 @@ __all__ = [
     "edf",
     "examples",
     "history",
+    "images",
     "importances",
     "intermediate_values",
     "loss",

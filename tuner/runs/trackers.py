@@ -16,7 +16,7 @@ from tuner.runs.table import flat
 
 log = logging.getLogger("tuner.runs.trackers")
 # Numbers in a result.json that are not results:
-GIVEN = ("seed", "trial", "n_train", "n_val", "n_test", "test_duplicates", "split_hashes")
+GIVEN = ("seed", "trial", "n_train", "n_val", "n_test", "test_duplicates", "split_hashes", "data")
 
 
 class UnreachableError(InputError):

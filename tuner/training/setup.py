@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -13,11 +14,14 @@ import torch
 from tuner import InputError
 from tuner.bank.features import bank_on_device, to_device_if_it_fits
 from tuner.config import ModelConfig, RunConfig, argument_errors
-from tuner.data import Data, Samples
+from tuner.data import Data, Samples, summary
 from tuner.data.augmentation import Augment
 from tuner.device import choose_device, choose_precision
 from tuner.networks.backbone import Backbone
+from tuner.networks.blocks import Preprocess
 from tuner.training.heads import Head
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -64,6 +68,19 @@ class Setup:
         trained = weights + sum(head.widths) + classes + self.backbone.trained_parameters()
         return {"trained_parameters": trained, "gmacs": round((self.macs + weights) / 1e9, 6)}
 
+    def fed(self, rows: torch.Tensor, *, augmented: bool) -> torch.Tensor:
+        """Images of the pool as the network gets them, but not normalised: uint8 [N, 3, size, size], on the CPU.
+
+        augmented: as in training, though without mixup and cutmix.
+        """
+        images = self.data.pool.images[rows]
+        if augmented:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                images = self.augment.images(images)
+        resize = Preprocess(self.backbone.image_size, [0.0] * 3, [1.0] * 3, torch.float32)
+        return (resize(images).expand(-1, 3, -1, -1) * 255).round().to(torch.uint8)
+
     def frozen_whole(self) -> "Setup":
         """The same with all blocks frozen."""
         backbone = copy.copy(self.backbone)
@@ -109,6 +126,8 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     augment = config.augment.build()
     _check_views(augment, config.data.views, config.data.test_views, backbone)
     data = config.data.target.build()
+    for line in summary.lines(data):
+        log.info("%s", line)
     setup = Setup(
         device, precision, backbone, data, config.cache_folder, augment, config.data.views, config.data.test_views
     )

@@ -1,0 +1,115 @@
+"""What a data set holds, and how finely its validation images tell accuracies apart."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+
+from tuner.data import Data, Samples
+
+NAMES = 10  # classes that are named
+AT = 0.8  # the accuracy for which the standard error is given
+COARSE = 0.05  # two standard errors; those of 256 images
+
+
+def summary(data: Data) -> dict[str, Any]:
+    """The data set as plain values, for result.json."""
+    counts = sum(
+        (torch.bincount(part.labels, minlength=len(data.classes)) for part in (data.pool, data.test)),
+        torch.zeros(len(data.classes), dtype=torch.int64),
+    )
+    least, most = int(counts.argmin()), int(counts.argmax())
+    return {
+        "classes": len(data.classes),
+        "names": list(data.classes[:NAMES]),
+        "fewest": {"class": data.classes[least], "images": int(counts[least])},
+        "most": {"class": data.classes[most], "images": int(counts[most])},
+        "splits": {"train": len(data.train), "validation": len(data.val), "test": len(data.test)},
+        "shape": list(data.pool.images.shape[1:]),
+        "copies": {"test": data.test_duplicates, "validation": data.val_duplicates, "other_class": data.conflicts},
+        "files": files(data.pool, data.test),
+        "validation_two_standard_errors": two_standard_errors(len(data.val)),
+    }
+
+
+def two_standard_errors(images: int) -> float | None:
+    """Two standard errors of an accuracy of AT, measured on so many images (binomial). None without images."""
+    return round(2 * math.sqrt(AT * (1 - AT) / images), 4) if images else None
+
+
+def files(*parts: Samples) -> dict[str, Any] | None:
+    """What the image files of these parts are: modes, and the least, median and most of their widths and heights.
+
+    The median is that of the largest part. None if the images are not from files.
+    """
+    known = [part.files for part in parts if part.files]
+    if not known:
+        return None
+    largest = max(known, key=lambda part: sum(part.modes.values()))
+    modes = sum((Counter(part.modes) for part in known), Counter[str]())
+
+    def sizes(name: str) -> list[int]:
+        values = [getattr(part, name) for part in known]
+        return [min(v[0] for v in values), getattr(largest, name)[1], max(v[2] for v in values)]
+
+    skipped = sum(part.skipped for part in known)
+    return {"modes": dict(modes), "widths": sizes("widths"), "heights": sizes("heights"), "skipped": skipped}
+
+
+def lines(data: Data) -> list[str]:
+    """The summary in a few lines, for people."""
+    s = summary(data)
+    fewest, most = s["fewest"], s["most"]
+    each = f"{most['images']:,} of each"
+    if fewest["images"] != most["images"]:
+        each = f"from {fewest['images']:,} ({fewest['class']}) to {most['images']:,} ({most['class']}) of a class"
+    names = ", ".join(s["names"]) + (", ..." if s["classes"] > NAMES else "")
+    splits = s["splits"]
+    c, h, w = s["shape"]
+    text = [
+        f"data: {sum(splits.values()):,} images of {s['classes']:,} classes ({names}), {each}",
+        f"splits: {splits['train']:,} to train, {splits['validation']:,} for validation, {splits['test']:,} to test; "
+        f"{'gray' if c == 1 else 'RGB'}, {h} x {w} pixels",
+    ]
+    if s["files"]:
+        text.append(_files_line(s["files"]))
+    return [*text, *_precision_lines(s)]
+
+
+def _files_line(found: dict[str, Any]) -> str:
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(found["modes"]).most_common())
+    (w0, w1, w2), (h0, h1, h2) = found["widths"], found["heights"]
+    sizes = f"{w1} x {h1}" if (w0, h0) == (w2, h2) else f"{w0} to {w2} wide (median {w1}) and {h0} to {h2} high ({h1})"
+    skipped = f"; {found['skipped']:,} skipped" * bool(found["skipped"])
+    return f"files: {modes}; {sizes} pixels{skipped}"
+
+
+def _precision_lines(s: dict[str, Any]) -> list[str]:
+    images, error = s["splits"]["validation"], s["validation_two_standard_errors"]
+    if error is None:
+        return []
+    count = f"{images:,} validation image{'s' * (images != 1)}"
+    text = f"an accuracy of {AT} on {count} has two standard errors of {error:.3f}"
+    if error <= COARSE:
+        return [text]
+    return [f"{text}, which is coarse: a smaller difference between two runs says nothing. {_way_out(s)}"]
+
+
+def _way_out(s: dict[str, Any]) -> str:
+    train, images = s["splits"]["train"], s["splits"]["validation"]
+    more = round(0.3 * (train + images))
+    if more > 1.3 * images:
+        better = two_standard_errors(more)
+        return f"Set data.val_share=0.3 ({better:.3f}), compare several seeds, or add images"
+    return "Compare several seeds, or add images"
+
+
+def examples(data: Data, classes: int, each: int) -> torch.Tensor:
+    """Row numbers of training images for a picture: `each` of the first classes, evenly spaced. int64."""
+    labels = data.pool.labels[data.train]
+    chosen = []
+    for label in labels.unique()[:classes]:
+        own = data.train[labels == label]
+        chosen.append(own[torch.linspace(0, len(own) - 1, min(each, len(own))).round().long()])
+    return torch.cat(chosen)
