@@ -9,7 +9,17 @@ from pathlib import Path
 import torch
 
 from tuner import InputError
-from tuner.data import Data, check_classes, from_splits, hold_out_rows, image_array, layout, split, without_splits
+from tuner.data import (
+    Data,
+    archive,
+    check_classes,
+    from_splits,
+    hold_out_rows,
+    image_array,
+    layout,
+    split,
+    without_splits,
+)
 from tuner.data.csv_table import shortened
 from tuner.data.image_array import Files
 from tuner.data.image_file import EXTENSIONS, MAX_PIXELS, names
@@ -35,7 +45,7 @@ def load(
     """Images in folders named after their classes, uint8 [N, C, H, W], memory-mapped from `cache_dir`.
 
     root: has one folder per class; or has train/ and optionally test/ and val/, each with one folder per class. A
-        missing val/ or test/ is drawn from train/.
+        missing val/ or test/ is drawn from train/. Or a .zip or .tar(.gz, .xz, .bz2) of such a folder.
     splits: what the folders in root are, see tuner.data.layout.find.
     size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.decode.
     skip_broken: leave files that cannot be decoded out, with a warning.
@@ -46,7 +56,7 @@ def load(
     test_share: held out, the same images for every seed.
     Raises InputError if the folders do not match this description, or for a broken file.
     """
-    root = _existing(root)
+    root = _existing(root, Path(cache_dir).expanduser())
     folders = layout.find(root, splits)
     classes = _classes(folders["train"], least=2 if divide else 1)
     pool = _files(root, folders["train"], classes)
@@ -82,17 +92,19 @@ def load(
     return from_splits(images, tests, (~is_val).nonzero().flatten(), is_val.nonzero().flatten(), classes, fit)
 
 
-def _existing(root: str | Path) -> Path:
-    """The folder. Raises InputError if there is none."""
+def _existing(root: str | Path, cache_dir: Path) -> Path:
+    """The folder, or that of an unpacked archive. Raises InputError if there is none."""
     root = Path(root).expanduser()
     try:
         exists, is_folder = root.exists(), root.is_dir()
     except OSError as error:  # no permission for a folder above it, for example
         raise InputError(f"data.root={root} cannot be read: {error.strerror}") from error
-    if not is_folder:
-        what = "is a file" if exists else f"does not exist (relative to {Path.cwd()})"
-        raise InputError(f"data.root={root} {what}: name a folder that has one folder of images per class")
-    return root
+    if is_folder:
+        return root
+    if root.is_file() and (folder := archive.unpacked(root, cache_dir)):
+        return folder
+    what = "is a file" if exists else f"does not exist (relative to {Path.cwd()})"
+    raise InputError(f"data.root={root} {what}: name a folder that has one folder of images per class")
 
 
 def _classes(folder: Path, least: int) -> tuple[str, ...]:
