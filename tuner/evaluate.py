@@ -33,7 +33,9 @@ log = logging.getLogger("tuner.evaluate")
 
 SPLITS = ("train", "val", "test", "all")
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
-FILE_LOADERS = ("tuner.data.image_folder.load", "tuner.data.csv_file.load")  # these resize the images they read
+FILE_LOADERS = tuple(  # these resize the images they read
+    f"tuner.data.{module}.load" for module in ("csv_file", "huggingface", "image_folder")
+)
 
 
 def config_with_data(
