@@ -18,6 +18,7 @@ register()  # hydra/sweeper=optuna is ours
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml") if path.parent != CONF)
 MANDATORY = {  # what an option leaves to the user
     "data/csv": ["data.path=images.csv"],
+    "data/huggingface": ["data.path=images"],
     "data/image_folder": ["data.root=images"],
     "model/timm": ["model.name=timm/convnext_atto", "model.last_block=stages.2"],
     "model/torchvision": ["model.name=convnext_tiny", "model.last_block=features.5"],

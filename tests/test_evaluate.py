@@ -136,7 +136,8 @@ def test_a_data_set_that_there_is_not(trained, call):
     code, _, err = call("evaluate", trained(EXACT), "data=nowhere")
     assert code == 1
     assert err.endswith(
-        "data=nowhere is not a data set; choose one of csv, fashion_mnist, fmnist_small, image_folder, synthetic\n"
+        "data=nowhere is not a data set; choose one of csv, fashion_mnist, fmnist_small, huggingface, image_folder, "
+        "synthetic\n"
     )
 
 

@@ -25,6 +25,7 @@ ONLY_IN = {
     "sklearn": {"runs"},
     "scipy": {"analysis", "plots", "runs"},
     "PIL": {"data"},
+    "pyarrow": {"data"},
     "onnxruntime": {"export"},
     "torchvision": {"data", "networks"},
     "timm": {"networks"},

@@ -1,22 +1,23 @@
-"""Files of the cache: safetensors files that are written once and then memory-mapped by readers.
+"""Files of the cache: safetensors files that are written once and then memory-mapped by readers; unpacked archives.
 
-One process writes a file under a temporary name while others wait, so a file in place is always complete.
+One process writes a file or a folder under a temporary name while others wait, so what is in place is always complete.
 """
 
 import json
 import logging
 import math
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from tuner import InputError
 from tuner.files import replacing
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SIZES = {"U8": 1, "BF16": 2, "F32": 4}  # safetensors' dtype -> bytes per value
 UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)  # raised for a damaged file
+KEY = ".key.json"  # in a folder
 T = TypeVar("T")
 
 
@@ -37,6 +39,9 @@ class Kind:
     doing: str  # "computing"
     done: str  # "computed"
     smaller: str  # advice that makes the files smaller: "set model.pool"
+
+
+ARCHIVE = Kind("the unpacked archive", "the unpacked images", "unpacking", "unpacked", "unpack it yourself")
 
 
 def obtain(
@@ -73,6 +78,39 @@ def obtain(
     return content
 
 
+def obtain_folder(path: Path, write: Callable[[Path], None], key: Mapping[str, object], *, what: str) -> None:
+    """Make sure that the folder of an unpacked archive is in the cache.
+
+    write: fills an empty folder.   key: what the folder depends on, for the list of the cache.
+    what: the archive, for the log.
+    Raises InputError if the cache folder cannot be written, and what `write` raises.
+    """
+    if not path.is_dir():
+        with _locked(path, ARCHIVE):
+            if not path.is_dir():  # another process may have written it meanwhile
+                log.info("%s: unpacking it into %s", what, path)
+                _fill(path, write, key)
+    log.info("%s: unpacked in %s", what, path)
+    with suppress(OSError):
+        os.utime(path)  # the time of last use, for --prune
+
+
+def _fill(path: Path, write: Callable[[Path], None], key: Mapping[str, object]) -> None:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        for leftover in path.parent.glob(f".{path.name}.*"):  # of a killed process, because we hold the lock
+            remove(leftover)
+        partial.mkdir()
+        write(partial)
+        (partial / KEY).write_text(json.dumps(key), "utf-8")
+        os.sync()  # once, instead of a sync of each of many small files
+        partial.rename(path)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def header(
     metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...]]], length: int | None = None
 ) -> bytes:
@@ -93,9 +131,33 @@ def header(
 
 
 def files(cache_dir: Path, folder: str) -> Iterator[Path]:
-    """The cache files in a folder, including unfinished ones."""
-    yield from (cache_dir / folder).glob("*.safetensors")
-    yield from (cache_dir / folder).glob(".*.partial")
+    """The cache files and folders in a folder, including unfinished ones."""
+    for path in (cache_dir / folder).glob("*"):
+        if path.suffix in (".safetensors", ".partial") or path.is_dir():
+            yield path
+
+
+def key_of(path: Path) -> Any:
+    """The key that a cache file or folder was written with. Raises one of UNREADABLE if it is damaged."""
+    if path.is_dir():
+        return json.loads((path / KEY).read_text("utf-8"))
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["key"])
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder. A folder that is deleted only in part is not left in place."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    partial = path if path.suffix == ".partial" else path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    path.rename(partial)
+    shutil.rmtree(partial)
 
 
 def format_bytes(size: float) -> str:

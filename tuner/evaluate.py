@@ -35,6 +35,7 @@ SPLITS = ("train", "val", "test", "all")
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
 FILE_LOADERS = {  # these resize the images they read; the arguments that they take from the model
     "tuner.data.image_folder.load": ("size", "fit", "range", "divide"),
+    "tuner.data.huggingface.load": ("size", "fit", "range", "divide"),
     "tuner.data.csv_file.load": ("size", "fit", "range", "divide", "columns"),
 }
 

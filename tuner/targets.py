@@ -13,7 +13,8 @@ to overwrite, or a list of further targets; and each takes its arguments as data
 import os
 
 DATA = tuple(
-    f"tuner.data.{module}.load" for module in ("csv_file", "fashion_mnist", "fmnist_small", "image_folder", "synthetic")
+    f"tuner.data.{module}.load"
+    for module in ("csv_file", "fashion_mnist", "fmnist_small", "huggingface", "image_folder", "synthetic")
 )
 # of torch.optim, those that take a gradient for each parameter: not LBFGS, SparseAdam and Muon
 OPTIMIZERS = tuple(

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,16 +44,28 @@ Array = tuple[torch.Tensor, torch.Tensor, Broken, FileStatistics]
 
 
 @dataclass(frozen=True)
+class Content:
+    """Image files that are in a table. read: the bytes of a name.   stamp: changes when they do."""
+
+    read: Callable[[str], bytes]
+    stamp: str
+
+
+@dataclass(frozen=True)
 class Files:
-    """Labelled image files. root: a folder.   names: paths relative to root.   labels: int64 [N]."""
+    """Labelled image files.
+
+    root: a folder.   names: paths relative to root; or, with content, names that it knows.   labels: int64 [N].
+    """
 
     root: Path
     names: Sequence[str]
     labels: torch.Tensor
+    content: Content | None = None
 
     def rows(self, rows: torch.Tensor) -> "Files":
         """The files with these row numbers, in this order. rows: int64."""
-        return Files(self.root, [self.names[row] for row in rows.tolist()], self.labels[rows])
+        return Files(self.root, [self.names[row] for row in rows.tolist()], self.labels[rows], self.content)
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,10 @@ def _array(files: Files, how: How, cache_dir: Path) -> Array:
 def _fingerprint(files: Files) -> str:
     """A hash of the files' names, sizes, and times of change of content and permissions, in order."""
     digest = hashlib.sha256()
+    if files.content:
+        digest.update(f"{files.content.stamp}\0".encode())
+        digest.update("\0".join(files.names).encode())
+        return digest.hexdigest()
     for name in files.names:
         try:
             status = (files.root / name).stat()
@@ -272,7 +288,11 @@ def _decode_rows(files: Files, rows: range, how: How) -> Chunk:
     images, decoded, broken = torch.empty((len(rows), *how.shape), dtype=torch.uint8), list[Decoded](), Broken()
     for row in rows:
         try:
-            file = image_file.decode(files.root / files.names[row], how.shape, how.fit, how.max_pixels, how.value_range)
+            name = files.names[row]
+            content = files.content.read(name) if files.content else None
+            file = image_file.decode(
+                files.root / name, how.shape, how.fit, how.max_pixels, how.value_range, content=content
+            )
         except BrokenImageError as error:
             broken.append((row, error.reason))
         else:

@@ -5,6 +5,7 @@ threads decode at once have at most IN_FLIGHT together, and an image takes up to
 """
 
 import errno
+import io
 import logging
 import math
 import os
@@ -107,7 +108,13 @@ def read(
 
 
 def decode(
-    path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int = MAX_PIXELS, value_range: int = RANGE
+    path: Path,
+    shape: tuple[int, int, int],
+    fit: str,
+    max_pixels: int = MAX_PIXELS,
+    value_range: int = RANGE,
+    *,
+    content: bytes | None = None,
 ) -> Decoded:
     """Decode an image file.
 
@@ -118,12 +125,13 @@ def decode(
         stretch: resize both sides.
     max_pixels: of the file, by its header; nothing is decoded of a larger one.
     value_range: the value that is white in a gray file of 16 bits per value; higher ones are white, too.
+    content: of the file, if it is not at `path`, which then is its name in messages.
     EXIF orientation is applied, transparency is flattened onto white, and 16-bit values are scaled to 8 bits.
     Raises BrokenImageError unless the file is a complete still image of 8 or 16 bits per value. Raises InputError if
     the system cannot read the file at the moment, which says nothing about the file.
     """
     try:
-        return _decode(path, shape, fit, max_pixels, value_range)
+        return _decode(path, shape, fit, max_pixels, value_range, content)
     except BrokenImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit
@@ -134,14 +142,16 @@ def decode(
     except Exception as error:  # a damaged file can raise anything in a decoder
         if isinstance(error, OSError) and error.errno in NOT_THE_FILES_FAULT:
             raise InputError(f"{path} cannot be read now ({error.strerror}): try again") from error
-        raise BrokenImageError(path, _reason(path, error)) from error
+        raise BrokenImageError(path, _reason(path, content, error)) from error
 
 
-def _decode(path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int, value_range: int) -> Decoded:
+def _decode(
+    path: Path, shape: tuple[int, int, int], fit: str, max_pixels: int, value_range: int, content: bytes | None
+) -> Decoded:
     channels, *size = shape
-    if not stat.S_ISREG(path.stat().st_mode):
+    if content is None and not stat.S_ISREG(path.stat().st_mode):
         raise BrokenImageError(path, "it is not a regular file")  # reading a pipe would block
-    with Image.open(path, formats=_formats()) as image:
+    with Image.open(path if content is None else io.BytesIO(content), formats=_formats()) as image:
         mode, (width, height) = image.mode, image.size
         if width * height > max_pixels:
             raise BrokenImageError(path, _too_large(f"{width:,} x {height:,} = {width * height:,}", max_pixels))
@@ -297,9 +307,10 @@ def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], I
     return whole_image
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: Path, content: bytes | None, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if path.stat().st_size == 0 else "its content is not an image, despite its name"
+        size = path.stat().st_size if content is None else len(content)
+        return "its content is not an image, despite its name" if size else "it is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__

@@ -4,15 +4,16 @@ import logging
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from tuner import InputError
-from tuner.data import Data, check_classes, from_splits, hold_out_rows, image_array, layout, split, without_splits
+from tuner.data import Data, archive, image_array, image_splits, layout, table_files
 from tuner.data.csv_columns import shortened
 from tuner.data.image_array import Files
-from tuner.data.image_file import EXTENSIONS, MAX_PIXELS, names
+from tuner.data.image_file import EXTENSIONS, MAX_PIXELS, has_image, names
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def load(
     """Images in folders named after their classes, uint8 [N, C, H, W], memory-mapped from `cache_dir`.
 
     root: has one folder per class; or has train/ and optionally test/ and val/, each with one folder per class. A
-        missing val/ or test/ is drawn from train/.
+        missing val/ or test/ is drawn from train/. Or a .zip or .tar(.gz, .xz, .bz2) of such a folder.
     splits: what the folders in root are, see tuner.data.layout.find.
     size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.decode.
     skip_broken: leave files that cannot be decoded out, with a warning.
@@ -46,22 +47,12 @@ def load(
     test_share: held out, the same images for every seed.
     Raises InputError if the folders do not match this description, or for a broken file.
     """
-    root = _existing(root)
+    root = _existing(root, Path(cache_dir).expanduser())
     folders = layout.find(root, splits)
     classes = _classes(folders["train"], least=2 if divide else 1)
-    pool = _files(root, folders["train"], classes)
-    val, test = (_files(root, folders[split], classes) if split in folders else None for split in ("val", "test"))
-    if divide:
-        drawn = [name for name, part in (("validation", val), ("test", test)) if part is None]
-        if drawn:
-            check_classes(pool.labels, classes, parts=["training", *drawn])
-        if test is None:
-            rows = hold_out_rows(pool.labels, classes, test_share=test_share, parts=["training", *drawn])
-            pool, test = map(pool.rows, rows)
-    both = pool if val is None else Files(root, [*pool.names, *val.names], torch.cat([pool.labels, val.labels]))
-    files = [both] if test is None else [both, test]
-    arrays = image_array.load(
-        files,
+    files = {split: _files(root, folder, classes) for split, folder in folders.items()}
+    read = partial(
+        image_array.load,
         size=size,
         fit=fit,
         cache_dir=cache_dir,
@@ -69,30 +60,29 @@ def load(
         max_pixels=max_pixels,
         value_range=range,
     )
-    (images, numbers), tests = arrays[0], arrays[-1][0]
+    places = {split: str(folder) for split, folder in folders.items()}
     if not divide:
-        return without_splits(images, None if test is None else tests, classes, fit=fit)
-    if not len(tests):
-        raise InputError(f"{folders.get('test', root)} has no readable image to test on: add some")
-    if val is None:
-        return split(images, tests, classes, val_share=val_share, seed=seed, fit=fit)
-    is_val = numbers >= len(pool.names)
-    _check_not_empty(folders["train"], images.labels[~is_val], classes)
-    _check_not_empty(folders["val"], images.labels[is_val])
-    return from_splits(images, tests, (~is_val).nonzero().flatten(), is_val.nonzero().flatten(), classes, fit=fit)
+        return image_splits.undivided(files, classes, read, fit)
+    return image_splits.divided(
+        files, classes, read, fit, places=places, val_share=val_share, test_share=test_share, seed=seed
+    )
 
 
-def _existing(root: str | Path) -> Path:
-    """The folder. Raises InputError if there is none."""
+def _existing(root: str | Path, cache_dir: Path) -> Path:
+    """The folder, or that of an unpacked archive. Raises InputError if there is none."""
     root = Path(root).expanduser()
     try:
         exists, is_folder = root.exists(), root.is_dir()
     except OSError as error:  # no permission for a folder above it, for example
         raise InputError(f"data.root={root} cannot be read: {error.strerror}") from error
-    if not is_folder:
-        what = "is a file" if exists else f"does not exist (relative to {Path.cwd()})"
-        raise InputError(f"data.root={root} {what}: name a folder that has one folder of images per class")
-    return root
+    if (is_folder or root.is_file()) and table_files.is_table(root) and not (is_folder and has_image(root)):
+        raise InputError(f"data.root={root} has tables instead of image files: use data=huggingface data.path={root}")
+    if is_folder:
+        return root
+    if root.is_file() and (folder := archive.unpacked(root, cache_dir)):
+        return folder
+    what = "is a file" if exists else f"does not exist (relative to {Path.cwd()})"
+    raise InputError(f"data.root={root} {what}: name a folder that has one folder of images per class")
 
 
 def _classes(folder: Path, least: int) -> tuple[str, ...]:
@@ -147,12 +137,3 @@ def _unknown_class(folder: Path, classes: Sequence[str]) -> str:
 def _plain(name: str) -> str:
     """A name without case and separators."""
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).casefold()
-
-
-def _check_not_empty(folder: Path, labels: torch.Tensor, classes: Sequence[str] = ()) -> None:
-    """Raises InputError if broken files leave no image in a folder or, if classes are given, none of a class."""
-    for name, count in zip(classes, torch.bincount(labels, minlength=len(classes)).tolist(), strict=bool(classes)):
-        if not count:
-            raise InputError(f"class {name!r} has no readable image in {folder}: add some or remove its folder")
-    if not len(labels):
-        raise InputError(f"{folder} has no readable image: add some")
