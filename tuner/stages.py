@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tuner import InputError, output, plots
+from tuner import InputError, output
 from tuner.config import RunConfig
 from tuner.data import summary
 from tuner.device import describe
@@ -27,7 +26,7 @@ from tuner.sweep.trial import RunningTrial, TrialPruned
 from tuner.training.checkpoint import with_checkpoints
 from tuner.training.fit import DivergedError
 from tuner.training.initial import with_initial_weights
-from tuner.training.results import features, is_on, write_results
+from tuner.training.results import draw_data, features, is_on, write_results
 from tuner.training.setup import Setup, setup_of
 from tuner.training.spec import Fitted, Metrics, Spec, head_of, spec_of
 from tuner.training.together import fit_all
@@ -99,7 +98,7 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
         specs = [with_checkpoints(spec, run, config, setup.data.hashes) for spec in specs]
     specs = [spec if spec.resume else with_initial_weights(config, setup, spec) for spec in specs]
     if is_on(config.plots, in_sweep and not config.final.epochs):
-        run.save_plot("data", picture(setup))
+        draw_data(run, setup)
     epochs = config.final.epochs or config.epochs
     bar = tqdm(total=epochs, desc="training", unit="epoch", disable=in_sweep or None)
     if resume := specs[0].resume:
@@ -139,26 +138,6 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
             data.classes[counts.index(min(counts))],
             max(counts),
         )
-
-
-def picture(setup: Setup) -> Figure:
-    """Training images as the network gets them, augmented or not."""
-    data = setup.data
-    h, w = data.pool.images.shape[2:]
-    changes = setup.augment.changes_images
-    rows = summary.examples(data, summary.NAMES, 4 if changes else 8)
-    labels = [data.classes[i] for i in data.pool.labels[rows]]
-    images, marks = setup.fed(rows, augmented=False), [""] * len(rows)
-    if changes:
-        images = torch.cat([images, setup.fed(rows, augmented=True)])
-        labels, marks = labels * 2, marks + ["augmented"] * len(rows)
-    size, shown, known = setup.backbone.image_size, len(set(labels)), len(data.classes)
-    title = f"What the network is given: {size} x {size} pixels"
-    note = f"Training images of {'all' if shown == known else f'{shown} of'} {known} classes."
-    if (h, w) != (size, size):
-        note += f" The data set has them in {h} x {w} pixels (data.fit: {data.fit})."
-    note += " Mixup and cutmix are not shown." * setup.augment.mixes
-    return plots.images(images.permute(0, 2, 3, 1), labels, marks, title, note)  # [N, C, H, W] -> [N, H, W, C]
 
 
 # 2. Train

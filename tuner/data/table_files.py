@@ -71,9 +71,12 @@ def is_table(path: Path) -> bool:
     """Whether a path is a file of a table, or a folder that `datasets` wrote or that has such files."""
     if not path.is_dir():
         return path.suffix.lower() in SUFFIXES
-    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
-        return True
-    return any(next(path.glob(f"{folder}*{suffix}"), None) for folder in ("", "data/") for suffix in SUFFIXES)
+    try:
+        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+            return True
+        return any(next(path.glob(f"{folder}*{suffix}"), None) for folder in ("", "data/") for suffix in SUFFIXES)
+    except OSError:  # the folder is closed to us: reading it says so
+        return False
 
 
 def _files(path: Path) -> list[Path]:

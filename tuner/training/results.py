@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from tuner import plots
 from tuner.config import RunConfig
-from tuner.data import Data
+from tuner.data import Data, summary
 from tuner.data.image_file import RANGE
 from tuner.runs import calibration
 from tuner.runs.predictions import Predictions, result_scores
@@ -76,6 +77,25 @@ def write_results(
     run.finish("complete", **outcome, reported_split=scores.predictions[-1].split)
     _log_summary(run, setup.data, outcome)
     return outcome
+
+
+def draw_data(run: Run, setup: Setup) -> None:
+    """plots/data.png: training images as the network gets them, and augmented if they are."""
+    data, changes = setup.data, setup.augment.changes_images
+    h, w = data.pool.images.shape[2:]
+    rows = summary.examples(data, summary.NAMES, 4 if changes else 8)
+    labels = [data.classes[i] for i in data.pool.labels[rows]]
+    images, marks = setup.fed(rows, augmented=False), [""] * len(rows)
+    if changes:
+        images = torch.cat([images, setup.fed(rows, augmented=True)])
+        labels, marks = labels * 2, marks + ["augmented"] * len(rows)
+    size, shown, known = setup.backbone.image_size, len(set(labels)), len(data.classes)
+    title = f"What the network is given: {size} x {size} pixels"
+    note = f"Training images of {'all' if shown == known else f'{shown} of'} {known} classes."
+    if (h, w) != (size, size):
+        note += f" The data set has them in {h} x {w} pixels (data.fit: {data.fit})."
+    note += " Mixup and cutmix are not shown." * setup.augment.mixes
+    run.save_plot("data", plots.images(images.permute(0, 2, 3, 1), labels, marks, title, note))  # [N, H, W, C]
 
 
 def features(run: Run, setup: Setup, name: str) -> torch.Tensor:
