@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tuner"
-COMMANDS = {"train", "study", "compare", "predict", "evaluate", "export", "resume", "cache"}
+COMMANDS = {"train", "study", "compare", "predict", "evaluate", "export", "resume", "cache", "audit"}
 ROOMS = (  # a module or a package, each above all that it may import
     *("safe_text", "yaml_file", "files", "targets", "rules", "earlier", "device", "cache_files", "output", "config"),
     *("data", "networks", "plots", "bank", "runs", "training", "sweep", "stages", "inference", "analysis"),
 )
 ONLY_IN = {
-    "hydra": {"config", "evaluate", "sweep", "train"},
-    "omegaconf": {"config", "evaluate", "sweep", "train"},
+    "hydra": {"audit", "config", "evaluate", "sweep", "train"},
+    "omegaconf": {"audit", "config", "evaluate", "sweep", "train"},
     "optuna": {"analysis", "study", "sweep"},
     "optuna_dashboard": {"study"},
     "psutil": {"sweep"},
-    "pandas": {"analysis", "compare", "evaluate", "output", "plots", "predict", "runs", "study"},
+    "pandas": {"analysis", "audit", "compare", "evaluate", "output", "plots", "predict", "runs", "study"},
     "matplotlib": {"plots", "runs", "study"},
     "plotly": {"compare", "output"},
     "rich": {"output", "study"},

@@ -39,7 +39,9 @@ from tuner.rules import (
 log = logging.getLogger("tuner.config")
 HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed, or a checkout
-PATHS = (("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"))  # that may be relative
+PATHS = (  # that may be relative
+    *(("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"), ("data", "exclude")),
+)
 REFERENCE = re.compile(r"\$\{(?!hydra\.)[\w.]+\}")  # to another key
 IN_A_SINGLE_RUN = one_of("auto", True, False)
 PRECISION = one_of("auto", "bf16", "fp32")
@@ -115,11 +117,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`data`: how many views of an image are used, and the target that loads the data set."""
+    """`data`: how many views of an image are used, a list of images to leave out, and the target that loads the set."""
 
     target: Target = Target("data")
     views: Annotated[int, whole(1, 1000)] = 1
     test_views: Annotated[int, Rule(lambda v: v in (1, 2), "1, or 2 for the mirror image, too")] = 1
+    exclude: Annotated[str | None, or_null(TEXT)] = None
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")

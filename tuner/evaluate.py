@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tuner import InputError, output, plots
 from tuner.config import CONF, RunConfig, parse_part, written
-from tuner.data import Data, Samples
+from tuner.data import Data, Samples, exclusion
 from tuner.device import CHOICES, Batches, send
 from tuner.inference import model
 from tuner.inference.model import Model
@@ -52,7 +52,7 @@ def config_with_data(
     """
     if foreign := [line for line in overrides if not line.lstrip("+~").startswith(("data=", "data."))]:
         raise InputError(f"{foreign[0]}: a run is evaluated as it is; only data=NAME and data.KEY=VALUE may be given")
-    if ours := [line for line in overrides if line.startswith(("data.views=", "data.test_views="))]:
+    if ours := [line for line in overrides if line.startswith(("data.views=", "data.test_views=", "data.exclude="))]:
         raise InputError(f"{ours[0]} is fixed by the model: leave it out")
     options = [line.removeprefix("data=") for line in overrides if line.startswith("data=")]
     values = [line for line in overrides if not line.startswith("data=")]
@@ -204,7 +204,7 @@ def main() -> None:
         "columns": trained.columns,
     }
     config = config_with_data(written(folder), args.overrides, args.config_dir, files if args.overrides else None)
-    data: Data = config.data.target.build()
+    data: Data = config.data.target.build() if args.overrides else exclusion.load(config.data)
     if not args.overrides and split != "all":
         check_unchanged(data, split, folder)
     if reason := _possibly_seen(config, args.overrides, split):

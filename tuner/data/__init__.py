@@ -64,6 +64,10 @@ class Samples:
         """A digest of each image's pixels, int64 [N]."""
         return digests(self.images) if self.stored_digests is None else self.stored_digests
 
+    def name(self, row: int) -> str:
+        """The file name of an image. One without a name is called by its row."""
+        return self.names[row] if self.names else str(row)
+
 
 def digests(images: torch.Tensor) -> torch.Tensor:
     """The first 64 bits of each image's SHA-256, int64 [N]. images: uint8 [N, C, H, W].
@@ -82,12 +86,13 @@ class Data:
     Another seed draws another validation split, and features computed for the pool stay valid.
 
     pool: the training and validation images.   test: read once, at the end, for the chosen model.
-    train, val: int64 row numbers of pool; disjoint, and together they cover it.
+    train, val: int64 row numbers of pool; disjoint. Together they cover it, but for images that data.exclude lists.
     test_duplicates: the number of test images with an exact copy in pool.
     val_duplicates: the number of validation images with an exact copy among the training images.
     conflicts: the number of images with an exact copy in another class, in all splits.
     columns: the names of the columns of pixels, if the images come from a table that names them.
     fit: how images of another shape are resized, here and in prediction: crop, pad or stretch.
+    excluded: the number of images of pool that are in neither train nor val.
     """
 
     pool: Samples
@@ -100,6 +105,7 @@ class Data:
     conflicts: int = 0
     fit: str = "stretch"
     columns: tuple[str, ...] | None = None
+    excluded: int = 0
 
     @property
     def is_uneven(self) -> bool:

@@ -10,6 +10,7 @@ from tuner.plots.run import accuracy, confusion_matrix, examples, loss, per_clas
 from tuner.plots.space import Parameter
 from tuner.plots.study import contours, importances, parallel_coordinates, slices
 from tuner.plots.style import HUGE, save
+from tuner.plots.thumbnail import thumbnail
 from tuner.plots.timeline import timeline
 from tuner.plots.trials import edf, history, intermediate_values
 from tuner.plots.trust import attention, reliability
@@ -36,6 +37,7 @@ __all__ = [
     "reliability",
     "save",
     "slices",
+    "thumbnail",
     "timeline",
     "train_vs_test",
 ]

@@ -14,7 +14,7 @@ import torch
 from tuner import InputError
 from tuner.bank.features import bank_on_device, to_device_if_it_fits
 from tuner.config import ModelConfig, RunConfig, argument_errors
-from tuner.data import Data, Samples, summary
+from tuner.data import Data, Samples, exclusion, summary
 from tuner.data.augmentation import Augment
 from tuner.device import choose_device, choose_precision
 from tuner.networks.backbone import Backbone
@@ -125,7 +125,7 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     backbone = backbone_of(config)
     augment = config.augment.build()
     _check_views(augment, config.data.views, config.data.test_views, backbone)
-    data = config.data.target.build()
+    data = exclusion.load(config.data)
     for line in summary.lines(data):
         log.info("%s", line)
     setup = Setup(
