@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import struct
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -204,8 +205,12 @@ def check_name(path: str | Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        escaped = os.fsencode(path).decode(errors="backslashreplace")
-        raise InputError(f"the name {escaped} is not valid UTF-8: rename the file or folder") from error
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        encoding = sys.getfilesystemencoding()
+        fault = "is not valid UTF-8: rename the file or folder"
+        if encoding != "utf-8":
+            fault = f"is not {encoding}, the encoding of this environment: set PYTHONUTF8=1"
+        raise InputError(f"the name {name} {fault}") from error
 
 
 def find(folder: Path) -> list[Path]:
