@@ -59,6 +59,8 @@ def run(line, folder, **more):
         ("RUN | head -1; exit ${PIPESTATUS[0]}", 141, "a table │\n", "the log: 日本\n"),
         ("LC_ALL=C PYTHONUTF8=0 RUN", 0, "end: \\u65e5\\u672c\n", "the log: \\u65e5\\u672c\n"),
         ("PYTHONIOENCODING=ascii RUN wrong", 1, "\\u65e5\\u672c \n", "wrong: \\u65e5\\u672c\n"),
+        ("PYTHONIOENCODING=ascii:strict RUN", 0, "end: \\u65e5\\u672c\n", "the log: \\u65e5\\u672c\n"),
+        ("PYTHONIOENCODING=cp1252 RUN wrong", 1, "\\u65e5\\u672c \n", "wrong: \\u65e5\\u672c\n"),
     ],
 )
 def test_streams(tmp_path, line, code, out, err):
@@ -121,6 +123,16 @@ def test_the_log_of_a_run_is_utf_8_whatever_the_console_is(tmp_path):
     assert (tmp_path / "train.log").read_text("utf-8") == "日本\n"
 
 
+def test_file_names_that_the_environment_cannot_express_are_one_line(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "images" / "日本.png")
+    program = "from tuner.data.image_file import find; from pathlib import Path; find(Path('images'))"
+    line = f'LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {sys.executable} -c "{program}"'
+    done = run(line, tmp_path)
+    says = "the name \\u65e5\\u672c.png is not ascii, the encoding of this environment: set PYTHONUTF8=1"
+    assert done.stderr.decode().splitlines()[-1].endswith(says)
+
+
 EVERY = {
     "train": "train data=image_folder data.root=images data.size=16 model=tiny epochs=1 hydra.run.dir=FRESH",
     "search": "train -m data=image_folder data.root=images data.size=16 model=tiny epochs=1 hparams_search=optuna "
@@ -142,6 +154,7 @@ STREAMS = {
     "full error": "RUN 2> /dev/full",
     "no reader": "RUN | head -1; exit ${PIPESTATUS[0]}",
     "ascii": "PYTHONIOENCODING=ascii RUN",
+    "cp1252": "PYTHONIOENCODING=cp1252 RUN",
 }
 
 

@@ -3,8 +3,8 @@
 A config may come with a run folder of somebody else. So nothing on these lists takes a callable, the path of a file
 to overwrite, or a list of further targets; and each takes its arguments as data.
 
-- DATA reads images and labels, and writes only into caches: files named after the hash of what they hold, and for
-  fashion_mnist the four files of that data set, whose checksums are known.
+- DATA reads images and labels, and writes only into caches: files named after the hash of what they hold, images of an
+  archive below such a name, and for fashion_mnist the four files of that data set, whose checksums are known.
 - OPTIMIZERS, SCHEDULERS and AUGMENTATION compute with numbers.
 - LOGGERS send a run's numbers to a tracker: a config decides to which server, but not what is sent.
 - SAMPLERS and PRUNERS of Optuna, and SEARCH_SPACES, choose parameters.

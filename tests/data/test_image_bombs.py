@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tuner import InputError
-from tuner.data import image_file, image_folder
+from tuner.data import image_file, image_folder, pixels
 from tuner.data.image_file import BrokenImageError, read
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def test_strips_give_the_same_pixels(tmp_path, monkeypatch):
         content.save(tmp_path / "a.png")
         whole = read(tmp_path / "a.png", (3, 29, 37), "stretch")
         with monkeypatch.context() as patch:
-            patch.setattr(image_file, "STRIP", 100)
+            patch.setattr(pixels, "STRIP", 100)
             assert read(tmp_path / "a.png", (3, 29, 37), "stretch").equal(whole), mode
 
 

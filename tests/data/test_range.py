@@ -92,6 +92,11 @@ def test_a_transparent_value_is_white(tmp_path):
     assert read(tmp_path / "a.png", (1, 1, 3), "crop", value_range=255).flatten().tolist() == [0, 255, 255]
 
 
+def test_a_file_that_names_its_range_is_scaled_by_it(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes())
+    assert read(tmp_path / "a.pgm", (1, 1, 3), "crop", value_range=4095).flatten().tolist() == [0, 128, 255]
+
+
 def test_dark_files_of_8_bits_are_not_warned_of(tmp_path, caplog):
     for name in "ab":
         for i in range(8):

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from tuner import InputError, cache_files
 from tuner.data import FileStatistics, Samples, digests, image_file
-from tuner.data.image_file import MAX_PIXELS, RANGE, BrokenImageError, Decoded, check_fit, check_max_pixels, check_range
+from tuner.data.image_file import MAX_PIXELS, BrokenImageError, Decoded, check_fit, check_max_pixels, check_range
+from tuner.data.pixels import RANGE
 
 log = logging.getLogger(__name__)
 

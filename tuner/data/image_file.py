@@ -7,14 +7,13 @@ threads decode at once have at most IN_FLIGHT together, and an image takes up to
 import errno
 import io
 import logging
-import math
 import os
 import re
 import stat
-import struct
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,9 +21,11 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from tuner import InputError
+from tuner.data import pixels
+from tuner.data.pixels import RANGE
 from tuner.rules import or_null, whole
 from tuner.safe_text import printable
 
@@ -38,16 +39,8 @@ EXTENSIONS = {
 # Pillow's formats of these. Without a list it tries all, such as EPS, which is a program.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 MAX_PIXELS = 50_000_000  # of a file, by its header
-RANGE = 65535  # the highest value of a file with 16 bits per value
 IN_FLIGHT = 64_000_000  # pixels that the threads of a process decode at once
-STRIP = 2**20  # pixels that are converted at once
 NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-TURNS = {  # EXIF orientation -> the transposition that undoes it
-    **{2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM},
-    **{5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE},
-    8: Image.Transpose.ROTATE_90,
-}
-GAP = 2.0  # Pillow's reducing_gap: photos are first reduced cheaply to about twice the size, then filtered
 
 
 class BrokenImageError(InputError):
@@ -155,17 +148,21 @@ def _decode(
         mode, (width, height) = image.mode, image.size
         if width * height > max_pixels:
             raise BrokenImageError(path, _too_large(f"{width:,} x {height:,} = {width * height:,}", max_pixels))
-        is_wide = _is_wide_colour(path, image, value_range)
-        _draft(path, image, size)
+        if image.format == "PPM":  # such a file names its own range, and Pillow scales by it
+            value_range = RANGE
+        is_wide = pixels.is_wide_colour(image, value_range)
+        pixels.draft(image, size)
         with _budget.take(image.width * image.height):
             image.load()
             to = "L" if channels == 1 else "RGB"
-            highest: list[int] = [_highest_byte(image) * 256 + 255] if is_wide else []
-            upright = _in_strips(
-                _turned(path, image), to, lambda strip: _opaque(_eight_bits(path, strip, value_range, highest), to)
+            highest: list[int] = [pixels.highest_byte(image) * 256 + 255] if is_wide else []
+            upright = pixels.in_strips(
+                pixels.turned(image, path),
+                to,
+                lambda strip: pixels.opaque(pixels.eight_bits(strip, value_range, highest), to),
             )
-            pixels = np.asarray(_resized(upright, size, fit))
-            tensor = torch.from_numpy(pixels.reshape(*size, channels).transpose(2, 0, 1).copy())
+            values = np.asarray(pixels.resized(upright, size, fit))
+            tensor = torch.from_numpy(values.reshape(*size, channels).transpose(2, 0, 1).copy())
             return Decoded(tensor, mode, width, height, max(highest, default=None))
 
 
@@ -204,8 +201,12 @@ def check_name(path: str | Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        escaped = os.fsencode(path).decode(errors="backslashreplace")
-        raise InputError(f"the name {escaped} is not valid UTF-8: rename the file or folder") from error
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        encoding = sys.getfilesystemencoding()
+        fault = "is not valid UTF-8: rename the file or folder"
+        if encoding != "utf-8":
+            fault = f"is not {encoding}, the encoding of this environment: set PYTHONUTF8=1"
+        raise InputError(f"the name {name} {fault}") from error
 
 
 def find(folder: Path) -> list[Path]:
@@ -274,39 +275,6 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _draft(path: Path, image: Image.Image, size: list[int]) -> None:
-    """Have a JPEG decoded smaller, but not below GAP times the size. Raises BrokenImageError for several frames."""
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo with a preview
-        n = getattr(image, "n_frames", "several")
-        raise BrokenImageError(path, f"it has {n} frames or pages: save the right one as a file")
-    scale = GAP * max(size) / min(image.size)
-    image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-
-
-def _turned(path: Path, image: Image.Image) -> Image.Image:
-    """The image with its orientation applied."""
-    try:  # not ImageOps.exif_transpose: it rewrites all EXIF entries and fails if one of them is malformed
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:  # in a PNG or a WebP
-        log.warning("%s is used without its EXIF orientation, because that is damaged (%s)", path, error)
-        return image
-    return image if turn is None else image.transpose(turn)
-
-
-def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The image converted to a mode, a few rows at a time, because a conversion makes several copies."""
-    rows = max(1, STRIP // image.width)
-    if image.mode == mode and "transparency" not in image.info:
-        return image
-    if rows >= image.height:
-        return convert(image)
-    whole_image = Image.new(mode, image.size)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        whole_image.paste(convert(strip), (0, top))
-    return whole_image
-
-
 def _reason(path: Path, content: bytes | None, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         size = path.stat().st_size if content is None else len(content)
@@ -314,81 +282,6 @@ def _reason(path: Path, content: bytes | None, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _eight_bits(path: Path, image: Image.Image, value_range: int, highest: list[int]) -> Image.Image:
-    """A gray image of 16 bits per value, perhaps stored in 32, scaled to 8 bits. Transparent pixels become white.
-
-    An image of 8 bits is returned unchanged.   highest: the highest value is appended.
-    """
-    if image.mode == "F":
-        raise BrokenImageError(path, "its pixels are floating-point numbers; save it with 8 or 16 bits per value")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > RANGE:
-        raise BrokenImageError(path, f"its values are {values.min()} to {values.max()}: save it with 8 or 16 bits")
-    highest.append(int(values.max()))
-    if "transparency" in image.info:  # the gray value that is transparent
-        values[values == image.info["transparency"]] = value_range
-    scaled = (np.minimum(values, value_range) * 255 + value_range // 2) // value_range
-    return Image.fromarray(scaled.astype(np.uint8))
-
-
-def _is_wide_colour(path: Path, image: Image.Image, value_range: int) -> bool:
-    """Whether a colour image, not yet loaded, has 16 bits per value. Pillow reads the upper 8 of them.
-
-    Raises BrokenImageError if that would lose the values below a smaller value_range.
-    """
-    is_wide = not image.mode.startswith("I") and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
-    if is_wide and value_range < RANGE:
-        raise BrokenImageError(
-            path, f"data.range={value_range} is for gray files, and this has colours of 16 bits: save it with 8 bits"
-        )
-    return is_wide
-
-
-def _highest_byte(image: Image.Image) -> int:
-    """The highest value of a colour image, without its alpha."""
-    return max(int(np.asarray(band).max()) for band in image.split()[:3])
-
-
-def _opaque(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB, with transparency flattened onto white."""
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        if image.mode == "La":
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image, image := Image.new("RGB", image.size))
-    return image.convert(mode) if image.mode in ("1", "L", "RGB") else image.convert("RGB").convert(mode)
-
-
-def _resized(image: Image.Image, size: list[int], fit: str) -> Image.Image:
-    """The image with this height and width."""
-    (h, w), (width, height) = size, image.size
-    if (height, width) == (h, w):
-        return image
-    box: tuple[float, float, float, float] = (0, 0, width, height)
-    if fit == "crop":
-        scale = min(width / w, height / h)
-        left, top = (width - w * scale) / 2, (height - h * scale) / 2
-        box = (left, top, left + w * scale, top + h * scale)
-    if fit != "pad":
-        return image.resize((w, h), Image.Resampling.BILINEAR, _within(box, image.size), GAP)
-    scale = max(width / w, height / h)
-    inner = max(1, round(width / scale)), max(1, round(height / scale))
-    padded = Image.new(image.mode, (w, h))
-    padded.paste(image.resize(inner, Image.Resampling.BILINEAR, None, GAP), ((w - inner[0]) // 2, (h - inner[1]) // 2))
-    return padded
-
-
-def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box clipped to the image, because rounding can put an edge outside it."""
-    left, top, right, bottom = box
-    return max(0.0, left), max(0.0, top), min(float(size[0]), right), min(float(size[1]), bottom)
 
 
 def expand(inputs: Sequence[Path]) -> list[Path]:

@@ -75,7 +75,7 @@ def _existing(root: str | Path, cache_dir: Path) -> Path:
         exists, is_folder = root.exists(), root.is_dir()
     except OSError as error:  # no permission for a folder above it, for example
         raise InputError(f"data.root={root} cannot be read: {error.strerror}") from error
-    if (is_folder or root.is_file()) and table_files.is_table(root) and not (is_folder and has_image(root)):
+    if exists and not (is_folder and has_image(root)) and table_files.is_table(root):
         raise InputError(f"data.root={root} has tables instead of image files: use data=huggingface data.path={root}")
     if is_folder:
         return root

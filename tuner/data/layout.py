@@ -25,6 +25,7 @@ CONTENT = {  # words that say nothing: train_images, seg_train, raw-img
     *("set", "sets", "split", "data", "dataset", "folder", "seg", "raw", "resized", "cropped", "full", "final", "new"),
     *("image", "images", "img", "imgs", "photo", "photos", "pic", "pics", "picture", "pictures", "jpg", "jpeg", "png"),
 }
+UNLABELLED = {"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "submission"}
 SPLIT_OF = {
     word + ending: split
     for split, words in SPLITS.items()
@@ -149,7 +150,7 @@ def _by_name(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path, inner in inner_of.items():
         split = split_of.get(path.name)
-        if not subfolders(inner) or (split is None and not has_image(path)):
+        if (_has_such_words(path.name) and not subfolders(inner)) or (split is None and not has_image(path)):
             _leave_out(path)
         elif split is None or split in found:
             why = f"is not named like a split ({', '.join(SPLITS)})" if split is None else f"is a second {split} split"
@@ -162,6 +163,11 @@ def _by_name(root: Path) -> dict[str, Path]:
     names = ", ".join(f"{path.relative_to(root)} ({split})" for split, path in found.items())
     log.info("%s is divided into splits: %s", root, names)
     return found
+
+
+def _has_such_words(name: str) -> bool:
+    """Whether a word stands for a split or for images without labels, as in seg_pred and test-multiple_fruits."""
+    return any(word in SPLIT_OF or word in UNLABELLED for word in _words(name))
 
 
 def _inner(folder: Path) -> Path:
