@@ -40,7 +40,8 @@ log = logging.getLogger("tuner.config")
 HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed, or a checkout
 PATHS = (  # that may be relative
-    *(("model", "weights"), ("data", "root"), ("data", "path"), ("data", "test_path"), ("data", "exclude")),
+    ("model", "weights"),
+    *(("data", key) for key in ("root", "path", "test_path", "folder", "exclude")),
 )
 REFERENCE = re.compile(r"\$\{(?!hydra\.)[\w.]+\}")  # to another key
 IN_A_SINGLE_RUN = one_of("auto", True, False)
