@@ -75,6 +75,8 @@ def test_a_semicolon_in_a_name_does_not_separate(tmp_path):
 @pytest.mark.parametrize("text", ["{}", "a{}ü", "{}.0"])
 @pytest.mark.parametrize("name", ["id", "Id", "image_id", ""])
 def test_ids_name_the_images_and_are_no_pixels(tmp_path, place, text, name):
+    if not name and place:  # pandas writes its index first
+        name = "ID"
     rows = [[*row[:place], text.format(1000 + i), *row[place:]] for i, row in enumerate(ROWS)]
     header = [*HEADER[:place], name, *HEADER[place:]]
     data = csv_file.load(written(tmp_path, [header, *rows]))

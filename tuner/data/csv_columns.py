@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 # nan, inf, 1_000 and digits of other scripts may be class names; so may numbers that are too long for int()
 NUMBER = re.compile(r"[+-]?([0-9]{1,1000}\.?[0-9]{0,1000}|\.[0-9]{1,1000})([eE][+-]?[0-9]{1,2})?")
 MISSING = ("", "nan")  # a missing label, as people and numpy write it
-IDS = {"id", "ids", "image_id", "imageid", "img_id", "imgid", "row_id", "rowid", "index", "unnamed: 0", ""}
+IDS = {"id", "ids", "image_id", "imageid", "img_id", "imgid", "row_id", "rowid", "index", "unnamed: 0"}
 LABELS = ("label", "labels", "class", "classes", "target", "category", "y")  # usual names of a label column
 PROBE = 100  # rows that are looked at to explain a mistake
 
@@ -146,6 +146,8 @@ def _index(table: Layout, key: str, name: Any) -> int:
 
 def _id_column(table: Layout, labels: Sequence[int]) -> int | None:
     named = [i for i, name in enumerate(table.columns) if name.lower() in IDS and i not in labels]
+    if not named and not table.columns[0] and 0 not in labels:
+        named = [0]  # as pandas writes its index
     if not table.header or len(named) != 1 or len(table.columns) - len(labels) == 1:
         return None
     log.info("%s: column %r is the id of a row, not a pixel (data.id)", table.name, table.columns[named[0]])

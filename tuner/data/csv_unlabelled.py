@@ -92,12 +92,12 @@ def _pixel_columns(
     """The table with the pixel columns of the model; None if it has none."""
     unlabelled = [i for i in table.pixels if table.columns[i].lower() not in LABELS]
     sizes = {c * h * w for c, h, w in shapes}
-    by_name = columns is not None and any(name in table.columns for name in columns)
-    if not by_name and not ({len(unlabelled), table.n_pixels} & sizes):
+    common = set(columns or ()) & set(table.columns)
+    if not common and not ({len(unlabelled), table.n_pixels} & sizes):
         return None
     if len(shapes) > 1:
         raise InputError(f"{table.name} holds pixels, and the runs take images of different shapes: leave some out")
-    if not by_name and len(unlabelled) in sizes:
+    if len(unlabelled) in sizes:
         table = replace(table, pixels=tuple(unlabelled))
     return matched(table, columns, "the run")
 
