@@ -100,7 +100,7 @@ def test_the_saved_model_has_the_value_that_was_returned(command):
     assert len(about.pop("sha256")) == 64
     assert about.pop("weights") == weights._sha256(weights.BUNDLED)
     assert about == {
-        **{"class_names": r["class_names"], "input_shape": [1, 16, 16], "fit": "stretch"},
+        **{"class_names": r["class_names"], "input_shape": [1, 16, 16], "fit": "stretch", "range": 65535},
         **{"temperature": r["temperature"]},
     }
     assert shapes == {
