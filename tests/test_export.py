@@ -35,7 +35,7 @@ def read_onnx(path):
 
 
 def read_torchscript(path):
-    about = dict.fromkeys(["class_names", "input_shape", "fit"], "")
+    about = dict.fromkeys(["class_names", "input_shape", "fit", "range"], "")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
         loaded = torch.jit.load(io.BytesIO(Path(path).read_bytes()), _extra_files=about)
@@ -43,7 +43,7 @@ def read_torchscript(path):
 
 
 def read_pt2(path):
-    about = dict.fromkeys(["class_names", "input_shape", "fit"], "")
+    about = dict.fromkeys(["class_names", "input_shape", "fit", "range"], "")
     return about, torch.export.load(path, extra_files=about).module()
 
 
@@ -59,7 +59,7 @@ def test_a_file_gives_what_the_model_gives(trained, call, form):
     assert ", the top class of 0" in out
     about, run = READERS[form](f"mine.{form}")
     assert {key: json.loads(value) for key, value in about.items()} == {
-        **{"class_names": NAMES, "input_shape": [1, 40, 40], "fit": "stretch"},
+        **{"class_names": NAMES, "input_shape": [1, 40, 40], "fit": "stretch", "range": 65535},
     }
     model = tuner.load(trained(*LARGE))
     for n in (1, 2, 80):

@@ -369,6 +369,13 @@ def test_class_names_that_differ_only_in_case_or_separators_are_named(tmp_path, 
     )
 
 
+def test_classes_that_differ_only_in_case_or_separators_are_named(tmp_path, caplog):
+    data = load(make(tmp_path / "root", {"Cat": 6, "cat": 6, "dog": 6, "+": 6, "-": 6}))
+    assert len(data.classes) == 5
+    says = f"the classes 'Cat' and 'cat' in {tmp_path}/root differ only in case or separators: are they one?"
+    assert caplog.messages == [says]
+
+
 def test_a_run_takes_the_names_of_splits_from_the_command_line(command, tmp_path):
     make(tmp_path / "images", under("A", CATS) | under("B", CATS))
     arguments = ("data=image_folder", "data.root=images", "data.size=16", "model=tiny", "epochs=1", "plots=false")

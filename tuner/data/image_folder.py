@@ -98,6 +98,12 @@ def _classes(folder: Path, least: int) -> tuple[str, ...]:
             f"{folder} has only one class, {classes[0]!r}: add a folder of images for each other class; or, if "
             f"{classes[0]}/ has images of several classes, {layout.WAY_OUT}"
         )
+    alike: dict[str, str] = {}
+    for name in classes:
+        if (first := alike.setdefault(_plain(name), name)) != name:
+            log.warning(
+                "the classes %r and %r in %s differ only in case or separators: are they one?", first, name, folder
+            )
     return tuple(classes)
 
 
@@ -135,5 +141,5 @@ def _unknown_class(folder: Path, classes: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name without case and separators."""
-    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).casefold()
+    """A name without case and separators; the name itself if nothing is left."""
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).casefold() or name
