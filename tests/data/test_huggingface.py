@@ -261,15 +261,29 @@ def test_images_that_cannot_be_read(tmp_path):
     assert "10 are allowed: raise data.max_pixels" in message(path, divide=False, max_pixels=10)
 
 
+def arrow(path):
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table().schema) as writer:
+        writer.write_table(table(), max_chunksize=5)
+    return path
+
+
+def test_an_arrow_file_that_ends_between_two_batches(tmp_path):
+    content = arrow(tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content[: content.rindex(b"\xff\xff\xff\xff", 0, -8)])
+    assert message(tmp_path / "a.arrow") == "PATH is damaged (it ends too early): get it again"
+
+
+def test_names_of_columns_that_are_not_text(tmp_path):
+    content = arrow(tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content.replace(b"label\0", b"l\xe4bel\0"))
+    assert message(tmp_path / "a.arrow").startswith("PATH is damaged ('utf-8' codec can't decode byte 0xe4")
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "bytes"])
 def test_damaged_files(tmp_path, suffix, damage):
     path = tmp_path / f"a{suffix}"
-    if suffix == ".parquet":
-        parquet(path)
-    else:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table().schema) as writer:
-            writer.write_table(table(), max_chunksize=5)
+    parquet(path) if suffix == ".parquet" else arrow(path)
     content = path.read_bytes()
     changed = {"empty": b"", "text": b"no " * 300, "half": content[: len(content) // 2]}
     path.write_bytes(changed.get(damage, content[:200] + bytes(64) + content[264:]))

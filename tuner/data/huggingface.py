@@ -7,6 +7,7 @@ import bisect
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,14 +62,14 @@ def load(
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError("data=huggingface needs pyarrow: pip install 'tuner[datasets]'")
     tables = {split: _table(files) for split, files in groups.items()}
-    train = tables["train"]
-    image = _image_column(path, train, image)
-    label = _label_column(path, train, image, label)
-    for split, table in tables.items():
-        if image not in table.schema.names:
-            raise InputError(f"the {split} split of {path} has no column {image!r}, which the train split has")
-    texts = {split: table.labels(label) for split, table in tables.items()}
-    classes = _classes(train, label, texts["train"])
+    with _damage(path):  # names and texts in a damaged table need not be text
+        image = _image_column(path, tables["train"], image)
+        label = _label_column(path, tables["train"], image, label)
+        for split, table in tables.items():
+            if image not in table.schema.names:
+                raise InputError(f"the {split} split of {path} has no column {image!r}, which the train split has")
+        texts = {split: table.labels(label) for split, table in tables.items()}
+    classes = _classes(tables["train"], label, texts["train"])
     content = Content(partial(_content, path, tables, image), table_files.stamp(groups))
     files = {}
     for split, labels in texts.items():
@@ -144,7 +145,7 @@ def _table(files: Sequence[Path]) -> _Table:
     table: _Table | None = None
     for path in files:
         with _damage(path):
-            schema, chunks = _arrow(path) if path.suffix == ".arrow" else _parquet(path)
+            schema, chunks = _arrow(path) if path.suffix.lower() == ".arrow" else _parquet(path)
             if table is None:
                 table = _Table(schema)
             if schema != table.schema:
@@ -162,10 +163,14 @@ def _arrow(path: Path) -> tuple[Any, list[tuple[int, Callable[[str], Any]]]]:
     """The schema, and for each chunk its number of rows and a function from a column's name to its values."""
     import pyarrow as pa
 
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        if file.read() != b"\xff\xff\xff\xff" + bytes(4):  # the end of a stream, which pyarrow does not insist on
+            raise ValueError("it ends too early")
     reader = pa.ipc.open_stream(pa.memory_map(str(path)))
     batches = [batch for batch in reader if batch.num_rows]
     for batch in batches:
-        batch.validate()
+        batch.validate(full=True)  # or a damaged file could end the process
     return reader.schema, [(batch.num_rows, batch.column) for batch in batches]
 
 
@@ -275,7 +280,8 @@ def _encoded(path: Path, split: str, labels: Sequence[str | None], classes: Sequ
 def _content(path: Path, tables: Mapping[str, _Table], column: str, name: str) -> bytes:
     """The bytes of an image. name: SPLIT/ROW. Raises BrokenImageError if there are none."""
     split, _, row = name.partition("/")
-    value = tables[split].value(int(row), column)
+    with _damage(path):
+        value = tables[split].value(int(row), column)
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(content, bytes):
         raise BrokenImageError(path / name, "the table has no bytes of it, and files elsewhere are not read")

@@ -120,7 +120,8 @@ def _files(root: Path, folder: Path, classes: Sequence[str]) -> Files:
         labels.append(index_of[top])
     if not files:
         raise InputError(f"there is no image in {folder}: image files end in {', '.join(sorted(EXTENSIONS))}")
-    if missing := [name for name, i in index_of.items() if i not in {*labels}]:
+    present = set(labels)
+    if missing := [name for name, i in index_of.items() if i not in present]:
         log.warning("%s has no images of %d of %d classes: %s", folder, len(missing), len(classes), shortened(missing))
     prefix = "" if folder == root else folder.relative_to(root).as_posix() + "/"
     return Files(root, [prefix + name for name in files], torch.tensor(labels, dtype=torch.int64))
