@@ -45,11 +45,14 @@ def settings_of(config: DictConfig, irrelevant: Sequence[str], *, resolve: bool)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each setting that is another: `KEY=NEW (was OLD)`."""
+    """A line for each setting that is another: `KEY=NEW (was OLD)`.
+
+    A key that is null counts as one that is not there: later versions add such keys.
+    """
     return [
         f"{key}={_text(now, key)} (was {_text(before, key)})"
         for key in {**before, **now}
-        if (key in before) != (key in now) or before[key] != now[key]
+        if before.get(key) != now.get(key)
     ]
 
 
@@ -82,5 +85,5 @@ def _text(settings: Mapping[str, Any], key: str) -> str:
 
 def images_key(data: Mapping[str, Any], irrelevant: Sequence[str]) -> str:
     """The attribute with the hashes of the splits for this config of the data."""
-    kept = [pair for pair in flat(data, "data.") if not is_below(pair[0], irrelevant)]
+    kept = [(key, value) for key, value in flat(data, "data.") if value is not None and not is_below(key, irrelevant)]
     return IMAGES + hashlib.sha256(json.dumps(kept, default=str).encode()).hexdigest()[:16]
