@@ -14,7 +14,8 @@ from sklearn import metrics as sk
 
 import tuner
 from tuner import evaluate, runs
-from tuner.data import image_file, synthetic
+from tuner.data import synthetic
+from tuner.data.files import image_file
 from tuner.networks import weights
 
 EXACT = "precision=fp32"  # in bfloat16 sums depend on the size of the batch

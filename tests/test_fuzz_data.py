@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from tuner.data import csv_file, fashion_mnist, image_folder
-from tuner.data.image_file import read
+from tuner.data.files.image_file import read
 from tuner.networks import weights
 
 DRAW = random.Random(0)

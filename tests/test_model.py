@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import tuner
 from tuner import InputError, data
-from tuner.data import image_file, synthetic
+from tuner.data import synthetic
+from tuner.data.files import image_file
 from tuner.inference.model import Layers
 from tuner.sweep import hydra_private
 from tuner.training.heads import Classifier, Head, Stack

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import tuner
-from tuner.data import image_file
+from tuner.data.files import image_file
 
 pytestmark = pytest.mark.slow
 KINDS = (

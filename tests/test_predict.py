@@ -17,7 +17,7 @@ from PIL import Image
 
 import tuner
 from tuner import predict
-from tuner.data.csv_unlabelled import of_files
+from tuner.data.tables.csv_unlabelled import of_files
 from tuner.inference import evidence as maps
 
 RGB = ("precision=fp32", "data.channels=3")

@@ -126,7 +126,7 @@ def test_the_log_of_a_run_is_utf_8_whatever_the_console_is(tmp_path):
 def test_file_names_that_the_environment_cannot_express_are_one_line(tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("L", (9, 9)).save(tmp_path / "images" / "日本.png")
-    program = "from tuner.data.image_file import find; from pathlib import Path; find(Path('images'))"
+    program = "from tuner.data.files.image_file import find; from pathlib import Path; find(Path('images'))"
     line = f'LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {sys.executable} -c "{program}"'
     done = run(line, tmp_path)
     says = "the name \\u65e5\\u672c.png is not ascii, the encoding of this environment: set PYTHONUTF8=1"

@@ -22,7 +22,7 @@ from torch import nn
 
 from tuner import InputError, output
 from tuner.config import of_run
-from tuner.data.image_file import expand
+from tuner.data.files.image_file import expand
 from tuner.files import replacing
 from tuner.inference import model
 from tuner.inference.model import Model

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tuner import InputError, output, plots
-from tuner.data import csv_unlabelled, image_file
-from tuner.data.csv_images import Place
-from tuner.data.csv_unlabelled import Inputs
+from tuner.data.files import image_file
+from tuner.data.tables import csv_unlabelled
+from tuner.data.tables.csv_images import Place
+from tuner.data.tables.csv_unlabelled import Inputs
 from tuner.device import CHOICES
 from tuner.inference import model
 from tuner.inference.evidence import Explainer

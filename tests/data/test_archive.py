@@ -17,7 +17,7 @@ import torch
 from test_image_folder import load, make, message
 
 from tuner import InputError, cache, cache_files
-from tuner.data import archive
+from tuner.data.files import archive
 
 CLASSES = {"pets/cat": 5, "pets/dog": 5}
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tuner import InputError
 from tuner.data import csv_file
-from tuner.data.csv_columns import layout
+from tuner.data.tables.csv_columns import layout
 
 HEADER = ["label", "p0", "p1", "p2", "p3"]
 ROWS = [["cat" if i % 2 else "dog", *(str(i + j) for j in range(4))] for i in range(12)]

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from tuner import InputError
-from tuner.data import csv_file, image_file
+from tuner.data import csv_file
+from tuner.data.files import image_file
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from tuner import InputError
-from tuner.data import Data, huggingface, image_folder, table_files
-from tuner.data.image_file import read
+from tuner.data import Data, huggingface, image_folder
+from tuner.data.files.image_file import read
+from tuner.data.tables import table_files
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

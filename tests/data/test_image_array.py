@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from tuner import InputError
-from tuner.data import Samples, digests, image_array
-from tuner.data.image_array import Files, How
-from tuner.data.image_file import read
+from tuner.data import Samples, digests
+from tuner.data.files import image_array
+from tuner.data.files.image_array import Files, How
+from tuner.data.files.image_file import read
 
 SHAPE = (3, 8, 8)
 
@@ -322,7 +323,7 @@ CHILD = """
 import sys, time
 import torch
 from pathlib import Path
-from tuner.data import image_array
+from tuner.data.files import image_array
 
 decode = image_array.decode
 

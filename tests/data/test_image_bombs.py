@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tuner import InputError
-from tuner.data import image_file, image_folder, pixels
-from tuner.data.image_file import BrokenImageError, read
+from tuner.data import image_folder
+from tuner.data.files import image_file, pixels
+from tuner.data.files.image_file import BrokenImageError, read
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,7 +138,7 @@ def test_strips_give_the_same_pixels(tmp_path, monkeypatch):
 DECODE = """
 import resource, sys, torch
 from pathlib import Path
-from tuner.data.image_array import Files, How, decode
+from tuner.data.files.image_array import Files, How, decode
 paths = sorted(Path(sys.argv[1]).iterdir())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for _ in decode(Files(Path(), [str(path) for path in paths], torch.zeros(len(paths))), How((3, 32, 32), "crop"), 8):

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageCms, features
 
 from tuner import InputError
-from tuner.data import image_file
-from tuner.data.image_file import BrokenImageError, find, names, read
+from tuner.data.files import image_file
+from tuner.data.files.image_file import BrokenImageError, find, names, read
 
 ORIENTATION = 0x0112  # the EXIF tag
 WHITE = (255, 255, 255)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tuner import InputError
 from tuner.data import Data, digests, image_folder
-from tuner.data.image_file import EXTENSIONS, read
+from tuner.data.files.image_file import EXTENSIONS, read
 
 
 def draw(path, seed=None):

@@ -6,7 +6,7 @@ import re
 import pytest
 from test_image_folder import load, make, message, names
 
-from tuner.data import layout
+from tuner.data.files import layout
 
 TRAIN = [
     "train",

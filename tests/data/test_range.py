@@ -11,9 +11,10 @@ from test_image_folder import message
 
 import tuner
 from tuner import InputError
-from tuner.data import FileStatistics, csv_file, image_array, image_folder
-from tuner.data.image_array import Files
-from tuner.data.image_file import BrokenImageError, decode, read
+from tuner.data import FileStatistics, csv_file, image_folder
+from tuner.data.files import image_array
+from tuner.data.files.image_array import Files
+from tuner.data.files.image_file import BrokenImageError, decode, read
 from tuner.export import metadata
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from tuner import InputError
-from tuner.data import Data, Samples, check_share, csv_images, csv_labels, hold_out, image_array, split, without_splits
-from tuner.data.csv_columns import Layout, layout, matched, shortened
-from tuner.data.csv_images import Place
-from tuner.data.csv_table import read
-from tuner.data.image_file import MAX_PIXELS
+from tuner.data import Data, Samples, check_share, hold_out, split, without_splits
+from tuner.data.files import image_array
+from tuner.data.files.image_file import MAX_PIXELS
+from tuner.data.tables import csv_images, csv_labels
+from tuner.data.tables.csv_columns import Layout, layout, matched, shortened
+from tuner.data.tables.csv_images import Place
+from tuner.data.tables.csv_table import read
 from tuner.rules import or_null, whole
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def load(
     test_path: the test split, a file with the same columns, in any order. None: hold `test_share` of `path` out.
     label: the name of the label column; without a header its number, from 0 (-1 is the last). A list: one column for
         each class, of which one is 1 in each row.
-    id: the column that names the rows, likewise. None: a column that is called so, see csv_columns.IDS.
+    id: the column that names the rows, likewise. None: a column that is called so, see tables.csv_columns.IDS.
     classes: the class names. A label is a name or, unless a name is a number, an index into the list. None: the class
         names are the labels, sorted; whole numbers by value.
     height, width, channels: of an image, in pixels. None: square images, gray if the number of pixels allows, else RGB.

@@ -9,7 +9,7 @@ import torch
 from tuner import InputError
 from tuner.config import DataConfig
 from tuner.data import Data
-from tuner.data.csv_text import dialect, rows
+from tuner.data.tables.csv_text import dialect, rows
 from tuner.rules import shown
 from tuner.safe_text import from_cell
 

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 
 from tuner import InputError
-from tuner.data import Data, image_array, image_splits, table_files
-from tuner.data.csv_columns import shortened
-from tuner.data.image_array import Content, Files
-from tuner.data.image_file import MAX_PIXELS, BrokenImageError
+from tuner.data import Data
+from tuner.data.files import image_array, image_splits
+from tuner.data.files.image_array import Content, Files
+from tuner.data.files.image_file import MAX_PIXELS, BrokenImageError
+from tuner.data.tables import table_files
+from tuner.data.tables.csv_columns import shortened
 from tuner.rules import shown
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def load(
     path: a folder that save_to_disk wrote, a .parquet file, or a folder of these.
     image: the column of encoded images (bytes, or a struct of bytes and path); None: the only such column.
     label: the column of labels: a ClassLabel, text or whole numbers; None: the only ClassLabel, otherwise "label".
-    splits: see tuner.data.table_files.find. A missing val or test split is drawn from train.
+    splits: see tuner.data.tables.table_files.find. A missing val or test split is drawn from train.
     The other arguments are as in tuner.data.image_folder.load.
     Raises InputError if the files do not match this description, and without pyarrow.
     """

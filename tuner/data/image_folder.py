@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from tuner import InputError
-from tuner.data import Data, archive, image_array, image_splits, layout, table_files
-from tuner.data.csv_columns import shortened
-from tuner.data.image_array import Files
-from tuner.data.image_file import EXTENSIONS, MAX_PIXELS, has_image, names
+from tuner.data import Data
+from tuner.data.files import archive, image_array, image_splits, layout
+from tuner.data.files.image_array import Files
+from tuner.data.files.image_file import EXTENSIONS, MAX_PIXELS, has_image, names
+from tuner.data.tables import table_files
+from tuner.data.tables.csv_columns import shortened
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,8 @@ def load(
 
     root: has one folder per class; or has train/ and optionally test/ and val/, each with one folder per class. A
         missing val/ or test/ is drawn from train/. Or a .zip or .tar(.gz, .xz, .bz2) of such a folder.
-    splits: what the folders in root are, see tuner.data.layout.find.
-    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.decode.
+    splits: what the folders in root are, see tuner.data.files.layout.find.
+    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.files.image_file.decode.
     skip_broken: leave files that cannot be decoded out, with a warning.
     max_pixels: of a file; larger ones are refused, or skipped as broken ones are.
     range: the value of 16-bit files that is white; None: 65535.

@@ -13,7 +13,7 @@ from torch import nn
 
 from tuner import InputError
 from tuner.config import PRECISION, of_run
-from tuner.data import image_file
+from tuner.data.files import image_file
 from tuner.device import Batches, choose_device, choose_precision, exact_float32, send
 from tuner.runs.model_file import State, read
 from tuner.training.setup import backbone_of

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tuner import InputError
-from tuner.data.image_file import FITS
-from tuner.data.pixels import RANGE
+from tuner.data.files.image_file import FITS
+from tuner.data.files.pixels import RANGE
 from tuner.files import replacing
 from tuner.rules import POSITIVE, Rule, one_of, or_null, whole
 

@@ -12,7 +12,7 @@ import torch
 from tuner import plots
 from tuner.config import RunConfig
 from tuner.data import Data, summary
-from tuner.data.pixels import RANGE
+from tuner.data.files.pixels import RANGE
 from tuner.runs import calibration
 from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report

@@ -6,7 +6,7 @@ from decimal import Decimal
 import torch
 
 from tuner import InputError
-from tuner.data.csv_columns import NUMBER, Layout, shortened
+from tuner.data.tables.csv_columns import NUMBER, Layout, shortened
 
 
 def check_names(classes: Sequence[str]) -> tuple[str, ...]:

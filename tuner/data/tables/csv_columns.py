@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner import InputError
-from tuner.data.csv_text import DECIMAL_COMMA, Dialect, dialect, existing, rows
+from tuner.data.tables.csv_text import DECIMAL_COMMA, Dialect, dialect, existing, rows
 
 log = logging.getLogger(__name__)
 

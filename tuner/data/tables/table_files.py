@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tuner import InputError
-from tuner.data.csv_columns import shortened
-from tuner.data.layout import SPLITS, split_names
+from tuner.data.files.layout import SPLITS, split_names
+from tuner.data.tables.csv_columns import shortened
 from tuner.rules import shown
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from tuner import InputError
-from tuner.data.csv_columns import LABELS, NUMBER, Layout, layout, matched, shortened
 from tuner.data.csv_file import as_images
-from tuner.data.csv_images import Place, column_of
-from tuner.data.csv_images import read as read_files
-from tuner.data.csv_table import read as read_pixels
+from tuner.data.tables.csv_columns import LABELS, NUMBER, Layout, layout, matched, shortened
+from tuner.data.tables.csv_images import Place, column_of
+from tuner.data.tables.csv_images import read as read_files
+from tuner.data.tables.csv_table import read as read_pixels
 
 log = logging.getLogger(__name__)
 

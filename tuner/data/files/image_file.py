@@ -24,8 +24,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from tuner import InputError
-from tuner.data import pixels
-from tuner.data.pixels import RANGE
+from tuner.data.files import pixels
+from tuner.data.files.pixels import RANGE
 from tuner.rules import or_null, whole
 from tuner.safe_text import printable
 

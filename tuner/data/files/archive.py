@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tuner import InputError, cache_files
 from tuner.cache_files import format_bytes
-from tuner.data.image_file import is_image
+from tuner.data.files.image_file import is_image
 
 OPEN: dict[str, Callable[[Path, str], IO[bytes]]] = {  # suffix -> how a tar file is read
     **{".tar": lambda path, mode: cast(IO[bytes], path.open(mode))},

@@ -6,10 +6,11 @@ from itertools import islice
 from pathlib import Path
 
 from tuner import InputError
-from tuner.data import csv_labels, hold_out_rows
-from tuner.data.csv_columns import NUMBER, Layout, shortened
-from tuner.data.image_array import Files
-from tuner.data.image_file import EXTENSIONS
+from tuner.data import hold_out_rows
+from tuner.data.files.image_array import Files
+from tuner.data.files.image_file import EXTENSIONS
+from tuner.data.tables import csv_labels
+from tuner.data.tables.csv_columns import NUMBER, Layout, shortened
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,10 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from tuner import InputError, cache_files
-from tuner.data import FileStatistics, Samples, digests, image_file
-from tuner.data.image_file import MAX_PIXELS, BrokenImageError, Decoded, check_fit, check_max_pixels, check_range
-from tuner.data.pixels import RANGE
+from tuner.data import FileStatistics, Samples, digests
+from tuner.data.files import image_file
+from tuner.data.files.image_file import MAX_PIXELS, BrokenImageError, Decoded, check_fit, check_max_pixels, check_range
+from tuner.data.files.pixels import RANGE
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Files:
 
 @dataclass(frozen=True)
 class How:
-    """How files are decoded: arguments of tuner.data.image_file.decode."""
+    """How files are decoded: arguments of tuner.data.files.image_file.decode."""
 
     shape: tuple[int, int, int]
     fit: str
@@ -103,8 +104,8 @@ def load(
     """For each part, the images (memory-mapped from the cache) and the row numbers of their files, int64 [N].
 
     All files are decoded, with one thread per processor core, before broken files are reported together.
-    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.image_file.decode.
-    skip_broken: leave broken files out with a warning.   max_pixels: see tuner.data.image_file.decode.
+    size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.files.image_file.decode.
+    skip_broken: leave broken files out with a warning.   max_pixels: see tuner.data.files.image_file.decode.
     value_range: likewise; None is that of the type, 65535. Warns if the files have no value near it, or higher ones.
     Raises InputError for broken files unless skip_broken is set, and if the cache cannot be written or is full.
     """

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuner import InputError
-from tuner.data.csv_columns import shortened
-from tuner.data.image_file import check_name, has_image, is_folder, is_image
+from tuner.data.files.image_file import check_name, has_image, is_folder, is_image
+from tuner.data.tables.csv_columns import shortened
 from tuner.rules import shown
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from itertools import groupby, islice
 import numpy as np
 
 from tuner import InputError
-from tuner.data.csv_columns import MISSING, Layout
-from tuner.data.csv_text import UNREADABLE, open_text
+from tuner.data.tables.csv_columns import MISSING, Layout
+from tuner.data.tables.csv_text import UNREADABLE, open_text
 from tuner.rules import as_number
 
 

@@ -6,9 +6,9 @@ import torch
 
 from tuner import InputError
 from tuner.data import Data, Samples, check_classes, from_splits, hold_out_rows, split, without_splits
-from tuner.data.image_array import Files
+from tuner.data.files.image_array import Files
 
-Read = Callable[[Sequence[Files]], list[tuple[Samples, torch.Tensor]]]  # tuner.data.image_array.load
+Read = Callable[[Sequence[Files]], list[tuple[Samples, torch.Tensor]]]  # tuner.data.files.image_array.load
 
 
 def undivided(files: Mapping[str, Files], classes: Sequence[str], read: Read, fit: str) -> Data:

@@ -1,0 +1,1 @@
+"""Image files: which belong to a data set, and how they are decoded."""

@@ -1,0 +1,1 @@
+"""Tables of images: CSV files, and files of Arrow tables."""
