@@ -146,11 +146,7 @@ def sentences(result: Audit) -> list[str]:
 
 
 def write(result: Audit, folder: Path) -> None:
-    """Write audit.csv and audit.html."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder} can't be a folder: {error.strerror}") from error
+    """Write audit.csv and audit.html into an existing folder."""
     with replacing(folder / "audit.csv") as file:
         file.write(output.cells(result.table[list(findings.COLUMNS)]).to_csv(index=False).encode())
     tables = {
@@ -193,6 +189,10 @@ def main() -> None:
     args = _arguments().parse_intermixed_args()  # options stand anywhere
     config = composed(args.overrides)
     folder = args.out or Path("audit") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} can't be a folder: {error.strerror}") from error
     result = audit(config)
     write(result, folder)
     if args.json:
