@@ -62,9 +62,9 @@ def composed(overrides: list[str]) -> RunConfig:
         raise InputError(" ".join(str(error).split())) from error
 
 
-def audit(config: RunConfig) -> Audit:
-    """Audit the data of a config with its network: copies, labels, outliers."""
-    setup = setup_of(config, shared=False).frozen_whole()
+def audit(config: RunConfig, setup: Setup) -> Audit:
+    """Audit the data of a setup with its network, all of it frozen: copies, labels, outliers."""
+    setup = setup if setup.trains_heads_alone else setup.frozen_whole()
     images = Images(setup.data)
     # 1. Copies and outliers, in the feature bank
     pool, test = setup.data.pool, setup.data.test
@@ -193,7 +193,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder} can't be a folder: {error.strerror}") from error
-    result = audit(config)
+    result = audit(config, setup_of(config, shared=False))
     write(result, folder)
     if args.json:
         output.print_json(as_json(result))
