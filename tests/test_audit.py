@@ -91,6 +91,7 @@ def test_a_run_says_that_there_are_near_copies(command, faulty):
         (("data=nothing",), "Could not find 'data/nothing'"),
         (("epoch=3",), "Could not override 'epoch'"),
         (("data=csv",), "data.path has no default"),
+        ((*TINY, "optimizer.lr=1e30"), "the loss is not finite"),
         ((*TINY, "--out", "file"), "--out file can't be a folder"),
     ],
 )

@@ -23,6 +23,7 @@ from tuner.bank.copies import copies
 from tuner.bank.neighbours import distance_within_class, projected
 from tuner.config import CONF, RunConfig, parse
 from tuner.files import replacing
+from tuner.training.fit import DivergedError
 from tuner.training.out_of_fold import FOLDS, folds, out_of_fold
 from tuner.training.setup import Setup, setup_of
 
@@ -193,7 +194,10 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder} can't be a folder: {error.strerror}") from error
-    result = audit(config, setup_of(config, shared=False))
+    try:
+        result = audit(config, setup_of(config, shared=False))
+    except DivergedError as error:
+        raise InputError(str(error)) from error
     write(result, folder)
     if args.json:
         output.print_json(as_json(result))
