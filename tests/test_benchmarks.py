@@ -83,6 +83,10 @@ def test_a_table_replaces_the_one_with_its_heading(load, tmp_path, monkeypatch, 
 
 PLAIN = "plain pipeline, channels_last"
 SMALLEST = {  # command -> rows of each of its tables
+    "audit.py": {
+        "planted faults": ["synthetic: labels swapped, 5%", "digits: 20 near copies", "digits: 20 foreign images"],
+        "copies of images": ["JPEG, quality 75", "mirror image"],
+    },
     "bank.py": {
         "extraction": ["bare loop", "bank"],
         "epoch": ["network in the loop, float32", "cached features"],

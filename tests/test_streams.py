@@ -144,6 +144,7 @@ EVERY = {
     "evaluate": "evaluate run",
     "export": "export run --format pt2 --out FRESH",
     "cache": "cache",
+    "audit": "audit data=image_folder data.root=images data.size=16 model=tiny epochs=1 --out FRESH",
     "resume": "resume run",
     "help": "compare --help",
 }

@@ -24,6 +24,7 @@ from tuner.bank.neighbours import distance_within_class, projected
 from tuner.config import CONF, RunConfig, parse
 from tuner.data import exclusion, summary
 from tuner.files import replacing
+from tuner.training.fit import DivergedError
 from tuner.training.out_of_fold import FOLDS, folds, out_of_fold
 from tuner.training.setup import Setup, setup_of
 
@@ -63,9 +64,9 @@ def composed(overrides: list[str]) -> RunConfig:
         raise InputError(" ".join(str(error).split())) from error
 
 
-def audit(config: RunConfig) -> Audit:
-    """Audit the data of a config with its network: copies, labels, outliers."""
-    setup = setup_of(config, shared=False).frozen_whole()
+def audit(config: RunConfig, setup: Setup) -> Audit:
+    """Audit the data of a setup with its network, all of it frozen: copies, labels, outliers."""
+    setup = setup if setup.trains_heads_alone else setup.frozen_whole()
     images = Images(setup.data)
     # 1. Copies and outliers, in the feature bank
     pool, test = setup.data.pool, setup.data.test
@@ -147,11 +148,7 @@ def sentences(result: Audit) -> list[str]:
 
 
 def write(result: Audit, folder: Path) -> None:
-    """Write audit.csv and audit.html."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder} can't be a folder: {error.strerror}") from error
+    """Write audit.csv and audit.html into an existing folder."""
     with replacing(folder / "audit.csv") as file:
         file.write(output.cells(result.table[list(findings.COLUMNS)]).to_csv(index=False).encode())
     tables = {
@@ -198,7 +195,14 @@ def main() -> None:
             output.print_text(line)
         return
     folder = args.out or Path("audit") / time.strftime("%Y-%m-%d_%H-%M-%S")
-    result = audit(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} can't be a folder: {error.strerror}") from error
+    try:
+        result = audit(config, setup_of(config, shared=False))
+    except DivergedError as error:
+        raise InputError(str(error)) from error
     write(result, folder)
     if args.json:
         output.print_json(as_json(result))

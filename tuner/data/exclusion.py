@@ -56,9 +56,8 @@ def _listed(path: Path) -> list[tuple[int, Mapping[str, str]]]:
     table = list(rows(path, dialect(path)))
     columns = [cell.strip() for cell in table[0][1]] if table else []
     if not {"file", "digest"} & set(columns):
-        raise InputError(
-            f"{path.name} must have a column `file` or `digest`, got {shown(', '.join(columns) or 'none')}"
-        )
+        names = shown(", ".join(columns)) or "none"
+        raise InputError(f"{path.name} must have a column `file` or `digest`; it has {names}")
     listed: list[tuple[int, Mapping[str, str]]] = []
     for line, cells in table[1:]:
         row = dict(zip(columns, (from_cell(cell.strip()) for cell in cells), strict=False))
@@ -84,7 +83,7 @@ class _Finder:
     def __call__(self, line: int, name: str, digest: str) -> list[int]:
         where = f"line {line} of {self.list_name}"
         if not name and not digest:
-            raise InputError(f"{where} names no image: give its file or its digest, or remove the line")
+            raise InputError(f"{where}: names no image: give its file or its digest, or remove the line")
         if not digest:
             found = self.by_name.get(name, [])
         else:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from tuner import plots
+from tuner.bank.copies import copies
+from tuner.bank.neighbours import projected
 from tuner.config import RunConfig
 from tuner.data import Data, summary
 from tuner.data.files.pixels import RANGE
@@ -22,6 +24,7 @@ from tuner.training.spec import Fitted, Spec
 from tuner.training.together import TrainedHead, trained_head
 
 log = logging.getLogger("tuner.train")
+SEARCHED = 10**7  # pairs of images among which a run looks for near copies: about a second
 
 
 @dataclass
@@ -74,6 +77,8 @@ def write_results(
         spread = statistics.stdev(scores.tests) if len(scores.tests) > 1 else 0.0
         outcome |= {"test_accuracy_std": spread, "test_accuracies": scores.tests}
     outcome |= {"temperature": scores.temperature, "epochs": first.epochs, "saved_epoch": first.saved_epoch}
+    if not (in_sweep or retrains):
+        outcome |= {"near_copies": _near_copies(setup, tested=bool(scores.tests))}
     run.finish("complete", **outcome, reported_split=scores.predictions[-1].split)
     _log_summary(run, setup.data, outcome)
     return outcome
@@ -134,6 +139,27 @@ def _score_test_images(run: Run, setup: Setup, heads: Sequence[TrainedHead], sco
     scores.predictions.append(Predictions("test", test, rows, log_ps[0], scores.temperature))
 
 
+def _near_copies(setup: Setup, *, tested: bool) -> int | None:
+    """The number of validation and test images with a near copy among the training images; None if that takes long.
+
+    tested: whether the test split has been read.
+    """
+    data = setup.data
+    seen = [data.pool, data.test] if tested else [data.pool]
+    others = len(data.val) + sum(map(len, seen[1:]))
+    if setup.backbone.frozen is None or others * len(data.pool) > SEARCHED:
+        return None
+    vectors = projected([setup.x, setup.x_test][: len(seen)], [len(samples) for samples in seen])
+    digests = torch.cat([samples.digests for samples in seen])
+    queries = torch.cat([data.val, torch.arange(len(data.pool), len(digests))])
+    near = copies([samples.images for samples in seen], digests, vectors, queries)
+    pairs = near.pairs[near.residual > 0]
+    in_training, evaluated = (torch.zeros(len(digests), dtype=torch.bool) for _ in range(2))
+    in_training[data.train], evaluated[queries] = True, True
+    forth, back = (in_training[pairs[:, i]] & evaluated[pairs[:, 1 - i]] for i in (0, 1))
+    return len(torch.cat([pairs[forth, 1], pairs[back, 0]]).unique())
+
+
 def _model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
     """What the saved weights need beside the config to be a model."""
     pool = setup.data.pool
@@ -149,6 +175,12 @@ def _model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
 
 def _log_summary(run: Run, data: Data, outcome: Mapping[str, Any]) -> None:
     """The last lines of a run."""
+    if outcome.get("near_copies"):
+        log.info(
+            "%d validation and test images have a near copy in training: python -m tuner.audit, with the overrides of "
+            "this run, shows them",
+            outcome["near_copies"],
+        )
     test = outcome["test_accuracy"]
     if seeds := len(outcome.get("test_accuracies", ())):
         spread = f", standard deviation {outcome['test_accuracy_std']:.4f}" if seeds > 1 else ""
