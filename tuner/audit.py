@@ -156,7 +156,8 @@ def write(result: Audit, folder: Path) -> None:
         "Classes that are confused": confused(result),
         "Labels by class": noise(result),
     }
-    audit_page.write(folder / "audit.html", result.images, result.table, tables, sentences(result), shares(result))
+    text = [*summary.lines(result.images.data), *sentences(result)]
+    audit_page.write(folder / "audit.html", result.images, result.table, tables, text, shares(result))
 
 
 def shares(result: Audit) -> dict[int, torch.Tensor]:
