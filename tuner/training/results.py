@@ -24,7 +24,8 @@ from tuner.training.spec import Fitted, Spec
 from tuner.training.together import TrainedHead, trained_head
 
 log = logging.getLogger("tuner.train")
-SEARCHED = 10**7  # pairs of images among which a run looks for near copies: about a second
+SEARCHED = 700  # validation and test images for which a run looks for near copies: about a second of CPU time
+AMONG = 15_000  # training and validation images
 
 
 @dataclass
@@ -147,7 +148,7 @@ def _near_copies(setup: Setup, *, tested: bool) -> int | None:
     data = setup.data
     seen = [data.pool, data.test] if tested else [data.pool]
     others = len(data.val) + sum(map(len, seen[1:]))
-    if setup.backbone.frozen is None or others * len(data.pool) > SEARCHED:
+    if setup.backbone.frozen is None or others > SEARCHED or len(data.pool) > AMONG:
         return None
     vectors = projected([setup.x, setup.x_test][: len(seen)], [len(samples) for samples in seen])
     digests = torch.cat([samples.digests for samples in seen])
