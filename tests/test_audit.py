@@ -180,3 +180,24 @@ def test_confused_classes():
         "images": [2, 1],
         "share": [0.6667, 0.5],
     }
+
+
+def test_the_summary_alone_and_a_config_of_ones_own(call, tmp_path):
+    config = tmp_path / "my" / "data" / "mine.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        "_target_: tuner.data.synthetic.load\nn: 40\nclasses: 2\nsize: 8\nval_share: 0.2\ntest_share: 0.2\n"
+        "seed: ${seed}\n"
+    )
+    code, out, err = call("audit", "data=mine", "--config-dir", "my", "--summary")
+    assert code == 0, err
+    assert out.splitlines() == [
+        "data: 40 images of 2 classes (class0, class1), 20 of each",
+        "splits: 26 to train, 6 for validation, 8 to test; gray, 8 x 8 pixels",
+        "an accuracy of 0.8 on 6 validation images has two standard errors of 0.327, which is coarse: a "
+        "smaller difference between two runs says nothing. Set data.val_share=0.3 (0.253), compare several seeds, or add "
+        "images",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["my"]
+    code, out, err = call("audit", "--config-dir", "nowhere")
+    assert (code, err.strip()) == (1, "--config-dir nowhere is not a folder")

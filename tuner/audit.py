@@ -4,6 +4,7 @@ import argparse
 import logging
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,17 @@ class Audit:
     accuracy: dict[str, Any]
 
 
-def composed(overrides: list[str]) -> RunConfig:
-    """The config of a run with these overrides. Raises InputError as tuner.train does."""
+def composed(overrides: Sequence[str], folder: Path | None = None) -> RunConfig:
+    """The config of a run with these overrides. Raises InputError as tuner.train does.
+
+    folder: of the user's own configs, as of --config-dir.
+    """
+    own = [f"hydra.searchpath=['file://{folder.absolute()}']"] if folder else []
+    if folder and not folder.is_dir():
+        raise InputError(f"--config-dir {folder} is not a folder")
     try:
         with hydra.initialize_config_dir(str(CONF)):
-            return parse(hydra.compose("train", overrides))
+            return parse(hydra.compose("train", [*overrides, *own]))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from error
 
@@ -190,7 +197,7 @@ def as_json(result: Audit) -> dict[str, Any]:
 def main() -> None:
     """Audit a data set, write audit.csv and audit.html, and print a summary."""
     args = _arguments().parse_intermixed_args()  # options stand anywhere
-    config = composed(args.overrides)
+    config = composed(args.overrides, args.config_dir)
     if args.summary:
         for line in summary.lines(exclusion.load(config.data)):
             output.print_text(line)
@@ -237,6 +244,7 @@ def _arguments() -> argparse.ArgumentParser:
         help="as for tuner.train: data=NAME, data.KEY=VALUE, model=NAME ...",
     )
     add("--out", type=Path, metavar="FOLDER", help="for audit.csv and audit.html; default: audit/TIME")
+    add("--config-dir", type=Path, metavar="FOLDER", help="of your own configs, as for tuner.train")
     add("--summary", action="store_true", help="print what the data set holds, and search nothing")
     add("--json", action="store_true", help="print JSON")
     return parser
