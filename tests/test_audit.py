@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import TINY, result
 
+from tuner import audit
 from tuner.analysis.findings import COLUMNS, Images, confusions, duplicates, outliers, relative_distance
 from tuner.analysis.label_errors import label_errors
 from tuner.bank.copies import Copies
@@ -201,3 +202,23 @@ def test_the_summary_alone_and_a_config_of_ones_own(call, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["my"]
     code, out, err = call("audit", "--config-dir", "nowhere")
     assert (code, err.strip()) == (1, "--config-dir nowhere is not a folder")
+
+
+def test_a_new_audit_keeps_what_an_earlier_list_leaves_out(call, faulty):
+    words = ("data=csv", f"data.path={faulty}", *EASY[1:])
+    assert call("audit", *words, "--out", "first")[0] == 0
+    code, out, err = call("audit", *words, "data.exclude=first/audit.csv", "--out", "second")
+    assert code == 0, err
+    first, second = (pd.read_csv(f"{name}/audit.csv") for name in ("first", "second"))
+    assert {*first.digest[first.exclude == "yes"]} == {*second.digest[second.kind == "left out"]}
+    assert (second.exclude[second.kind == "left out"] == "yes").all()
+    assert "plotly" not in Path("second/audit.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("without", "p_value", "says"), [(0.7, 0.01, "makes it worse"), (0.7, 0.5, "train without them")]
+)
+def test_it_does_not_recommend_what_makes_it_worse(without, p_value, says):
+    accuracy = {"images": 9, "trained_on_all": 0.9, "trained_without": without, "p_value": p_value}
+    found = audit.Audit(None, pd.DataFrame({"exclude": ["yes"]}), None, None, None, accuracy)
+    assert says in audit.next_step(found, ["data=csv"], Path("a"))[0]

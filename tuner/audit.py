@@ -36,6 +36,7 @@ KINDS = {  # in the summary
     "mirror image": "mirror images",
     "label": "suspected labels",
     "outlier": "outliers",
+    "left out": "left out already",
 }
 
 
@@ -54,6 +55,12 @@ class Audit:
     p: torch.Tensor
     errors: LabelErrors
     accuracy: dict[str, Any]
+
+    @property
+    def harms(self) -> bool:
+        """Whether leaving out what is suggested lowers the accuracy, more than chance explains."""
+        without, p_value = self.accuracy["trained_without"], self.accuracy["p_value"]
+        return without is not None and without < self.accuracy["trained_on_all"] and p_value < 0.05
 
 
 def composed(overrides: Sequence[str], folder: Path | None = None) -> RunConfig:
@@ -89,7 +96,7 @@ def audit(config: RunConfig, setup: Setup) -> Audit:
     errors = label_errors(log_p.exp(), pool.labels[rows])
     # 3. The table, and what leaving images out does
     table = findings.duplicates(images, found) + findings.suspected_labels(images, rows, errors)
-    table += findings.outliers(images, rows, distance)
+    table += findings.outliers(images, rows, distance) + findings.left_out(images)
     frame = pd.DataFrame(table, columns=[*findings.COLUMNS, "row"])
     left_out = torch.isin(rows, torch.tensor(frame.row[frame.exclude == "yes"].unique().astype("int64")))
     accuracy = accuracy_without(config, setup, rows, fold, left_out, log_p)
@@ -154,7 +161,18 @@ def sentences(result: Audit) -> list[str]:
     return [*lines, text]
 
 
-def write(result: Audit, folder: Path) -> None:
+def next_step(result: Audit, overrides: Sequence[str], folder: Path) -> list[str]:
+    """The command that trains without the images that are suggested to leave out, if there are any."""
+    if result.harms:
+        return ["leaving them out makes it worse: look at them before you exclude any"]
+    if not (result.table.exclude == "yes").any():
+        return []
+    path = f"data.exclude={output.near(folder / 'audit.csv')}"
+    words = [*(line for line in overrides if not line.startswith("data.exclude=")), path]
+    return [f"train without them: python -m tuner.train {shlex.join(words)}"]
+
+
+def write(result: Audit, overrides: Sequence[str], folder: Path) -> None:
     """Write audit.csv and audit.html into an existing folder."""
     with replacing(folder / "audit.csv") as file:
         file.write(output.cells(result.table[list(findings.COLUMNS)]).to_csv(index=False).encode())
@@ -163,7 +181,7 @@ def write(result: Audit, folder: Path) -> None:
         "Classes that are confused": confused(result),
         "Labels by class": noise(result),
     }
-    text = [*summary.lines(result.images.data), *sentences(result)]
+    text = [*summary.lines(result.images.data), *sentences(result), *next_step(result, overrides, folder)]
     audit_page.write(folder / "audit.html", result.images, result.table, tables, text, shares(result))
 
 
@@ -211,7 +229,7 @@ def main() -> None:
         result = audit(config, setup_of(config, shared=False))
     except DivergedError as error:
         raise InputError(str(error)) from error
-    write(result, folder)
+    write(result, args.overrides, folder)
     if args.json:
         output.print_json(as_json(result))
         return
@@ -225,10 +243,8 @@ def main() -> None:
     for line in sentences(result):
         output.print_text(line)
     output.print_text(f"look at it: {output.near(folder / 'audit.html')}")
-    if (result.table.exclude == "yes").any():
-        path = f"data.exclude={output.near(folder / 'audit.csv')}"
-        words = [*(line for line in args.overrides if not line.startswith("data.exclude=")), path]
-        output.print_text(f"train without them: python -m tuner.train {shlex.join(words)}")
+    for line in next_step(result, args.overrides, folder):
+        output.print_text(line)
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tuner import InputError, output, plots
 from tuner.config import CONF, RunConfig, parse_part, written
-from tuner.data import Data, Samples, exclusion
+from tuner.data import Data, Samples, copies, exclusion
 from tuner.device import CHOICES, Batches, send
 from tuner.inference import model
 from tuner.inference.model import Model
@@ -205,6 +205,8 @@ def main() -> None:
     }
     config = config_with_data(written(folder), args.overrides, args.config_dir, files if args.overrides else None)
     data: Data = config.data.target.build() if args.overrides else exclusion.load(config.data)
+    if args.overrides:
+        copies.report(data)
     if not args.overrides and split != "all":
         check_unchanged(data, split, folder)
     if reason := _possibly_seen(config, args.overrides, split):

@@ -219,16 +219,22 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.rename(columns=cell)
 
 
-def page(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> None:
-    """Write a web page of sections, (heading, HTML) each. It contains its scripts: it opens without a network."""
-    from plotly.offline import get_plotlyjs  # slow to import, and predict and evaluate write no page
+def page(path: Path, title: str, sections: Sequence[tuple[str, str]], *, with_figures: bool = True) -> None:
+    """Write a web page of sections, (heading, HTML) each. It contains its scripts: it opens without a network.
 
+    with_figures: whether it has figures of plotly, whose script is 5 MB.
+    """
+    plotly = ""
+    if with_figures:
+        from plotly.offline import get_plotlyjs  # slow to import, and predict and evaluate write no page
+
+        plotly = f"<script>{get_plotlyjs()}</script>"
     parts = [f"<h2>{html.escape(heading)}</h2>\n{body}" for heading, body in sections]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     head += '<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">'
     text = "\n".join(
         [
-            f'<!doctype html>\n<html lang="en"><head>{head}<script>{get_plotlyjs()}</script></head>',
+            f'<!doctype html>\n<html lang="en"><head>{head}{plotly}</head>',
             f"<body><h1>{html.escape(title)}</h1>",
             *parts,
             f"<script>{SCRIPT}</script></body></html>\n",

@@ -129,8 +129,6 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
     run.result |= {"device": describe(setup.device), "precision": str(setup.precision).removeprefix("torch.")}
     run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
     run.result |= {"split_hashes": data.hashes, "n_excluded": data.excluded, "data": summary.summary(data)}
-    if data.excluded and not in_sweep:
-        log.info("%d images are left out of training and validation (data.exclude)", data.excluded)
     if data.is_uneven and not (in_sweep or config.class_weights):
         counts = torch.bincount(data.pool.labels).tolist()
         log.info(

@@ -188,6 +188,8 @@ def test_ids_may_be_the_names_of_files(images):
     ("options", "says"),
     [
         ({"suffix": "jpg"}, r"data.suffix=jpg must be one of \.avif, "),
+        ({"suffix": 3}, r"data.suffix=3 must be one of \.avif, "),
+        ({"folder": 3}, r"data.folder=3 must be the path of a folder"),
         ({"folder": "nowhere"}, r"there is no folder nowhere \(relative to .*\): data.folder names it"),
     ],
 )

@@ -48,16 +48,18 @@ def test_a_column_without_numbers_names_image_files(photos, caplog):
 
 
 @pytest.mark.parametrize("image", ["file", None])
-def test_other_columns_are_ignored_if_the_column_is_given(photos, image):
+def test_other_columns_are_ignored(photos, image):
     lines = ["label,file,width", *(f"{row.split(',')[1]},{row.split(',')[0]},20" for row in rows())]
-    path = table(photos, lines)
-    if image:
-        assert len(load(path, photos, image=image).pool) > 0
-    else:
-        with pytest.raises(
-            InputError, match=r"set data\.image to the column of image files; the columns are 'label', 'file', 'width'"
-        ):
-            load(path, photos)
+    data = load(table(photos, lines), photos, image=image)
+    assert data.classes == ("even", "odd")
+    assert len(data.pool) + len(data.test) == 12
+
+
+def test_two_columns_of_files_are_asked_about(photos):
+    lines = ["label,file,mask", *(f"{row.split(',')[1]},{row.split(',')[0]},{row.split(',')[0]}" for row in rows())]
+    says = r"set data\.image to the column of image files; the columns are 'label', 'file', 'mask'"
+    with pytest.raises(InputError, match=says):
+        load(table(photos, lines), photos)
 
 
 def test_paths_may_be_absolute_and_the_test_file_elsewhere(photos, tmp_path_factory):

@@ -1,6 +1,7 @@
 """data.exclude: the listed images leave train and val; the pool, its features and the test split stay."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import TINY, result
 from PIL import Image
 
 from tuner import InputError
-from tuner.data import image_folder, synthetic
+from tuner.data import Samples, image_folder, summary, synthetic
 from tuner.data.exclusion import digest_text, without
 from tuner.training import setup
 
@@ -70,9 +71,12 @@ def test_names_that_look_like_formulas(tmp_path, listed):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("name",), ("1",)], "list.csv must have a column `file` or `digest`; it has name"),
-        ([], "list.csv must have a column `file` or `digest`; it has none"),
-        ([("file",), ("x.png",)], "line 2 of list.csv: x.png is not among the training and validation images: remove"),
+        ([("name",), ("1",)], "list.csv must have a column `file`, `image` or `digest`; it has name"),
+        ([], "list.csv must have a column `file`, `image` or `digest`; it has none"),
+        (
+            [("file",), ("x.png",)],
+            "line 2 of list.csv: x.png is not among the training and validation images, which have names such as",
+        ),
         ([("file", "digest"), ("1", "0x12")], "line 2 of list.csv: 1 has other pixels than the list says"),
         ([("file", "digest"), ("", "")], "line 2 of list.csv: names no image"),
         ([("digest",), ("pixels",)], "line 2 of list.csv: the digest pixels must be a hexadecimal number"),
@@ -90,7 +94,7 @@ def test_a_class_that_loses_its_images_is_refused(data, listed):
         without(data, listed(("file",), *rows))
     with pytest.raises(InputError, match=r"leaves no validation images: keep some of them"):
         without(data, listed(("file",), *((row,) for row in data.val.tolist())))
-    with pytest.raises(InputError, match=r"data.exclude=nowhere.csv must be a CSV file"):
+    with pytest.raises(InputError, match=r"data.exclude=nowhere.csv does not exist"):
         without(data, "nowhere.csv")
 
 
@@ -110,7 +114,7 @@ def test_a_run_and_its_evaluation_leave_the_images_out(command, call, listed):
     path = listed(("file",), *((row,) for row in range(10)))
     code, out = command(*TINY, "plots=false", f"data.exclude={path}", "hydra.run.dir=run")
     assert code == 0, out
-    assert "10 images are left out of training and validation (data.exclude)" in out
+    assert "data.exclude: 10 images left out of training and validation" in out
     found = result("run")
     assert (found["n_excluded"], found["n_train"] + found["n_val"]) == (10, 310)
     for split in ("train", "val", "test"):  # refused if its images were others than those of the run
@@ -121,7 +125,7 @@ def test_a_run_and_its_evaluation_leave_the_images_out(command, call, listed):
     path.unlink()
     code, out, err = call("evaluate", "run", "--split", "val")
     assert code == 1
-    assert "must be a CSV file" in err
+    assert "does not exist (relative to" in err
 
 
 def test_a_search_retrains_without_the_images(command, listed):
@@ -135,3 +139,19 @@ def test_a_search_retrains_without_the_images(command, listed):
     code, out = command(*words, "hydra.sweeper.n_trials=3")
     assert code == 1
     assert "study s had other images" in out
+
+
+def test_an_image_that_was_moved_is_named(data, listed):
+    digest = digest_text(int(data.pool.digests[5]))
+    with pytest.raises(InputError, match=r"^line 2 of list.csv: old is now 5: correct the line or, if its label"):
+        without(data, listed(("file", "digest"), ("old", digest)))
+
+
+def test_copies_are_counted_without_the_images_that_are_left_out(data, listed):
+    data.pool.images[data.train[0]] = data.test.images[0]
+    data = replace(data, pool=Samples(data.pool.images, data.pool.labels))
+    assert data.test_duplicates == 1
+    found = without(data, listed(("file",), (str(int(data.train[0])),)))
+    assert found.test_duplicates == 0
+    assert "data.exclude: 1 image left out of training and validation" in summary.lines(found)
+    assert sum(summary.summary(found)["splits"].values()) == len(data.pool) + len(data.test) - 1

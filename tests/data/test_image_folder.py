@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tuner import InputError
-from tuner.data import Data, digests, image_folder
+from tuner.data import Data, copies, digests, image_folder
 from tuner.data.files.image_file import EXTENSIONS, read
 
 
@@ -145,8 +145,8 @@ FOLDERS = (
 )
 ONE = f"add a folder of images for each other class; or, if a/ has images of several classes, {FOLDERS}"
 STRANGER = (
-    "rename it, add training images of that class, or leave the split out by naming the others, as in "
-    "'data.splits={train: train}'"
+    "rename it, add training images of that class, or leave the split out by naming the others in data.splits, as in "
+    "'{train: FOLDER}'"
 )
 ELSEWHERE = "move it elsewhere, or name the splits, as in 'data.splits={train: train}'"
 MESSAGES = {
@@ -331,13 +331,17 @@ def test_copies_of_test_images_are_counted_and_logged(root, caplog):
     for divide in (True, False):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            assert load(root, divide=divide).test_duplicates == 3
+            data = load(root, divide=divide)
+            copies.report(data)
+        assert data.test_duplicates == 3
         assert says in caplog.messages
 
 
 def test_without_copies_nothing_is_logged(root, caplog):
     with caplog.at_level(logging.INFO):
-        assert load(make(root, {"a": 5, "b": 5})).test_duplicates == 0
+        data = load(make(root, {"a": 5, "b": 5}))
+        copies.report(data)
+    assert data.test_duplicates == 0
     assert "copy" not in caplog.text
 
 

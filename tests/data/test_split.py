@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tuner import InputError
-from tuner.data import Samples, from_splits, hold_out, split
+from tuner.data import Samples, copies, from_splits, hold_out, split
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -74,7 +74,9 @@ def test_copies_of_test_images_are_counted_and_logged(caplog):
     test.images[:] += 100
     pool.images[(pool.labels == 1).nonzero()[0]] = test.images[(test.labels == 1).nonzero()[0]]
     with caplog.at_level(logging.INFO):
-        assert split(pool, test, CLASSES, val_share=0.2, seed=0).test_duplicates == 1
+        data = split(pool, test, CLASSES, val_share=0.2, seed=0)
+        copies.report(data)
+    assert data.test_duplicates == 1
     assert caplog.messages == ["1 of 12 test images have an exact copy in training or validation"]
 
 
@@ -83,7 +85,8 @@ def test_copies_of_validation_images_are_counted_and_logged(caplog):
     train, val = (pool.labels < 2).nonzero().flatten(), (pool.labels == 2).nonzero().flatten()
     pool.images[val[3]], pool.labels[val[3]] = pool.images[train[0]], pool.labels[train[0]]
     data = from_splits(pool, Samples(pool.images[:0], pool.labels[:0]), train, val, CLASSES)
-    assert (data.val_duplicates, data.conflicts) == (1, 0)
+    copies.report(data)
+    assert (data.val_duplicates, copies.conflicts(data)) == (1, 0)
     assert caplog.messages == ["1 of 10 validation images have an exact copy in training"]
 
 
@@ -98,7 +101,9 @@ def test_an_image_in_two_classes_is_named(caplog, named):
         first, second = f"cat/{cat}.png", f"dog/{dog}.png"
         pool = replace(pool, names=[f"cat/{i}.png" for i in range(30)])
         test = replace(test, names=[f"dog/{i}.png" for i in range(12)])
-    assert split(pool, test, CLASSES, val_share=0.2, seed=0).conflicts == 2
+    data = split(pool, test, CLASSES, val_share=0.2, seed=0)
+    copies.report(data)
+    assert copies.conflicts(data) == 2
     assert caplog.messages[-1] == (
         f"2 images have an exact copy in another class; {first} (cat) and {second} (dog) are the same image: correct "
         "the labels"
@@ -109,7 +114,9 @@ def test_without_copies_nothing_is_logged(caplog):
     test = samples(4, 4, 4)
     test.images.add_(100)
     with caplog.at_level(logging.INFO):
-        assert split(samples(10, 10, 10), test, CLASSES, val_share=0.2, seed=0).test_duplicates == 0
+        data = split(samples(10, 10, 10), test, CLASSES, val_share=0.2, seed=0)
+        copies.report(data)
+    assert data.test_duplicates == 0
     assert not caplog.messages
 
 

@@ -9,7 +9,7 @@ import torch
 from helpers import TINY, result
 from PIL import Image
 
-from tuner.data import FileStatistics, Samples, from_splits, image_folder, summary
+from tuner.data import FileStatistics, Samples, copies, from_splits, image_folder, summary
 
 CLASSES = ("cat", "dog")
 
@@ -82,6 +82,7 @@ def test_it_counts_copies(tmp_path, caplog):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(noise).save(path)
     found = image_folder.load(tmp_path / "root", size=8, cache_dir=tmp_path / "cache")
+    copies.report(found)
     held_out = 12 - len(found.train)
     assert (found.val_duplicates, len(found.val)) == (12 - held_out, 12)
     assert summary.summary(found)["copies"]["validation"] == found.val_duplicates

@@ -17,7 +17,19 @@ MOST = 200  # images or groups of a section: the page stays a few megabytes
 STYLE = """<style>.images { display: flex; flex-wrap: wrap; gap: 8px }
 .group { border: 1px solid #e6e6e6; padding: 6px }
 figure { margin: 0; width: 128px; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere }
-figure img { width: 128px; image-rendering: pixelated }</style>"""
+figure img { width: 128px; image-rendering: pixelated; border: 1px solid #999 }</style>"""
+NOTES = {  # what a section shows
+    "Findings": "The images of each kind, and how many of them audit.csv suggests to leave out (exclude: yes).",
+    "Classes that are confused": "Images of a label that a head which was not trained on them takes for another class, "
+    "and their share of the images with this label.",
+    "Labels by class": "wrong_labels is the estimated share of a class's labels that are wrong (confident learning).",
+    "copies": "A box holds images that show the same. The number is what differs after they are aligned: 0 is an exact "
+    "copy.",
+    "label": "The numbers are probabilities by a head that was not trained on the image. All of these are suggested to "
+    "exclude: look at them first, as some are right.",
+    "outlier": "The number is the distance to the other images of the class, in deviations above the usual one. None "
+    "is suggested to exclude.",
+}
 
 
 def write(
@@ -34,18 +46,23 @@ def write(
     p: out-of-fold probabilities [classes] of the images that were judged, by their row.
     """
     sections = [("Summary", STYLE + output.html_text("\n".join(lines)))]
-    sections += [(heading, output.html_table(frame, path.parent)) for heading, frame in tables.items()]
+    sections += [(heading, _note(heading) + output.html_table(frame, path.parent)) for heading, frame in tables.items()]
     groups = [part for _, part in table[table.group.notna()].groupby("group", sort=True)]
     parts = [f'<div class="images group">{_figures(images, part, p)}</div>' for part in groups[:MOST]]
-    sections.append((_heading("Groups of copies", len(groups)), f'<div class="images">{"".join(parts)}</div>'))
+    gallery = f'{_note("copies")}<div class="images">{"".join(parts)}</div>'
+    sections.append((_heading("Groups of copies", len(groups)), gallery))
     for kind, name in (
         ("label", "Suspected labels, the most suspicious first"),
         ("outlier", "Outliers, the farthest first"),
     ):
         part = table[table.kind == kind]
-        gallery = f'<div class="images">{_figures(images, part.head(MOST), p)}</div>'
+        gallery = f'{_note(kind)}<div class="images">{_figures(images, part.head(MOST), p)}</div>'
         sections.append((_heading(name, len(part)), gallery))
-    output.page(path, "Audit of a data set", sections)
+    output.page(path, "Audit of a data set", sections, with_figures=False)
+
+
+def _note(section: str) -> str:
+    return f"<p>{html.escape(NOTES[section])}</p>"
 
 
 def _heading(name: str, count: int) -> str:

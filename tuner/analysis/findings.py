@@ -101,6 +101,11 @@ def outliers(images: Images, rows: torch.Tensor, distance: torch.Tensor) -> list
     ]
 
 
+def left_out(images: Images) -> list[dict[str, Any]]:
+    """A row for each image that data.exclude leaves out already: the new list has them, too."""
+    return [images.row("left out", row, exclude="yes") for row in (images.split == 0).nonzero().flatten().tolist()]
+
+
 def relative_distance(distance: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(distance - median of its class) / median absolute deviation of its class, float [N]; 0 in a small class.
 

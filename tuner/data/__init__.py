@@ -1,7 +1,6 @@
 """A data set: uint8 images, int64 labels, class names, and seeded, stratified, disjoint splits."""
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +10,6 @@ import torch
 
 from tuner import InputError
 from tuner.rules import SEED, is_number, shown
-
-log = logging.getLogger(__name__)
 
 TEST_SEED = 20170825  # arbitrary, but fixed: a change would change every test split that hold_out() draws
 
@@ -87,9 +84,6 @@ class Data:
 
     pool: the training and validation images.   test: read once, at the end, for the chosen model.
     train, val: int64 row numbers of pool; disjoint. Together they cover it, but for images that data.exclude lists.
-    test_duplicates: the number of test images with an exact copy in pool.
-    val_duplicates: the number of validation images with an exact copy among the training images.
-    conflicts: the number of images with an exact copy in another class, in all splits.
     columns: the names of the columns of pixels, if the images come from a table that names them.
     fit: how images of another shape are resized, here and in prediction: crop, pad or stretch.
     excluded: the number of images of pool that are in neither train nor val.
@@ -100,9 +94,6 @@ class Data:
     train: torch.Tensor
     val: torch.Tensor
     classes: tuple[str, ...]
-    test_duplicates: int
-    val_duplicates: int = 0
-    conflicts: int = 0
     fit: str = "stretch"
     columns: tuple[str, ...] | None = None
     excluded: int = 0
@@ -112,6 +103,18 @@ class Data:
         """Whether a class has more than twice the images of another."""
         counts = torch.bincount(self.pool.labels, minlength=len(self.classes))
         return bool(counts.max() > 2 * counts.min())
+
+    @cached_property
+    def test_duplicates(self) -> int:
+        """The number of test images with an exact copy among the training and validation images."""
+        seen = torch.cat([self.train, self.val])
+        return int(torch.isin(self.test.digests, self.pool.digests[seen]).sum())
+
+    @cached_property
+    def val_duplicates(self) -> int:
+        """The number of validation images with an exact copy among the training images."""
+        digests = self.pool.digests
+        return int(torch.isin(digests[self.val], digests[self.train]).sum())
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -137,44 +140,8 @@ def split(pool: Samples, test: Samples, classes: Sequence[str], *, val_share: fl
 def from_splits(
     pool: Samples, test: Samples, train: torch.Tensor, val: torch.Tensor, classes: Sequence[str], **about: Any
 ) -> Data:
-    """A data set with these splits; arguments as in Data. Counts, and logs, exact copies across splits and classes."""
-    in_pool = _copies("test", "training or validation", test.digests, pool.digests)
-    in_train = _copies("validation", "training", pool.digests[val], pool.digests[train])
-    conflicts = _conflicts(pool, test, classes)
-    return Data(pool, test, train, val, tuple(classes), in_pool, in_train, conflicts, **about)
-
-
-def _copies(split: str, others: str, digests: torch.Tensor, other_digests: torch.Tensor) -> int:
-    """The number of images with a copy in another split; it is logged."""
-    count = int(torch.isin(digests, other_digests).sum())
-    if count:
-        level = logging.WARNING if count > len(digests) / 100 else logging.INFO  # Fashion-MNIST has a few
-        log.log(level, "%d of %d %s images have an exact copy in %s", count, len(digests), split, others)
-    return count
-
-
-def _conflicts(pool: Samples, test: Samples, classes: Sequence[str]) -> int:
-    """The number of images with a copy in another class; the first two are named in a warning."""
-    digests, labels = torch.cat([pool.digests, test.digests]), torch.cat([pool.labels, test.labels])
-    order = torch.argsort(digests, stable=True)
-    pairs = (digests[order][1:] == digests[order][:-1]) & (labels[order][1:] != labels[order][:-1])
-    if not pairs.any():
-        return 0
-    count = int(torch.isin(digests, digests[order][1:][pairs]).sum())
-    first = int(pairs.nonzero()[0])
-    log.warning(
-        "%d images have an exact copy in another class; %s and %s are the same image: correct the labels",
-        count,
-        *(f"{_called(pool, test, row)} ({classes[int(labels[row])]})" for row in order[first : first + 2].tolist()),
-    )
-    return count
-
-
-def _called(pool: Samples, test: Samples, row: int) -> str:
-    """What an image is called in a message. row: of the pool, or else of the test images behind it."""
-    samples, split = (pool, "image") if row < len(pool) else (test, "test image")
-    row -= 0 if samples is pool else len(pool)
-    return samples.names[row] if samples.names else f"{split} {row}"
+    """A data set with these splits; arguments as in Data."""
+    return Data(pool, test, train, val, tuple(classes), **about)
 
 
 def without_splits(pool: Samples, test: Samples | None, classes: Sequence[str], **about: Any) -> Data:

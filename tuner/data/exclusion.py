@@ -8,7 +8,7 @@ import torch
 
 from tuner import InputError
 from tuner.config import DataConfig
-from tuner.data import Data
+from tuner.data import Data, copies
 from tuner.data.tables.csv_text import dialect, rows
 from tuner.rules import shown
 from tuner.safe_text import from_cell
@@ -17,23 +17,35 @@ from tuner.safe_text import from_cell
 def load(config: DataConfig) -> Data:
     """The data set of a config, without the images that data.exclude lists."""
     data: Data = config.target.build()
-    return data if config.exclude is None else without(data, config.exclude)
+    if config.exclude is not None:
+        data = without(data, config.exclude)
+    copies.report(data)
+    return data
 
 
 def without(data: Data, file: str | Path) -> Data:
     """A data set whose train and val lack the listed images. The pool, and so its features, and the test split stay.
 
-    file: a CSV file with a column `file`, `digest` or both; a row with both means the image with that name and content.
+    file: a CSV file with a column `file` (or `image`), `digest` or both; a row with both means the image with that name
+        and content.
     If it has a column `exclude`, only the rows with "yes" there count: audit.csv of tuner.audit has one.
     Raises InputError for a listed image that is not in train or val, and if a class loses all its training images.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise InputError(f"data.exclude={shown(file)} must be a CSV file, such as audit.csv of tuner.audit")
+        what = "is not a file" if path.exists() else f"does not exist (relative to {Path.cwd()})"
+        raise InputError(f"data.exclude={shown(file)} {what}: name a CSV file, such as audit.csv of tuner.audit")
     excluded = torch.zeros(len(data.pool), dtype=torch.bool)
     find = _Finder(data, path.name)
+    faults = []
     for line, cells in _listed(path):
-        excluded[find(line, cells.get("file", ""), cells.get("digest", ""))] = True
+        try:
+            excluded[find(line, cells.get("file") or cells.get("image", ""), cells.get("digest", ""))] = True
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        more = f" ({len(faults) - 1} more such line{'s' * (len(faults) > 2)})" if len(faults) > 1 else ""
+        raise InputError(faults[0] + more)
     train, val = (split[~excluded[split]] for split in (data.train, data.val))
     left = torch.bincount(data.pool.labels[train], minlength=len(data.classes))
     had = torch.bincount(data.pool.labels[data.train], minlength=len(data.classes))
@@ -55,9 +67,9 @@ def _listed(path: Path) -> list[tuple[int, Mapping[str, str]]]:
     """The rows that exclude an image: (line, cells by column). Raises InputError for a file of another form."""
     table = list(rows(path, dialect(path)))
     columns = [cell.strip() for cell in table[0][1]] if table else []
-    if not {"file", "digest"} & set(columns):
+    if not {"file", "image", "digest"} & set(columns):
         names = shown(", ".join(columns)) or "none"
-        raise InputError(f"{path.name} must have a column `file` or `digest`; it has {names}")
+        raise InputError(f"{path.name} must have a column `file`, `image` or `digest`; it has {names}")
     listed: list[tuple[int, Mapping[str, str]]] = []
     for line, cells in table[1:]:
         row = dict(zip(columns, (from_cell(cell.strip()) for cell in cells), strict=False))
@@ -94,12 +106,15 @@ class _Finder:
                 raise InputError(text) from error
             found = [row for row in self.by_digest.get(number, []) if not name or self.data.pool.name(row) == name]
         if not found:
-            raise InputError(f"{where}: {shown(name or digest)} {self._why(name, digest)}: remove the line")
+            raise InputError(f"{where}: {shown(name or digest)} {self._why(name, digest)}")
         return found
 
     def _why(self, name: str, digest: str) -> str:
         if name in self.by_name and digest:
-            return "has other pixels than the list says (or is resized to another size)"
+            return "has other pixels than the list says: audit again at this image size, or remove the column `digest`"
+        if moved := self.by_digest.get(int(digest, 16)) if digest else None:
+            return f"is now {self.data.pool.name(moved[0])}: correct the line or, if its label is right now, remove it"
         if name in [self.data.test.name(row) for row in range(len(self.data.test))]:
-            return "is a test image, and only training and validation images can be excluded"
-        return "is not among the training and validation images"
+            return "is a test image, and only training and validation images can be excluded: remove the line"
+        like = self.data.pool.name(0)
+        return f"is not among the training and validation images, which have names such as {like}: correct or remove it"

@@ -139,7 +139,7 @@ def _unknown_class(folder: Path, classes: Sequence[str]) -> str:
         )
     return (
         f"{folder} is not a class folder; the classes are {shortened(classes, 10)}: rename it, add training images of "
-        "that class, or leave the split out by naming the others, as in 'data.splits={train: train}'"
+        "that class, or leave the split out by naming the others in data.splits, as in '{train: FOLDER}'"
     )
 
 

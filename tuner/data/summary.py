@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tuner.data import Data, Samples
+from tuner.data import Data, Samples, copies
 
 NAMES = 10  # classes that are named
 AT = 0.8  # the accuracy for which the standard error is given
@@ -15,10 +15,8 @@ COARSE = 0.05  # two standard errors; those of 256 images
 
 def summary(data: Data) -> dict[str, Any]:
     """The data set as plain values, for result.json."""
-    counts = sum(
-        (torch.bincount(part.labels, minlength=len(data.classes)) for part in (data.pool, data.test)),
-        torch.zeros(len(data.classes), dtype=torch.int64),
-    )
+    used = torch.cat([data.pool.labels[torch.cat([data.train, data.val])], data.test.labels])
+    counts = torch.bincount(used, minlength=len(data.classes))
     least, most = int(counts.argmin()), int(counts.argmax())
     return {
         "classes": len(data.classes),
@@ -27,7 +25,11 @@ def summary(data: Data) -> dict[str, Any]:
         "most": {"class": data.classes[most], "images": int(counts[most])},
         "splits": {"train": len(data.train), "validation": len(data.val), "test": len(data.test)},
         "shape": list(data.pool.images.shape[1:]),
-        "copies": {"test": data.test_duplicates, "validation": data.val_duplicates, "other_class": data.conflicts},
+        "copies": {
+            "test": data.test_duplicates,
+            "validation": data.val_duplicates,
+            "other_class": copies.conflicts(data),
+        },
         "files": files(data.pool, data.test),
         "validation_two_standard_errors": two_standard_errors(len(data.val)),
     }
@@ -72,6 +74,9 @@ def lines(data: Data) -> list[str]:
         f"splits: {splits['train']:,} to train, {splits['validation']:,} for validation, {splits['test']:,} to test; "
         f"{'gray' if c == 1 else 'RGB'}, {h} x {w} pixels",
     ]
+    if data.excluded:
+        images = f"{data.excluded:,} image{'s' * (data.excluded > 1)}"
+        text.append(f"data.exclude: {images} left out of training and validation")
     if s["files"]:
         text.append(_files_line(s["files"]))
     return [*text, *_precision_lines(s)]

@@ -123,6 +123,11 @@ def layout(
     given = [] if label is None else [label] if isinstance(label, str | int) else list(label)
     if len({*map(str, given)}) < len(given) or (label is not None and not given):
         raise InputError(f"data.label={label} must be a column, or a list of different columns, one for each class")
+    if key == "data.test_path" and header and not {*map(str, given)} & {*columns}:
+        raise InputError(
+            f"{path.name} has no column {str(given[0])!r}: without labels nothing can be tested on it. Leave "
+            f"data.test_path out, and use `python -m tuner.predict RUN {path.name}`"
+        )
     labels = tuple(_index(table, "label", name) for name in given)
     id_column = _index(table, "id", id) if id is not None else _id_column(table, labels)
     if id_column in labels:
@@ -202,7 +207,9 @@ def matched(table: Layout, names: Sequence[str] | None, source: str) -> Layout:
     if names is not None and len(names) != table.n_pixels:
         return table  # the caller's message has the numbers
     why = "its pixel columns have other names" if names and table.pixel_names else "there are no names"
-    level = logging.WARNING if names and table.pixel_names else logging.INFO
+    if table.header and not (names and table.pixel_names):
+        why = "names of columns are repeated"
+    level = logging.WARNING if table.header else logging.INFO
     log.log(level, "the columns of %s are matched to those of %s by position (%s)", table.name, source, why)
     return table
 

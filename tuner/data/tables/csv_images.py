@@ -14,14 +14,16 @@ from tuner.data.tables.csv_columns import NUMBER, Layout, shortened
 
 log = logging.getLogger(__name__)
 
+FEW = 16  # columns: a table with more may hold pixels
 PROBE = 100  # rows whose files are looked for, to explain where they are
 
 
 def column_of(table: Layout, image: str | int | None, option: str = "data.") -> int | None:
     """The index of the column of image files; None if the columns are pixels.
 
-    image: its name, or its number if there is no header. None: the only column besides the label and the id, or besides
-        the label, if it does not hold numbers.
+    image: its name, or its number if there is no header. None: in a table of few columns, the only one whose first cell
+        ends as image files do; or the only one besides the label and the id, or besides the label, if it does not hold
+        numbers.
     option: what stands before the names of options in messages.
     Raises InputError for a column that does not exist.
     """
@@ -34,14 +36,15 @@ def column_of(table: Layout, image: str | int | None, option: str = "data.") -> 
             )
         return index_of[str(image)]
     _, first = next(table.data_rows(), (0, []))
-    candidates = list(table.pixels) or others
-    if len(candidates) != 1 or len(first) != len(table.columns):
+    if len(first) != len(table.columns):
         return None
-    cell = first[candidates[0]].strip()
-    if not cell or NUMBER.fullmatch(cell):
+    named = [i for i in others if Path(first[i].strip()).suffix.lower() in EXTENSIONS and i != table.id]
+    candidates, why = named, "its first cell ends as image files do"
+    if len(named) != 1 or len(others) > FEW:
+        candidates, why = list(table.pixels) or others, "it is the only other column and holds no numbers"
+    if len(candidates) != 1 or not first[candidates[0]].strip() or NUMBER.fullmatch(first[candidates[0]].strip()):
         return None
-    column = table.columns[candidates[0]]
-    log.info("%s: column %r names image files (it is the only other column and holds no numbers)", table.name, column)
+    log.info("%s: column %r names image files (%s)", table.name, table.columns[candidates[0]], why)
     return candidates[0]
 
 
@@ -53,7 +56,9 @@ class Place:
     """
 
     def __init__(self, folder: str | Path | None = None, suffix: str | None = None, option: str = "data."):
-        if suffix is not None and suffix.lower() not in EXTENSIONS:
+        if folder is not None and not isinstance(folder, str | Path):
+            raise InputError(f"{option}folder={folder} must be the path of a folder")
+        if suffix is not None and (not isinstance(suffix, str) or suffix.lower() not in EXTENSIONS):
             raise InputError(f"{option}suffix={suffix} must be one of {', '.join(sorted(EXTENSIONS))}")
         self.option = option
         self.suffix = suffix or ""
@@ -68,6 +73,11 @@ class Place:
                 f"there is no folder {self.folder} (relative to {Path.cwd()}): {self.option}folder names it"
             )
         return self.folder
+
+    def has(self, table: Layout, name: str) -> bool:
+        """Whether a name is that of a file."""
+        suffix = "" if Path(name).suffix.lower() in EXTENSIONS else self.suffix
+        return bool(name) and _is_file(self.root(table) / (name + suffix))
 
     def names(self, table: Layout, names: list[str]) -> list[str]:
         """The paths relative to the folder that these names stand for.
@@ -153,6 +163,10 @@ def read(table: Layout, column: int, place: Place) -> tuple[list[str], list[str]
             raise InputError(f"line {line} of {table.name} names no file: fill it in or remove the line")
         files.append(file)
     return texts, place.names(table, files)
+
+
+def _is_file(path: Path) -> bool:
+    return _exists(path) and path.is_file()
 
 
 def _exists(path: Path) -> bool:

@@ -66,7 +66,7 @@ def read(
         _, ids, values = read_pixels(pixels)
         [(c, h, w)] = shapes
         return Inputs(_names(pixels, ids), images=as_images(values, (h, w, c)))
-    column = _file_column(table, image)
+    column = _file_column(table, image, place)
     _, names = read_files(table, column, place)
     paths = [place.root(table) / name for name in names]
     files: dict[str, list[Any]] = {"file": [str(path) for path in paths]}
@@ -109,9 +109,13 @@ def _names(table: Layout, ids: list[str]) -> dict[str, list[Any]]:
     return {"line": [line for line, _ in table.data_rows()]}
 
 
-def _file_column(table: Layout, image: str | None) -> int:
+def _file_column(table: Layout, image: str | None, place: Place) -> int:
+    """The column of image files: as given, named like one, with the first cell of a file, or as in training."""
     if image is None and (named := [i for i, name in enumerate(table.columns) if name.lower() in FILES]):
         return named[0]
+    _, first = next(table.data_rows(), (0, []))
+    if image is None and (found := [i for i, cell in enumerate(first) if place.has(table, cell.strip())]):
+        return found[0]
     column = column_of(table, image, option="--")
     if column is None:
         raise InputError(
