@@ -1,4 +1,4 @@
-"""Network architectures by name: torchvision's classification networks, and timm's as timm/NAME (extra `timm`)."""
+"""Network architectures by name: torchvision's, our own efficientnet_lite0, and timm's as timm/NAME (extra `timm`)."""
 
 import difflib
 from importlib.metadata import version
@@ -9,8 +9,11 @@ from torch import nn
 from torchvision.models import get_model, list_models
 
 from tuner import InputError
+from tuner.networks.efficientnet_lite import EfficientNetLite0
 
 TIMM = "timm/"
+OWN = {"efficientnet_lite0": EfficientNetLite0}
+OWN_VERSION = "1"  # raise it if one of them computes something else
 
 
 def check_name(name: str) -> None:
@@ -24,8 +27,8 @@ def check_name(name: str) -> None:
                 f"{', '.join(TIMM + other for other in similar)}; python -c 'import timm; print(timm.list_models())' "
                 "lists all"
             )
-    elif name not in list_models(module=torchvision.models):
-        names = list_models(module=torchvision.models)
+    elif name not in OWN and name not in list_models(module=torchvision.models):
+        names = [*OWN, *list_models(module=torchvision.models)]
         raise InputError(
             f"model.name={name} is not a classification network of torchvision (those of timm are called timm/NAME); "
             f"known: {', '.join(names)}"
@@ -40,6 +43,8 @@ def create(name: str, *, init: bool = True) -> nn.Module:
     if name.startswith(TIMM):
         network: nn.Module = timm().create_model(name.removeprefix(TIMM), pretrained=False)
         return network
+    if name in OWN:
+        return OWN[name]()
     # These two were trained with another normalisation; transform_input converts from ImageNet's.
     options = {"init_weights": init, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
     return get_model(name, weights=None, **options)
@@ -49,6 +54,8 @@ def library_version(name: str) -> dict[str, str]:
     """The library that defines the network, and its version: {library: version}."""
     if name.startswith(TIMM):
         return {"timm": version("timm")}
+    if name in OWN:
+        return {"tuner.networks": OWN_VERSION}
     return {"torchvision": torchvision.__version__.split("+")[0]}
 
 

@@ -16,10 +16,13 @@ from safetensors.torch import load_file
 from torchvision.models import WeightsEnum, get_model_weights
 
 from tuner import InputError
-from tuner.networks.architectures import TIMM, create, timm
+from tuner.networks import efficientnet_lite
+from tuner.networks.architectures import OWN, TIMM, create, timm
 
-BUNDLED = Path(__file__).parents[1] / "assets" / "vgg16_imagenet_features.safetensors"  # float16, torchvision's names
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED = ASSETS / "vgg16_imagenet_features.safetensors"  # float16, torchvision's names
 BUNDLED_AS = "IMAGENET1K_FEATURES"  # torchvision's name of the same weights, for their preprocessing
+BUNDLES = {"vgg16": BUNDLED, "efficientnet_lite0": ASSETS / "efficientnet_lite0_imagenet.safetensors"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Layer names in torchvision's older files of DenseNet and ViT -> today's names
 RENAMED = {
@@ -58,6 +61,8 @@ def resolve(network: str, spec: str | None, seed: int) -> Weights:
         return Weights("random weights", f"random-{seed}", IMAGENET_MEAN, IMAGENET_STD, lambda: _random(network, seed))
     if network.startswith(TIMM):
         return _of_timm(network, spec)
+    if network in OWN:
+        return _of_own(network, spec)
     published = get_model_weights(network)
     if spec == "bundled" and network == "vgg16":
         preset = published[BUNDLED_AS].transforms()
@@ -68,6 +73,18 @@ def resolve(network: str, spec: str | None, seed: int) -> Weights:
         # torchvision's file names contain the start of the content's sha256
         return Weights(spec, enum.url.rsplit("/", 1)[-1], preset.mean, preset.std, lambda: _download(enum))
     return _file(network, spec, [*(["bundled"] if network == "vgg16" else []), *published.__members__])
+
+
+def _of_own(network: str, spec: str) -> Weights:
+    """Bundled weights or a file, of a network of tuner.networks.efficientnet_lite. The file may have timm's names."""
+    if spec == "bundled":
+        path, name = BUNDLES[network], "the bundled weights"
+        key = _sha256(path)
+    else:
+        file = _file(network, spec, ["bundled"])
+        path, name, key = Path(file.name), file.name, file.key
+    mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
+    return Weights(name, key, mean, std, lambda: {efficientnet_lite.our_name(k): v for k, v in _read(path).items()})
 
 
 def _file(network: str, spec: str, published: Sequence[str]) -> Weights:
