@@ -207,7 +207,7 @@ def test_the_summary_alone_and_a_config_of_ones_own(call, tmp_path):
 def test_a_new_audit_keeps_what_an_earlier_list_leaves_out(call, faulty):
     words = ("data=csv", f"data.path={faulty}", *EASY[1:])
     assert call("audit", *words, "--out", "first")[0] == 0
-    code, out, err = call("audit", *words, "data.exclude=first/audit.csv", "--out", "second")
+    code, _, err = call("audit", *words, "data.exclude=first/audit.csv", "--out", "second")
     assert code == 0, err
     first, second = (pd.read_csv(f"{name}/audit.csv") for name in ("first", "second"))
     assert {*first.digest[first.exclude == "yes"]} == {*second.digest[second.kind == "left out"]}
