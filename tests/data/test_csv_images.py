@@ -118,3 +118,12 @@ def test_broken_files_can_be_skipped(photos, caplog):
     data = load(path, photos, skip_broken=True)
     assert len(data.pool) + len(data.test) == 12
     assert "1 file cannot be used as an image and are skipped" in caplog.text
+
+
+@pytest.mark.parametrize("others", [["b\0.png,even"] * 6, rows()], ids=["all", "one"])
+def test_a_null_byte_in_a_name_is_one_line(photos, others):
+    """It once ended in a traceback: no file system takes such a name."""
+    path = table(photos, ["image,label", *["a\0.png,odd"] * 6, *others])
+    with pytest.raises(InputError, match=r"a(\\x00|\0)\.png") as error:
+        load(path, photos)
+    assert "\n" not in str(error.value)
