@@ -28,7 +28,7 @@ def check_name(name: str) -> None:
                 "lists all"
             )
     elif name not in OWN and name not in list_models(module=torchvision.models):
-        names = [*OWN, *list_models(module=torchvision.models)]
+        names = sorted([*OWN, *list_models(module=torchvision.models)])
         raise InputError(
             f"model.name={name} is not a classification network of torchvision (those of timm are called timm/NAME); "
             f"known: {', '.join(names)}"
