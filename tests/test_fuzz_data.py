@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from tuner.data import csv_file, fashion_mnist, image_folder
 from tuner.data.files.image_file import read
+from tuner.data.tables.csv_text import UTF_16
 from tuner.networks import weights
 
 DRAW = random.Random(0)
@@ -97,8 +98,9 @@ def place(path: Path, what: bytes | str) -> Path:
 def csv_pixels(path: Path) -> None:
     data = csv_file.load(path)
     assert data.pool.images.dtype == torch.uint8
-    for text in (path.read_bytes() if path.suffix == ".csv" else b"").splitlines()[1:]:
-        assert text.isascii() or text.split(b",")[0].decode() in data.classes  # of pixels only ASCII was read
+    content = path.read_bytes() if path.suffix == ".csv" else b""
+    for text in content.decode("utf-16" if content[:2] in UTF_16 else "utf-8-sig").splitlines()[1:]:
+        assert text.isascii() or text.split(",")[0] in data.classes  # of pixels only ASCII was read
 
 
 def csv_images(path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from tuner import InputError
 from tuner.config import DataConfig
 from tuner.data import Data, copies
-from tuner.data.tables.csv_text import dialect, rows
+from tuner.data.tables.csv_text import dialect, existing, rows
 from tuner.rules import shown
 from tuner.safe_text import from_cell
 
@@ -31,10 +31,7 @@ def without(data: Data, file: str | Path) -> Data:
     If it has a column `exclude`, only the rows with "yes" there count: audit.csv of tuner.audit has one.
     Raises InputError for a listed image that is not in train or val, and if a class loses all its training images.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        what = "is not a file" if path.exists() else f"does not exist (relative to {Path.cwd()})"
-        raise InputError(f"data.exclude={shown(file)} {what}: name a CSV file, such as audit.csv of tuner.audit")
+    path = existing(file, "data.exclude")
     excluded = torch.zeros(len(data.pool), dtype=torch.bool)
     find = _Finder(data, path.name)
     faults = []
