@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file
 from torchvision.models import list_models
@@ -226,6 +227,32 @@ def test_nothing_to_train_below_the_head():
     assert vgg16().trained_part() is None
 
 
+@pytest.mark.parametrize("name", ["vgg16", "efficientnet_lite0", "resnet18", "densenet121", "swin_t", "vit_b_16"])
+def test_features_of_several_blocks_are_normalised_and_joined(images, name):
+    size = 224 if name == "vit_b_16" else 64
+    names = list(last(name, size, pool=1).blocks)
+    used = [names[-1], names[len(names) // 2]] if len(names) > 1 else names
+
+    def backbone(blocks):
+        return Backbone(name, weights=None, image_size=size, last_block=blocks, frozen=blocks, pool=1)
+
+    joined = backbone(used)
+    parts = [backbone(block).frozen_part(torch.float32)(images) for block in names if block in used]
+    expected = parts if len(parts) == 1 else [F.layer_norm(part, part.shape[1:]) for part in parts]
+    features = joined.frozen_part(torch.float32)(images)
+    assert features.shape[1] == joined.feature_size == sum(part.shape[1] for part in parts)
+    assert features.allclose(torch.cat(expected, 1), atol=1e-5)
+    assert joined.last_block == joined.frozen == names[-1]
+    assert joined.trained_part() is None
+
+
+def test_a_bank_of_several_blocks_is_another_one():
+    one, list_of_one, both = (vgg16(last_block=b, frozen=b, pool=1) for b in ("block2", ["block2"], ["block1", "block2"]))
+    assert one.key == list_of_one.key
+    assert both.key == one.key | {"block": "block1+block2"}
+    assert vgg16(last_block=["block2", "block1"], frozen=["block2", "block1"], pool=1).key == both.key
+
+
 @pytest.mark.parametrize("size", [16, 28, 31, 40, 64])
 @pytest.mark.parametrize("shape", [(3, 28, 28), (1, 28, 28), (3, 50, 20)])
 def test_preprocessing_equals_torchvision(shape, size):
@@ -306,7 +333,30 @@ COLORS = "red, green and blue, of pixels in 0..1"
         ({"last_block": "layer3"}, f"model.last_block=layer3 is not a block of vgg16; known: {BLOCKS}"),
         ({"frozen": "block6"}, f"model.frozen=block6 is not a block of vgg16; known: {BLOCKS}"),
         ({"last_block": None}, f"model.last_block=None is not a block of vgg16; known: {BLOCKS}"),
-        ({"last_block": ["block1"]}, f"model.last_block=['block1'] is not a block of vgg16; known: {BLOCKS}"),
+        ({"last_block": ["block1", 2]}, f"model.last_block=2 is not a block of vgg16; known: {BLOCKS}"),
+        ({"last_block": []}, "model.last_block=[] must be a block, or a list of different blocks"),
+        (
+            {"last_block": ["block1", "block1"]},
+            "model.last_block=['block1', 'block1'] must be a block, or a list of different blocks",
+        ),
+        *(
+            (
+                {"last_block": ["block1", "block2"], "frozen": frozen},
+                f"model.frozen={frozen} must be null or one block, at most model.last_block; where that is a list, no "
+                "block is trained: leave model.frozen at its default",
+            )
+            for frozen in (None, "block1", ["block1"])
+        ),
+        (
+            {"frozen": ["block1", "block2"]},
+            "model.frozen=['block1', 'block2'] must be null or one block, at most model.last_block; where that is a "
+            "list, no block is trained: leave model.frozen at its default",
+        ),
+        (
+            {"last_block": ["block1", "block5"], "frozen": ["block1", "block5"], "image_size": 64, "pool": 3},
+            "model.pool=3 does not fit block5's map of 2 x 2 at model.image_size=64; use 1 to 2, null for the whole "
+            "map, or larger images",
+        ),
         (
             {"frozen": "block3"},
             "model.frozen=block3 comes after model.last_block=block2, the last block that is used; the order is "

@@ -22,14 +22,17 @@ class Explainer:
 
     def __init__(self, model: Model):
         self.model = model
-        [self.pool] = [module for module in model.modules() if isinstance(module, Pool)]
-        seen: list[torch.Size] = []
-        handle = self.pool.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape))
+        self.pools = [module for module in model.modules() if isinstance(module, Pool)]  # one a used block
+        shapes: list[torch.Size] = []
+        handles = [
+            pool.register_forward_pre_hook(lambda _module, args: shapes.append(args[0].shape)) for pool in self.pools
+        ]
         with torch.inference_mode():
             model(torch.zeros(1, *model.input_shape, dtype=torch.uint8, device=model.device))
-        handle.remove()
-        shape = list(seen[0][1:])
-        sides = [] if len(shape) < 3 else shape[:2] if self.pool.channels_last else shape[1:]
+        for handle in handles:
+            handle.remove()
+        shape = list(shapes[-1][1:])
+        sides = [] if len(shape) < 3 else shape[:2] if self.pools[-1].channels_last else shape[1:]
         self.occludes = len(sides) < 2 or max(sides) < 2
         self.method = "Occlusion map" if self.occludes else f"Grad-CAM on a map of {sides[0]} x {sides[1]}"
         if self.occludes:
@@ -42,23 +45,31 @@ class Explainer:
         return (heat / heat.max().clamp(min=1e-12)).clamp(min=0).cpu()
 
     def _grad_cam(self, image: torch.Tensor, label: int) -> torch.Tensor:
-        """Selvaraju et al., arXiv:1610.02391: the block's channels, weighted by the mean gradient of the logit."""
+        """Selvaraju et al., arXiv:1610.02391: a block's channels, weighted by the mean gradient of the logit.
+
+        The maps of several blocks are added, each times its number of positions: a sum is a block's share of the logit.
+        """
         kept: list[torch.Tensor] = []
 
         def keep(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
             kept.append(args[0].detach().float().requires_grad_())
-            return (kept[0],)
+            return (kept[-1],)
 
-        handle = self.pool.register_forward_pre_hook(keep)
+        handles = [pool.register_forward_pre_hook(keep) for pool in self.pools]
         try:
             with torch.enable_grad():
-                [gradient] = torch.autograd.grad(self.model.logits(image)[0, label], kept)
+                gradients = torch.autograd.grad(self.model.logits(image)[0, label], kept)
         finally:
-            handle.remove()
-        channels, across = (3, (1, 2)) if self.pool.channels_last else (1, (2, 3))
-        weights = gradient.mean(across, keepdim=True)
-        cam = (weights * kept[0].detach()).sum(channels).relu()[None]  # [1, 1, h, w]
-        return F.interpolate(cam, image.shape[2:], mode="bilinear", align_corners=False)[0, 0]
+            for handle in handles:
+                handle.remove()
+        heat = torch.zeros(image.shape[2:], device=image.device)
+        for pool, block, gradient in zip(self.pools, kept, gradients, strict=True):
+            channels, across = (3, (1, 2)) if pool.channels_last else (1, (2, 3))
+            weights = gradient.mean(across, keepdim=True)
+            cam = (weights * block.detach()).sum(channels).relu()[None]  # [1, 1, h, w]
+            cam = cam * cam.numel()
+            heat += F.interpolate(cam, image.shape[2:], mode="bilinear", align_corners=False)[0, 0]
+        return heat
 
     @torch.inference_mode()
     def _occlusion(self, image: torch.Tensor, label: int) -> torch.Tensor:

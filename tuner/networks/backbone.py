@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tuner import InputError
 from tuner.device import batch_size
 from tuner.networks.architectures import check_name, create, library_version
-from tuner.networks.blocks import Blocks, Pool, Preprocess
+from tuner.networks.blocks import Blocks, JoinedPools, Pool, Preprocess
 from tuner.networks.weights import resolve
-from tuner.rules import Rule, or_null, whole
+from tuner.rules import Rule, or_null, shown, whole
 
 # Children of a torchvision network that are plain lists of its stages.
 STAGE_LISTS = ("features", "layers", "trunk_output", "blocks", "stages")
@@ -50,8 +50,9 @@ class Backbone:
     name: a classification network of torchvision, or timm/NAME.
     weights: see tuner.networks.weights.resolve.   seed: of random weights.
     image_size: images are resized to a square with this side, in pixels.
-    last_block: the block whose output the head gets.   frozen: the last block that is not trained; None trains all.
-    pool: average-pool the map of last_block to pool x pool; None keeps it.
+    last_block: the block whose output the head gets; or a list of blocks, whose features are normalised and joined.
+    frozen: the last block that is not trained; None trains all. With a list, all blocks are frozen.
+    pool: average-pool the map of each used block to pool x pool; None keeps it.
     mean, std: per channel, for pixels in 0..1; None uses those of the weights (ImageNet's for a file).
     Raises InputError for an unknown network, weights or block, for blocks in the wrong order, and for an invalid size
     or pool.
@@ -63,57 +64,82 @@ class Backbone:
         *,
         weights: str | None,
         image_size: int,
-        last_block: str,
-        frozen: str | None,
+        last_block: str | Sequence[str],
+        frozen: str | Sequence[str] | None,
         pool: int | None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
     ):
         check_name(name)
-        self.name, self.image_size, self.last_block, self.frozen, self.pool = name, image_size, last_block, frozen, pool
+        self.name, self.image_size, self.pool = name, image_size, pool
         text = f"a whole number of pixels, at least 1 and at most {LARGEST:,}"
         Rule(whole(1, LARGEST).holds, text).check("model.image_size", image_size)
         Rule(or_null(whole(1)).holds, f"{whole(1).text}, or null for the whole map").check("model.pool", pool)
         self._net = _build(name)
         self._graph, self._limit = _trace(self._net, name, image_size)
         self.blocks = _blocks(self._net, self._graph)
-        self._check_cut()
-        self.feature_size = self._feature_size()
+        self.used = self._in_order("last_block", last_block)
+        self.last_block = self.used[-1]
+        self.frozen = self._cut(frozen)
+        self.feature_size = sum(map(self._feature_size, self.used))
         self.weights = resolve(name, weights, seed)
         self.mean = _per_channel("mean", self.weights.mean if mean is None else mean)
         self.std = _per_channel("std", self.weights.std if std is None else std)
 
-    def _check_cut(self) -> None:
+    def _in_order(self, key: str, given: str | Sequence[str]) -> list[str]:
+        """The blocks that a key names, one or a list, in the network's order. Raises InputError for anything else."""
+        names = list(given) if _is_list(given) else [given]
+        for name in names:
+            self._check_block(key, name)
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"model.{key}={shown(given)} must be a block, or a list of different blocks")
+        return [name for name in self.blocks if name in names]
+
+    def _cut(self, frozen: str | Sequence[str] | None) -> str | None:
+        """The last block that is not trained. Raises InputError if model.frozen can't be used."""
+        if len(self.used) > 1 or _is_list(frozen):
+            if frozen is None or self._in_order("frozen", frozen) not in (self.used, [self.last_block]):
+                raise InputError(
+                    f"model.frozen={shown(frozen)} must be null or one block, at most model.last_block; where that is "
+                    "a list, no block is trained: leave model.frozen at its default"
+                )
+            return self.last_block
+        if frozen is None:
+            return None
+        self._check_block("frozen", frozen)
         names = list(self.blocks)
-        for key, block in (("last_block", self.last_block), ("frozen", self.frozen)):
-            if block in names or (key == "frozen" and block is None):
-                continue
-            if not names and not self._limit:
-                raise InputError(
-                    f"model.name={self.name} can't be cut: there is no stage after which everything depends on that "
-                    "stage's output alone; use another network"
-                )
-            known_blocks = ", ".join(names) or "none"
-            if self._limit:
-                raise InputError(
-                    f"model.{key}={block} is not a block of {self.name} at model.image_size={self.image_size}; known: "
-                    f"{known_blocks}; later ones fail ({self._limit}): use the size that the network is made for, 224 "
-                    "for most"
-                )
-            raise InputError(f"model.{key}={block} is not a block of {self.name}; known: {known_blocks}")
-        if self.frozen is not None and names.index(self.frozen) > names.index(self.last_block):
+        if names.index(frozen) > names.index(self.last_block):
             raise InputError(
-                f"model.frozen={self.frozen} comes after model.last_block={self.last_block}, the last block that is "
+                f"model.frozen={frozen} comes after model.last_block={self.last_block}, the last block that is "
                 f"used; the order is {', '.join(names)}"
             )
+        return frozen
 
-    def _feature_size(self) -> int:
-        block = self.blocks[self.last_block]
+    def _check_block(self, key: str, block: Any) -> None:
+        names = list(self.blocks)
+        if block in names:
+            return
+        if not names and not self._limit:
+            raise InputError(
+                f"model.name={self.name} can't be cut: there is no stage after which everything depends on that "
+                "stage's output alone; use another network"
+            )
+        known_blocks = ", ".join(names) or "none"
+        if self._limit:
+            raise InputError(
+                f"model.{key}={shown(block)} is not a block of {self.name} at model.image_size={self.image_size}; "
+                f"known: {known_blocks}; later ones fail ({self._limit}): use the size that the network is made for, "
+                "224 for most"
+            )
+        raise InputError(f"model.{key}={shown(block)} is not a block of {self.name}; known: {known_blocks}")
+
+    def _feature_size(self, name: str) -> int:
+        block = self.blocks[name]
         if len(block.shape) == 2 and self.pool is not None:
             if self.pool > 1:
                 raise InputError(
-                    f"model.pool={self.pool} does not fit {self.last_block}'s {block.shape[0]} tokens; use 1, their "
+                    f"model.pool={self.pool} does not fit {name}'s {block.shape[0]} tokens; use 1, their "
                     "mean, or null for all of them"
                 )
             return block.shape[1]
@@ -122,7 +148,7 @@ class Backbone:
             return channels * math.prod(sides)
         if self.pool > min(sides):
             raise InputError(
-                f"model.pool={self.pool} does not fit {self.last_block}'s map of {sides[0]} x {sides[1]} at "
+                f"model.pool={self.pool} does not fit {name}'s map of {sides[0]} x {sides[1]} at "
                 f"model.image_size={self.image_size}; use 1 to {min(sides)}, null for the whole map, or larger images"
             )
         return channels * self.pool**2
@@ -133,7 +159,7 @@ class Backbone:
         return {
             "network": self.name,
             "weights": self.weights.key,
-            "block": self.frozen,
+            "block": "+".join(self.used) if self.frozen == self.last_block else self.frozen,
             "pool": self.pool if self.frozen == self.last_block else None,
             "image_size": self.image_size,
             "mean": self.mean,
@@ -153,10 +179,11 @@ class Backbone:
         Raises InputError if the weights cannot be read or belong to another network.
         """
         assert self.frozen is not None
-        block = self.blocks[self.frozen]
-        [layers] = self._loaded([self._part(None, block.node)])
-        pool = [Pool(self.pool, block.channels_last)] if self.frozen == self.last_block else []
         preprocess = Preprocess(self.image_size, self.mean, self.std, dtype)
+        used = self.used if self.frozen == self.last_block else [self.frozen]
+        [layers] = self._loaded([self._part(None, *(self.blocks[name].node for name in used))])
+        pools = [Pool(self.pool, self.blocks[name].channels_last) for name in used]
+        pool = [] if self.frozen != self.last_block else pools if len(used) == 1 else [JoinedPools(pools)]
         return nn.Sequential(preprocess, layers.to(dtype), *pool).eval().requires_grad_(False)
 
     def trained_part(self) -> Blocks | None:
@@ -205,8 +232,11 @@ class Backbone:
             image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
             self._part(None, self.blocks[self.last_block].node)(image)
 
-    def _part(self, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-        """The network after `start` (None: from the images) up to and including `end`, on the meta device."""
+    def _part(self, start: fx.Node | None, *ends: fx.Node) -> fx.GraphModule:
+        """The network after `start` (None: from the images) up to the last of `ends`, on the meta device.
+
+        Its output is that of the end; a tuple for several, which are in order.
+        """
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         inside = False
@@ -215,9 +245,10 @@ class Backbone:
                 copies[node], inside = graph.placeholder("x"), True
             elif inside:
                 copies[node] = graph.node_copy(node, lambda n: copies[n])
-            if node is end:
+            if node is ends[-1]:
                 break
-        graph.output(copies[end])
+        outputs = tuple(copies[end] for end in ends)
+        graph.output(outputs if len(outputs) > 1 else outputs[0])
         return fx.GraphModule(self._net, graph)
 
     def _loaded(self, parts: Sequence[nn.Module]) -> list[nn.Module]:
@@ -249,6 +280,10 @@ class Backbone:
                 owner, _, attribute = name.rpartition(".")
                 setattr(part.get_submodule(owner), attribute, buffers[name].clone())
         return parts
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _per_channel(key: str, values: Sequence[float]) -> tuple[float, ...]:

@@ -50,6 +50,22 @@ class Pool(nn.Module):
         return x.flatten(1)
 
 
+class JoinedPools(nn.Module):
+    """The outputs of several blocks -> [B, F], joined. Each image's features of a block are normalised on their own.
+
+    Normalised to mean 0 and variance 1, as in a head. Otherwise the block with the largest activations would count most.
+    """
+
+    def __init__(self, pools: Sequence[Pool]):
+        super().__init__()
+        self.pools = nn.ModuleList(pools)
+
+    def forward(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One tensor a block, each as Pool takes it -> [B, F] in their dtype."""
+        features = [pool(x).float() for pool, x in zip(self.pools, outputs, strict=True)]
+        return torch.cat([F.layer_norm(x, x.shape[1:]) for x in features], 1).to(outputs[0].dtype)
+
+
 def average_pool(x: torch.Tensor, k: int) -> torch.Tensor:
     """Average maps [B, C, H, W] to [B, C, k, k] as F.adaptive_avg_pool2d does, but with a deterministic gradient.
 
