@@ -247,7 +247,9 @@ def test_features_of_several_blocks_are_normalised_and_joined(images, name):
 
 
 def test_a_bank_of_several_blocks_is_another_one():
-    one, list_of_one, both = (vgg16(last_block=b, frozen=b, pool=1) for b in ("block2", ["block2"], ["block1", "block2"]))
+    one, list_of_one, both = (
+        vgg16(last_block=b, frozen=b, pool=1) for b in ("block2", ["block2"], ["block1", "block2"])
+    )
     assert one.key == list_of_one.key
     assert both.key == one.key | {"block": "block1+block2"}
     assert vgg16(last_block=["block2", "block1"], frozen=["block2", "block1"], pool=1).key == both.key

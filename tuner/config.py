@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError, earlier, targets, yaml_file
+from tuner.files import replacing
 from tuner.rules import (
     BELOW_ONE,
     COUNT,
@@ -103,7 +104,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`model`; its values are checked by tuner.networks.backbone."""
+    """`model`; its values are checked by tuner.networks.backbone, or chosen by tuner.training.model_choice."""
 
     name: Any
     weights: Any
@@ -113,6 +114,7 @@ class ModelConfig:
     pool: Any
     mean: Any = None
     std: Any = None
+    budget: Any = "60s"
     head: HeadConfig = HeadConfig()
 
 
@@ -382,6 +384,17 @@ def _applied(raw: Any, resolved: Any) -> Any:
     if isinstance(raw, str) and REFERENCE.fullmatch(raw):
         return raw
     return resolved.replace("${", r"\${") if isinstance(resolved, str) else resolved  # ${ is literal text here
+
+
+def record_values(folder: Path, values: Mapping[str, Any]) -> None:
+    """Set values in the applied config of a run, if it is written: dotted key -> what a run has chosen itself."""
+    path = folder / "conf" / "config.yaml"
+    if path.is_file():
+        config = OmegaConf.create(yaml_file.mapping(path))
+        for key, value in values.items():
+            OmegaConf.update(config, key, value)
+        with replacing(path) as file:
+            file.write(OmegaConf.to_yaml(config).encode())
 
 
 def config_options(hydra: Mapping[str, Any]) -> list[str]:

@@ -76,6 +76,28 @@ COUNT = whole(1, 10**6)
 BELOW_ONE = number(lambda v: 0 <= v < 1, "at least 0 and less than 1")
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(duration: float | str) -> float:
+    """A duration in seconds: a number, or text such as 60s, 10m or 1.5h. Raises ValueError for anything else."""
+    if isinstance(duration, str) and duration[-1:] in UNITS:
+        return as_number(duration[:-1]) * UNITS[duration[-1]]
+    if not is_number(duration):
+        raise ValueError(f"{duration!r} is not a duration")
+    return float(duration)
+
+
+def _is_duration(value: Any) -> bool:
+    try:
+        return 0 < seconds(value) <= sys.float_info.max
+    except ValueError:
+        return False
+
+
+DURATION = Rule(_is_duration, "a time above 0, in seconds or as 60s, 10m or 2h")
+
+
 def _is_folder_name(value: Any) -> bool:
     if not isinstance(value, str) or not re.fullmatch(
         r"[^./\\\x00-\x1f\x7f\ud800-\udfff][^/\\\x00-\x1f\x7f\ud800-\udfff]*", value

@@ -9,24 +9,26 @@ import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from tuner import InputError, output
-from tuner.config import RunConfig
+from tuner.config import RunConfig, record_values
 from tuner.data import summary
 from tuner.device import describe
 from tuner.files import disk_error
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.trackers import open_tracker
 from tuner.sweep.trial import RunningTrial, TrialPruned
+from tuner.training import model_choice
 from tuner.training.checkpoint import with_checkpoints
 from tuner.training.fit import DivergedError
 from tuner.training.initial import with_initial_weights
-from tuner.training.results import draw_data, features, is_on, write_results
+from tuner.training.results import draw_choice, draw_data, features, is_on, write_results
 from tuner.training.setup import Setup, setup_of
 from tuner.training.spec import Fitted, Metrics, Spec, head_of, spec_of
 from tuner.training.together import fit_all
@@ -87,7 +89,16 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     study, storage = (trial.study, trial.storage) if trial else (None, None)
     run.result |= {"seed": config.seed, "study": study, "trial": number, "storage": storage}
     run.tracker = open_tracker(config, run.folder, study or (config.study if in_sweep else None), number)
+    name = model_choice.name_of(config)
+    if trial and model_choice.is_auto(config.model) and (chosen := trial.chosen(name)):
+        config = with_choice(config, run, chosen)
     setup = setup_of(config, shared=in_sweep)
+    if model_choice.is_auto(config.model) and setup.choice:
+        chosen = {f"model.{key}": value for key, value in setup.choice.chosen.values.items()}
+        config = with_choice(config, run, chosen)
+        run.result["model_choice"] = setup.choice.as_json()
+        if trial:
+            trial.choose(name, chosen)
     if trial:
         trial.check_images(config.plain["data"], setup.data.hashes)
     describe_setup(config, run, setup, in_sweep)
@@ -99,11 +110,22 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     specs = [spec if spec.resume else with_initial_weights(config, setup, spec) for spec in specs]
     if is_on(config.plots, in_sweep and not config.final.epochs):
         draw_data(run, setup)
+        if setup.choice:
+            draw_choice(run, setup.choice)
     epochs = config.final.epochs or config.epochs
     bar = tqdm(total=epochs, desc="training", unit="epoch", disable=in_sweep or None)
     if resume := specs[0].resume:
         bar.update(resume["fitted"]["epochs"])
     return Prepared(config, run, trial, setup, specs, bar, in_sweep)
+
+
+def with_choice(config: RunConfig, run: Run, chosen: Mapping[str, Any]) -> RunConfig:
+    """The config with what was chosen in place of `auto`, in the run folder, too.   chosen: config keys, values."""
+    record_values(run.folder, chosen)
+    values = {key.removeprefix("model."): value for key, value in chosen.items()}
+    model = model_choice.applied(config.model, values)
+    own = {**config.plain["model"], **values, "frozen": model.frozen}
+    return replace(config, model=model, plain={**config.plain, "model": own})
 
 
 def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:

@@ -82,7 +82,7 @@ class Backbone:
         self.used = self._in_order("last_block", last_block)
         self.last_block = self.used[-1]
         self.frozen = self._cut(frozen)
-        self.feature_size = sum(map(self._feature_size, self.used))
+        self.feature_size = sum(self.size_of(block, pool) for block in self.used)
         self.weights = resolve(name, weights, seed)
         self.mean = _per_channel("mean", self.weights.mean if mean is None else mean)
         self.std = _per_channel("std", self.weights.std if std is None else std)
@@ -134,24 +134,25 @@ class Backbone:
             )
         raise InputError(f"model.{key}={shown(block)} is not a block of {self.name}; known: {known_blocks}")
 
-    def _feature_size(self, name: str) -> int:
+    def size_of(self, name: str, pool: int | None) -> int:
+        """The number of features of a block. Raises InputError if the pool does not fit its output."""
         block = self.blocks[name]
-        if len(block.shape) == 2 and self.pool is not None:
-            if self.pool > 1:
+        if len(block.shape) == 2 and pool is not None:
+            if pool > 1:
                 raise InputError(
-                    f"model.pool={self.pool} does not fit {name}'s {block.shape[0]} tokens; use 1, their "
+                    f"model.pool={pool} does not fit {name}'s {block.shape[0]} tokens; use 1, their "
                     "mean, or null for all of them"
                 )
             return block.shape[1]
         channels, *sides = (block.shape[-1], *block.shape[:-1]) if block.channels_last else block.shape
-        if self.pool is None or not sides:
+        if pool is None or not sides:
             return channels * math.prod(sides)
-        if self.pool > min(sides):
+        if pool > min(sides):
             raise InputError(
-                f"model.pool={self.pool} does not fit {name}'s map of {sides[0]} x {sides[1]} at "
+                f"model.pool={pool} does not fit {name}'s map of {sides[0]} x {sides[1]} at "
                 f"model.image_size={self.image_size}; use 1 to {min(sides)}, null for the whole map, or larger images"
             )
-        return channels * self.pool**2
+        return channels * pool**2
 
     @property
     def key(self) -> dict[str, Any]:
@@ -206,10 +207,10 @@ class Backbone:
         start = None if self.frozen is None else self.blocks[self.frozen].node
         return sum(p.numel() for p in self._part(start, self.blocks[self.last_block].node).parameters())
 
-    def macs(self) -> int:
-        """Multiply-adds per image, up to last_block."""
+    def macs(self, block: str | None = None) -> int:
+        """Multiply-adds per image, up to a block; None: up to last_block."""
         with FlopCounterMode(display=False) as counter:
-            self._run_on_meta()
+            self._run_on_meta(block or self.last_block)
         return int(counter.get_total_flops()) // 2
 
     def batch_size(self, device: torch.device) -> int:
@@ -221,16 +222,16 @@ class Backbone:
 
         layers = [layer for layer in self._net.modules() if not any(True for _ in layer.children())]
         hooks = [layer.register_forward_hook(note) for layer in layers]
-        self._run_on_meta()
+        self._run_on_meta(self.last_block)
         for hook in hooks:
             hook.remove()
         return batch_size(device, max(sizes))
 
-    def _run_on_meta(self) -> None:
-        """Run one image up to last_block on the meta device, which computes only shapes."""
+    def _run_on_meta(self, block: str) -> None:
+        """Run one image up to a block on the meta device, which computes only shapes."""
         with torch.no_grad():
             image = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
-            self._part(None, self.blocks[self.last_block].node)(image)
+            self._part(None, self.blocks[block].node)(image)
 
     def _part(self, start: fx.Node | None, *ends: fx.Node) -> fx.GraphModule:
         """The network after `start` (None: from the images) up to the last of `ends`, on the meta device.
@@ -280,6 +281,20 @@ class Backbone:
                 owner, _, attribute = name.rpartition(".")
                 setattr(part.get_submodule(owner), attribute, buffers[name].clone())
         return parts
+
+
+def block_shapes(name: str, image_size: int) -> dict[str, tuple[int, ...]]:
+    """The blocks of a network in order, and the shape of their output for an image: [C, H, W], [tokens, C] or [C].
+
+    Raises InputError for an unknown network, and for one that can't be cut.
+    """
+    check_name(name)
+    net = _build(name)
+    blocks = _blocks(net, _trace(net, name, image_size)[0])
+    return {
+        name: (block.shape[-1], *block.shape[:-1]) if block.channels_last else block.shape
+        for name, block in blocks.items()
+    }
 
 
 def _is_list(value: Any) -> bool:

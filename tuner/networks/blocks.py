@@ -51,9 +51,9 @@ class Pool(nn.Module):
 
 
 class JoinedPools(nn.Module):
-    """The outputs of several blocks -> [B, F], joined. Each image's features of a block are normalised on their own.
+    """The outputs of several blocks -> [B, F], joined. Those of each block are normalised on their own.
 
-    Normalised to mean 0 and variance 1, as in a head. Otherwise the block with the largest activations would count most.
+    As in a head: to mean 0 and variance 1 for each image. Else the block with the largest activations would count most.
     """
 
     def __init__(self, pools: Sequence[Pool]):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 from tuner import InputError
 from tuner.networks import efficientnet_lite
@@ -73,6 +74,18 @@ def resolve(network: str, spec: str | None, seed: int) -> Weights:
         # torchvision's file names contain the start of the content's sha256
         return Weights(spec, enum.url.rsplit("/", 1)[-1], preset.mean, preset.std, lambda: _download(enum))
     return _file(network, spec, [*(["bundled"] if network == "vgg16" else []), *published.__members__])
+
+
+def at_hand() -> list[tuple[str, str]]:
+    """(network, weights) that need no download: the bundled ones, and torchvision's that were downloaded before."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    found = [(network, "bundled") for network in BUNDLES]
+    for network in list_models(module=torchvision.models):
+        for weights in reversed([*get_model_weights(network)]):  # the newest last
+            if network not in BUNDLES and (folder / weights.url.rsplit("/", 1)[-1]).is_file():
+                found.append((network, weights.name))
+                break
+    return found
 
 
 def _of_own(network: str, spec: str) -> Weights:

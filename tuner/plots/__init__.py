@@ -5,6 +5,7 @@ Nothing here touches pyplot, a backend or rcParams, so figures can be drawn in t
 
 from tuner.plots.compare import bars, curves
 from tuner.plots.data import images
+from tuner.plots.model_choice import model_choice
 from tuner.plots.pareto import pareto_front
 from tuner.plots.run import accuracy, confusion_matrix, examples, loss, per_class, train_vs_test
 from tuner.plots.space import Parameter
@@ -31,6 +32,7 @@ __all__ = [
     "importances",
     "intermediate_values",
     "loss",
+    "model_choice",
     "parallel_coordinates",
     "pareto_front",
     "per_class",

@@ -18,6 +18,7 @@ from tuner.rules import is_number
 from tuner.runs import result
 from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
+from tuner.sweep.settings import CHOSEN
 from tuner.sweep.study_folder import direction_names
 
 RESULTS = "optimization_results.yaml"
@@ -41,6 +42,8 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
     if best is not None and (tested := final_result(folder, best.number)):
         results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
+    if chosen := [value for key, value in study.user_attrs.items() if key.startswith(CHOSEN)]:
+        results["chosen"] = chosen
     results["trials"] = {state.lower(): n for state, n in Counter(map(ranking.state, trials)).items()}
     results |= {
         "study": study.study_name,
@@ -127,6 +130,9 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         pruned = set(results["trials"]) == {"pruned"}
         advice = "all were pruned: loosen hydra.sweeper.pruner" if pruned else "the errors are in trials.csv"
         lines.append(f"no trial was completed; {advice}")
+    for values in results.get("chosen", ()):
+        text = " ".join(f"{key}={value}" for key, value in values.items())
+        lines += [f"chosen for all trials: {text}"]
     if tested := results.get("final"):
         best_folder = shlex.quote(str(folder / "best"))
         lines.append(f"on train + validation, {describe_test(tested, 'test accuracy ')}")

@@ -16,6 +16,7 @@ from tuner import InputError
 log = logging.getLogger("tuner.sweep")
 SETTINGS = "settings"  # attribute of a study: what settings_of() gave when it was started
 IMAGES = "images:"  # attributes of a study: for each config of its data, the hashes of the splits
+CHOSEN = "chosen:"  # attributes of a study: config keys and values that a trial chose for all trials
 MIXED = "mixed"  # attribute of a trial: how it differs from its study
 
 

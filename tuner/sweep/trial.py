@@ -64,6 +64,15 @@ class RunningTrial:
                 )
             self.trial.set_user_attr(settings.MIXED, f"other images ({splits})")
 
+    def chosen(self, name: str) -> dict[str, Any] | None:
+        """What a trial of the study chose under this name: config keys and values. None if none did."""
+        return self.trial.study.user_attrs.get(settings.CHOSEN + name) if self.trial else None
+
+    def choose(self, name: str, values: Mapping[str, Any]) -> None:
+        """Give all trials of the study these config keys and values, under a name."""
+        if self.trial:
+            self.trial.study.set_user_attr(settings.CHOSEN + name, dict(values))
+
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value of the objective, once a step.
 

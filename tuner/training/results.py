@@ -19,6 +19,7 @@ from tuner.runs import calibration
 from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report
 from tuner.runs.run import Run
+from tuner.training.model_choice import Choice
 from tuner.training.setup import Setup
 from tuner.training.spec import Fitted, Spec
 from tuner.training.together import TrainedHead, trained_head
@@ -102,6 +103,12 @@ def draw_data(run: Run, setup: Setup) -> None:
         note += f" The data set has them in {h} x {w} pixels (data.fit: {data.fit})."
     note += " Mixup and cutmix are not shown." * setup.augment.mixes
     run.save_plot("data", plots.images(images.permute(0, 2, 3, 1), labels, marks, title, note))  # [N, H, W, C]
+
+
+def draw_choice(run: Run, choice: Choice) -> None:
+    """plots/model.png: what model=auto chose from."""
+    rows = [vars(candidate) | {"name": candidate.name} for candidate in choice.candidates]
+    run.save_plot("model", plots.model_choice(rows, choice.images))
 
 
 def features(run: Run, setup: Setup, name: str) -> torch.Tensor:

@@ -20,6 +20,7 @@ from tuner.device import choose_device, choose_precision
 from tuner.networks.backbone import Backbone
 from tuner.networks.blocks import Preprocess
 from tuner.training.heads import Head
+from tuner.training.model_choice import Choice, applied, choose, is_auto
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Setup:
     augment: Augment
     views: int
     test_views: int
+    choice: Choice | None = None  # if the config leaves the network, its cut or its input size to us
 
     @cached_property
     def x(self) -> torch.Tensor:
@@ -113,34 +115,42 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     shared: runs of this process whose configs agree in all of that share one setup.
     Raises InputError if something cannot be used.
     """
-    model = replace(config.model, head=ModelConfig.head)
-    key = repr(
-        (model, config.data, config.augment, config.seed, config.device, config.precision, config.cache_dir),
-    )
+    key = _key(config)
     if shared and key in _in_use:
         return _in_use[key]
     _latest.clear()
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    backbone = backbone_of(config)
-    augment = config.augment.build()
-    _check_views(augment, config.data.views, config.data.test_views, backbone)
+    augment, views, choice = config.augment.build(), (config.data.views, config.data.test_views), None
+    if not is_auto(config.model):  # mistakes are reported before the images are read
+        backbone = backbone_of(config)
+        _check_views(augment, *views, backbone)
     data = exclusion.load(config.data)
     for line in summary.lines(data):
         log.info("%s", line)
-    setup = Setup(
-        device, precision, backbone, data, config.cache_folder, augment, config.data.views, config.data.test_views
-    )
+    if is_auto(config.model):
+        options = {"seed": config.seed, "cache_dir": config.cache_folder, "device": device, "dtype": precision}
+        choice = choose(config.model, data, **options)
+        config = replace(config, model=applied(config.model, choice.chosen.values))
+        backbone = backbone_of(config)
+        _check_views(augment, *views, backbone)
+    setup = Setup(device, precision, backbone, data, config.cache_folder, augment, *views, choice)
     if shared:
-        _in_use[key] = setup
+        _in_use[key] = _in_use[_key(config)] = setup  # with what was chosen in place of auto, too
         _latest.append(setup)
     return setup
+
+
+def _key(config: RunConfig) -> str:
+    """What a setup depends on."""
+    model = replace(config.model, head=ModelConfig.head)
+    return repr((model, config.data, config.augment, config.seed, config.device, config.precision, config.cache_dir))
 
 
 def backbone_of(config: RunConfig) -> Backbone:
     """The cut network. Its weights are located but not read."""
     model = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
-    del model["head"]
+    del model["head"], model["budget"]
     with argument_errors("model"):
         return Backbone(**model, seed=config.seed)
 
