@@ -240,3 +240,37 @@ def test_durations():
     assert [seconds(value) for value in (5, 0.5, "60s", "10m", "1.5h")] == [5, 0.5, 60, 600, 5400]
     for wrong in ("", "s", "5", "-1s", "1d", "nans", "infs", None, True, [], 0, "1e400h"):
         assert not DURATION.holds(wrong)
+
+
+# A search that judges cuts before their features are computed
+
+
+SCREENED = ("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "study=s", "final.seeds=0", "+model.screen=true")
+TINY_DATA = ("data=synthetic", "data.n=120", "epochs=1", "batch_size=32", "model=tiny")
+
+
+def test_a_cut_that_the_pruner_ends_costs_no_bank(command, monkeypatch):
+    monkeypatch.setenv("TUNER_CACHE", str(Path("cache").absolute()))
+    pruner = ("hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.lower=2")
+    _, output = command(*SCREENED, *TINY_DATA, *pruner)
+    assert "all were pruned" in output
+    ends = [result(path.parent) for path in Path("multirun/s").glob("*/result.json")]
+    assert [end["status"] for end in ends] == ["pruned", "pruned"]
+    assert all(end["epochs"] == 0 and "seconds_features" not in end for end in ends)
+
+
+def test_a_cut_whose_features_would_take_too_long_is_pruned(command):
+    _, output = command(*SCREENED, *TINY_DATA, "+model.budget=1e-6s", "model.image_size=40")
+    assert "all were pruned" in output
+    log = Path("multirun/s/0/train.log").read_text()
+    assert "the features of all images would take" in log
+    assert "more than model.budget=1e-6s" in log
+
+
+def test_a_screened_search_reports_the_score_as_step_0(command):
+    code, output = command(*SCREENED, *TINY_DATA)
+    assert code == 0, output
+    import optuna
+
+    study = optuna.load_study(study_name="s", storage="sqlite:///multirun/optuna.db")
+    assert all(sorted(trial.intermediate_values) == [0, 1] for trial in study.trials)

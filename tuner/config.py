@@ -23,6 +23,7 @@ from tuner.files import replacing
 from tuner.rules import (
     BELOW_ONE,
     COUNT,
+    DURATION,
     FOLDER_NAME,
     NOT_NEGATIVE,
     POSITIVE,
@@ -114,8 +115,12 @@ class ModelConfig:
     pool: Any
     mean: Any = None
     std: Any = None
-    budget: Any = "60s"
+    budget: Annotated[float | str, DURATION] = "60s"
+    screen: Annotated[bool, one_of(True, False)] = False
     head: HeadConfig = HeadConfig()
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tuner import InputError, output
+from tuner import InputError, output, rules
 from tuner.config import RunConfig, record_values
 from tuner.data import summary
 from tuner.device import describe
@@ -104,6 +104,8 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     describe_setup(config, run, setup, in_sweep)
     run.result |= setup.cost(head)
     specs = retraining_specs(config, run, setup) if config.final.epochs else training_specs(config, run, setup)
+    if config.model.screen and trial and not config.final.epochs:
+        screen(config, setup, trial)
     features(run, setup, "x")
     if not (in_sweep or config.final.epochs):
         specs = [with_checkpoints(spec, run, config, setup.data.hashes) for spec in specs]
@@ -117,6 +119,21 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     if resume := specs[0].resume:
         bar.update(resume["fitted"]["epochs"])
     return Prepared(config, run, trial, setup, specs, bar, in_sweep)
+
+
+def screen(config: RunConfig, setup: Setup, trial: RunningTrial) -> None:
+    """Judge the cut of a trial before the features of all images are computed.
+
+    Its closed-form score on a sample is reported as step 0. Raises TrialPruned if the pruner ends the trial, or if the
+    features would take more than model.budget.
+    """
+    whole = setup if setup.trains_heads_alone else setup.frozen_whole()
+    options = {"cache_dir": setup.cache, "device": setup.device, "dtype": setup.precision}
+    seconds = model_choice.predicted_seconds(whole.backbone, setup.data, **options)
+    if seconds > rules.seconds(config.model.budget):
+        budget = config.model.budget
+        trial.prune(f"pruned: the features of all images would take {seconds:,.0f} s, more than model.budget={budget}")
+    trial.report(model_choice.score(whole.backbone, setup.data, seed=config.seed, **options), 0)
 
 
 def with_choice(config: RunConfig, run: Run, chosen: Mapping[str, Any]) -> RunConfig:
@@ -242,8 +259,10 @@ def record_end(run: Run, error: BaseException) -> None:
     if run.resumes and isinstance(error, InputError):
         run.leave()
     elif isinstance(error, TrialPruned):
-        last = run.metrics().iloc[-1]
-        run.finish("pruned", epochs=int(last.epoch), val_accuracy=last.val_accuracy, val_loss=last.val_loss)
+        epochs = run.metrics()
+        names = ("val_accuracy", "val_loss")
+        last = {name: None if epochs.empty else float(epochs[name].iloc[-1]) for name in names}
+        run.finish("pruned", epochs=len(epochs), **last)
         run.log.info("%s", error)
     else:
         run.finish("failed", error=f"{type(error).__name__}: {error}")

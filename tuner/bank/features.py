@@ -19,6 +19,7 @@ from safetensors import safe_open
 from tuner import cache_files
 from tuner.bank.extraction import extract
 from tuner.cache_files import format_bytes
+from tuner.data import Samples
 from tuner.data import digests as digests_of
 from tuner.data.augmentation import Augment
 from tuner.data.augmentation import views as views_of
@@ -51,6 +52,13 @@ def bank(
     Raises InputError if `cache_dir` cannot be written or has not enough free space.
     """
     return _bank(*_key(images, digests, backbone, cache_dir, device, dtype), images, backbone, device, dtype)
+
+
+def is_cached(
+    samples: Samples, backbone: Backbone, *, cache_dir: Path, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether a file with the features of these images exists. It may be damaged."""
+    return _key(samples.images, samples.digests, backbone, cache_dir, device, dtype)[0].exists()
 
 
 def bank_on_device(

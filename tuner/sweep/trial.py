@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import optuna
 from omegaconf import DictConfig
@@ -89,8 +89,13 @@ class RunningTrial:
             self.lost = True
             return
         if prune:
+            self.prune(f"pruned at step {step} with {value:.6g}")
+
+    def prune(self, reason: str) -> NoReturn:
+        """End the trial. Raises TrialPruned."""
+        if self.trial:
             set_outcome(self.trial, Outcome("PRUNED"))  # a kill from here on does not run it again
-            raise TrialPruned(f"pruned at step {step} with {value:.6g}")
+        raise TrialPruned(reason)
 
 
 # For report() alone: programs in which Hydra calls the task function with a config and nothing else.

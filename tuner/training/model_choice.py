@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from tuner import InputError
+from tuner.bank import features
 from tuner.bank.ridge import leave_one_out
 from tuner.config import ModelConfig, RunConfig, argument_errors
 from tuner.data import Data
@@ -29,7 +30,7 @@ from tuner.files import replacing
 from tuner.networks.backbone import Backbone, block_shapes
 from tuner.networks.blocks import Pool
 from tuner.networks.weights import at_hand
-from tuner.rules import DURATION, seconds
+from tuner.rules import seconds
 
 log = logging.getLogger("tuner.train")
 AUTO = "auto"
@@ -42,7 +43,11 @@ FEWEST, MOST = 200, 600  # images of the sample
 SHARE = 6  # the first pass may take a sixth of the budget
 WARM_UP, TIMED = 4, 32  # images
 SHOWN = 8  # candidates in the log
+SCREENED = 400  # images of the sample on which a search judges a cut
 FORMAT = 1  # raise it if the same inputs would give another choice
+
+
+_speed: dict[tuple[Any, ...], float] = {}  # network, size, device -> multiply-adds per second, as measured
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,6 @@ def choose(
     dtype: of the features.   seed: of the sample and of random weights.
     Raises InputError if the fixed values leave nothing to choose from.
     """
-    DURATION.check("model.budget", model.budget)
     networks = list(_networks(model))
     key = {
         "format": FORMAT,
@@ -265,6 +269,31 @@ def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: i
     return _Pass(backbone, weights, backbone.used, groups)
 
 
+def predicted_seconds(
+    backbone: Backbone, data: Data, *, cache_dir: Path, device: torch.device, dtype: torch.dtype
+) -> float:
+    """The time for the features of all images up to model.frozen; 0 for those that are cached."""
+    options = {"cache_dir": cache_dir, "device": device, "dtype": dtype}
+    count = sum(len(part) for part in (data.pool, data.test) if not features.is_cached(part, backbone, **options))
+    if not count:
+        return 0.0
+    name = (backbone.name, backbone.weights.key, backbone.image_size, device, dtype)
+    if name not in _speed:
+        one = _Pass(backbone, None, backbone.used, [backbone.used])
+        _speed[name] = one.macs / _seconds_per_image(one, data, device, dtype)
+    return count * backbone.macs() / _speed[name]
+
+
+def score(
+    backbone: Backbone, data: Data, *, seed: int, cache_dir: Path, device: torch.device, dtype: torch.dtype
+) -> float:
+    """The leave-one-out accuracy of ridge regression on a sample of the training images, for one cut."""
+    samples = data.pool.rows(sample(data, SCREENED, seed))
+    x = features.bank(samples.images, backbone, cache_dir=cache_dir, device=device, dtype=dtype).float().flatten(1)
+    x = F.layer_norm(x, x.shape[1:])
+    return float((leave_one_out(x @ x.T, samples.labels, len(data.classes)) == samples.labels).double().mean())
+
+
 def _choose(
     model: ModelConfig,
     networks: Sequence[tuple[str, str | None]],
@@ -356,12 +385,12 @@ def _grams(
             maps = network(send(batch, device))
             maps = dict(zip(one.blocks, maps if isinstance(maps, tuple) else (maps,), strict=True))
             for name, k in ways:
-                features = Pool(k, one.backbone.blocks[name].channels_last)(maps[name]).float()
-                parts.setdefault((name, k), []).append(F.layer_norm(features, features.shape[1:]).cpu())
+                x = Pool(k, one.backbone.blocks[name].channels_last)(maps[name]).float()
+                parts.setdefault((name, k), []).append(F.layer_norm(x, x.shape[1:]).cpu())
 
     for _ in Batches(one.backbone.batch_size(device), device)(run, images):
         pass
-    return {way: (features := torch.cat(parts[way])) @ features.T for way in ways}
+    return {way: (x := torch.cat(parts[way])) @ x.T for way in ways}
 
 
 def _size(backbone: Backbone, block: str, pool: int | None) -> int:
@@ -385,8 +414,8 @@ def _candidates(
         for k in dict.fromkeys(k for _, k in grams):
             if not all((block, k) in grams for block in blocks):
                 continue
-            features = sum(one.backbone.size_of(block, k) for block in blocks)
-            if features > FEATURES:
+            size = sum(one.backbone.size_of(block, k) for block in blocks)
+            if size > FEATURES:
                 continue
             macs = one.backbone.macs(blocks[-1])
             values = {
@@ -398,7 +427,7 @@ def _candidates(
             }
             predicted = round(all_seconds * macs / one.macs, 1)
             gram = torch.stack([grams[block, k] for block in blocks]).sum(0)
-            yield Candidate(values, features, round(macs / 1e9, 4), 0.0, 0.0, predicted), gram
+            yield Candidate(values, size, round(macs / 1e9, 4), 0.0, 0.0, predicted), gram
 
 
 def _ranked(scored: Sequence[tuple[Candidate, torch.Tensor]], budget: float) -> list[Candidate]:

@@ -150,7 +150,7 @@ def _key(config: RunConfig) -> str:
 def backbone_of(config: RunConfig) -> Backbone:
     """The cut network. Its weights are located but not read."""
     model = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
-    del model["head"], model["budget"]
+    del model["head"], model["budget"], model["screen"]
     with argument_errors("model"):
         return Backbone(**model, seed=config.seed)
 
