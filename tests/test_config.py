@@ -67,7 +67,7 @@ def test_keys_of_a_target_are_apart_from_the_others():
         ({"warm_start": "run", "head_first": 1, "model.frozen": None}, "warm_start=run brings a trained head: leave"),
         ({"head_first": 1}, "head_first=1 is for blocks that are trained: set model.frozen below model.last_block"),
         ({"model": None}, "model=None must be a group of keys"),
-        ({"model.colour": "red"}, "model.colour is not a key of the config; the keys are frozen, head, image_size, "),
+        ({"model.colour": "red"}, "model.colour is not a key of the config; the keys are budget, frozen, head, "),
         ({"model.head.deep": 1}, "model.head.deep is not a key of the config; the keys are depth, dropout, width"),
         ({"model.features": "block1"}, "model.features is now called model.last_block"),
         ({"data.path": "???"}, "data.path has no default; give it, as in data.path=VALUE"),
