@@ -6,13 +6,13 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
 
 from tuner import InputError
 from tuner.bank.features import bank_on_device, to_device_if_it_fits
+from tuner.cache_files import Cache
 from tuner.config import ModelConfig, RunConfig, argument_errors
 from tuner.data import Data, Samples, exclusion, summary
 from tuner.data.augmentation import Augment
@@ -36,7 +36,7 @@ class Setup:
     precision: torch.dtype
     backbone: Backbone
     data: Data
-    cache: Path
+    cache: Cache
     augment: Augment
     views: int
     test_views: int
@@ -93,7 +93,7 @@ class Setup:
         return bank_on_device(
             samples.images,
             self.backbone,
-            cache_dir=self.cache,
+            cache=self.cache,
             device=self.device,
             dtype=self.precision,
             augment=self.augment,
@@ -115,7 +115,7 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     """
     model = replace(config.model, head=ModelConfig.head)
     key = repr(
-        (model, config.data, config.augment, config.seed, config.device, config.precision, config.cache_dir),
+        (model, config.data, config.augment, config.seed, config.device, config.precision, config.cache),
     )
     if shared and key in _in_use:
         return _in_use[key]
@@ -128,9 +128,7 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     data = exclusion.load(config.data)
     for line in summary.lines(data):
         log.info("%s", line)
-    setup = Setup(
-        device, precision, backbone, data, config.cache_folder, augment, config.data.views, config.data.test_views
-    )
+    setup = Setup(device, precision, backbone, data, config.cache, augment, config.data.views, config.data.test_views)
     if shared:
         _in_use[key] = setup
         _latest.append(setup)
