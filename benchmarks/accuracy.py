@@ -67,7 +67,7 @@ def main() -> None:
 
 def on_official_test(run: Path, config: RunConfig) -> float:
     """Accuracy of a run's model on the 10,000 test images of Fashion-MNIST."""
-    test = fashion_mnist.load(config.cache_folder / "fashion_mnist").test
+    test = fashion_mnist.load(config.cache.folder / "fashion_mnist").test
     predicted = tuner.load(run, device=config.device).predict(test.images).argmax(1)
     return float((predicted == test.labels).double().mean())
 

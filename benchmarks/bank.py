@@ -24,6 +24,7 @@ from torch import nn
 from torchvision.models import vgg16
 
 from tuner.bank import features
+from tuner.cache_files import Cache
 from tuner.config import CONF
 from tuner.data import fmnist_small
 from tuner.device import choose_device, choose_precision, is_cpu, wait
@@ -89,7 +90,7 @@ def extraction(
 
     def through_bank() -> torch.Tensor:
         with tempfile.TemporaryDirectory() as folder:
-            return features.bank(images, backbone, cache_dir=Path(folder), device=device, dtype=dtype).clone()
+            return features.bank(images, backbone, cache=Cache(Path(folder)), device=device, dtype=dtype).clone()
 
     def rate(run: Callable[[], object]) -> Callable[[], float]:
         def timed() -> float:

@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tuner.bank import features
+from tuner.cache_files import Cache
 from tuner.config import CONF
 from tuner.data import Samples, fmnist_small
 from tuner.device import choose_device, choose_precision, is_cpu
@@ -109,9 +110,8 @@ def compare(backbone: Backbone, images: torch.Tensor, device: torch.device, repe
         dtype = choose_precision(name, device)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            maps = (
-                features.bank(images, backbone, cache_dir=Path(folder), device=device, dtype=dtype).clone().to(device)
-            )
+            cached = features.bank(images, backbone, cache=Cache(Path(folder)), device=device, dtype=dtype)
+            maps = cached.clone().to(device)
             filling = time.perf_counter() - start
         losses: dict[str, list[float]] = {}
 

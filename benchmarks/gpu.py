@@ -50,6 +50,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tuner.bank import features
+from tuner.cache_files import Cache
 from tuner.config import CONF, parse
 from tuner.data import digests, fashion_mnist, fmnist_small
 from tuner.device import choose_device, choose_precision, is_cpu, repeatable, wait
@@ -373,8 +374,8 @@ def extraction(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         batch, flops = backbone.batch_size(device), 2 * backbone.macs()
 
         def fill(turn: int, n: int = len(pool), size: int = size, backbone=backbone) -> None:
-            folder = Path(f"{size}-{turn}")  # an empty cache for each turn
-            features.bank(pool[:n], backbone, cache_dir=folder, device=device, dtype=dtype, digests=pool_digests[:n])
+            cache = Cache(Path(f"{size}-{turn}"))  # an empty one for each turn
+            features.bank(pool[:n], backbone, cache=cache, device=device, dtype=dtype, digests=pool_digests[:n])
 
         fill(0, 2 * batch)  # warm-up
         rates = [len(pool) / timed(partial(fill, turn), device) for turn in (1, 2, 3)]

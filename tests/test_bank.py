@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from tuner import InputError
 from tuner import cache as cache_module
 from tuner.bank import features
+from tuner.cache_files import Cache
 from tuner.networks.backbone import Backbone
 from tuner.networks.weights import BUNDLED
 
@@ -37,8 +38,8 @@ def vgg16(**options):
 BATCH = vgg16().batch_size(CPU)
 
 
-def bank(images, cache_dir, backbone=None, dtype=torch.float32):
-    return features.bank(images, backbone or vgg16(), cache_dir=cache_dir, device=CPU, dtype=dtype)
+def bank(images, cache_dir, backbone=None, dtype=torch.float32, limit=None):
+    return features.bank(images, backbone or vgg16(), cache=Cache(cache_dir, limit), device=CPU, dtype=dtype)
 
 
 def draw(n):
@@ -228,6 +229,7 @@ import hashlib, logging, sys
 from pathlib import Path
 import torch
 from tuner.bank import features
+from tuner.cache_files import Cache
 from tuner.networks.backbone import Backbone
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
@@ -244,7 +246,7 @@ features.extract = slowly
 images = torch.randint(0, 256, (12, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(12))
 Backbone.batch_size = lambda *_: 8
 backbone = Backbone("vgg16", weights="bundled", image_size=32, last_block="block2", frozen="block2", pool=2)
-got = features.bank(images, backbone, cache_dir=Path(sys.argv[1]), device=torch.device("cpu"), dtype=torch.float32)
+got = features.bank(images, backbone, cache=Cache(Path(sys.argv[1])), device=torch.device("cpu"), dtype=torch.float32)
 print(hashlib.sha256(got.numpy()).hexdigest(), flush=True)
 """
 
@@ -446,7 +448,8 @@ def cache(tmp_path, images):
     [small] = files(tmp_path)
     bank(images, tmp_path, vgg16(frozen="block1"), torch.bfloat16)
     [large] = [path for path in files(tmp_path) if path != small]
-    damaged, leftover = small.with_name("damaged.safetensors"), small.with_name(".bank.safetensors.17.partial")
+    damaged = small.with_name(f"{'d' * 24}.safetensors")
+    leftover = small.with_name(f".{'b' * 24}.safetensors.17.partial")
     damaged.write_text("no bank")
     leftover.write_bytes(large.read_bytes())
     age(large, 40)
@@ -463,10 +466,10 @@ def command(monkeypatch, capsys, cache, *args):
 def test_listing(monkeypatch, capsys, cache):
     lines = command(monkeypatch, capsys, cache)
     assert lines == [
-        "damaged.safetensors      7 B  used 50.0 days ago  damaged",
+        f"{cache['damaged'].name}      7 B  used 50.0 days ago  damaged",
         f"{cache['large'].name}   394 kB  used 40.0 days ago  vgg16 block1 pool=None 32 px BF16, 12 images",
         f"{cache['small'].name}     7 kB  used 0.0 days ago  vgg16 block2 pool=2 32 px F32, 3 images",
-        ".bank.safetensors.17.partial   394 kB  used 0.0 days ago  unfinished",
+        f"{cache['leftover'].name}   394 kB  used 0.0 days ago  unfinished",
         f"795 kB used in {cache['small'].parent.parent}",
     ]
     assert all(path.exists() for path in cache.values())

@@ -19,6 +19,7 @@ from torch import nn
 
 from tuner import InputError, resume
 from tuner.bank.features import bank
+from tuner.cache_files import Cache
 from tuner.data import synthetic
 from tuner.networks.backbone import Backbone
 from tuner.networks.blocks import Blocks, Pool
@@ -62,7 +63,7 @@ def test_blocks_on_cached_maps_learn_what_they_learn_with_the_whole_network_in_t
 ):
     common = VGG if name == "vgg16" else BATCH_NORM
     backbone = Backbone(name, last_block=features, frozen=frozen, **common)
-    maps = bank(data.pool.images, backbone, cache_dir=tmp_path, device=CPU, dtype=F32)
+    maps = bank(data.pool.images, backbone, cache=Cache(tmp_path), device=CPU, dtype=F32)
     cached, fitted = train(backbone, maps, data, backbone.trained_part())
 
     class Whole(Blocks):

@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 
 import tuner
 from tuner.bank.ridge import LAMBDAS, leave_one_out
+from tuner.cache_files import Cache
 from tuner.config import ModelConfig, of_run
 from tuner.data import synthetic
 from tuner.networks import weights
@@ -36,7 +37,7 @@ def data():
 
 
 def chosen(data, tmp_path, model=None, **options):
-    defaults = {"seed": 0, "cache_dir": tmp_path, "device": CPU, "dtype": torch.float32}
+    defaults = {"seed": 0, "cache": Cache(tmp_path), "device": CPU, "dtype": torch.float32}
     return choose(model or auto(), data, **defaults | options)
 
 

@@ -2,16 +2,16 @@
 
 python -m tuner.cache                         # size, last use and content of each file
 python -m tuner.cache --prune --days 30       # delete files unused for 30 days
+python -m tuner.cache --limit 20GB            # delete files unused for longest, until the others take 20 GB
 """
 
 import argparse
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from tuner import cache_files, output
-from tuner.cache_files import format_bytes
+from tuner.cache_files import Entry, format_bytes
+from tuner.rules import SIZE, as_bytes
 
 CONTENT = {  # folder of the cache -> description of a file in it, from its key
     "banks": "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images",
@@ -20,39 +20,55 @@ CONTENT = {  # folder of the cache -> description of a file in it, from its key
 }
 
 
-def banks(cache_dir: Path) -> Iterator[tuple[Path, str]]:
-    """The files and folders of a cache, and what each holds, the longest unused first."""
-    paths = [(path, what) for folder, what in CONTENT.items() for path in cache_files.files(cache_dir, folder)]
-    for path, what in sorted(paths, key=lambda pair: pair[0].stat().st_mtime):
-        try:
-            what = what.format(**cache_files.key_of(path))
-        except cache_files.UNREADABLE:
-            what = "damaged"
-        yield path, "unfinished" if path.suffix == ".partial" else what
+def content(entry: Entry) -> str:
+    """What a file or folder of a cache holds."""
+    if entry.is_unfinished:
+        return "unfinished"
+    try:
+        return CONTENT[entry.path.parent.name].format(**cache_files.key_of(entry.path))
+    except cache_files.UNREADABLE:
+        return "damaged"
 
 
 def main() -> None:
-    """List the files of the cache, or delete them with --prune, then print their total size."""
+    """List the files of the cache, or delete them with --prune or --limit, then print their total size."""
     parser = argparse.ArgumentParser(
         "python -m tuner.cache", description="List the cached features, images and unpacked archives, or delete some."
     )
-    parser.add_argument(
-        "--cache-dir", default=os.environ.get("TUNER_CACHE", "~/.cache/tuner"), help="default %(default)s"
-    )
-    parser.add_argument("--prune", action="store_true", help="delete files instead of listing them")
-    parser.add_argument("--days", type=float, default=0, help="only files unused for so many days")
+    add = parser.add_argument
+    add("--cache-dir", default=os.environ.get("TUNER_CACHE", "~/.cache/tuner"), help="default %(default)s")
+    add("--prune", action="store_true", help="delete files instead of listing them")
+    add("--days", type=float, default=0, help="only files unused for so many days")
+    add("--limit", metavar="SIZE", help="delete the longest unused until the others take at most SIZE, as in 20GB")
     args = parser.parse_args()
-    cache_dir, total = Path(args.cache_dir).expanduser(), 0
-    for path, what in banks(cache_dir):
-        size, unused = cache_files.size_of(path), (time.time() - path.stat().st_mtime) / 86400
-        if unused < (max(args.days, 1) if args.prune and what == "unfinished" else args.days):
-            continue  # a run may still be writing an unfinished file younger than a day
+    if args.limit is not None:
+        if args.prune or args.days:
+            parser.error("--limit chooses the files to delete itself: leave --prune and --days out")
+        SIZE.check("--limit", args.limit)
+    folder, total = Path(args.cache_dir).expanduser(), 0
+    contents = {entry: content(entry) for entry in cache_files.entries(folder)}
+    if args.limit is not None:
+        chosen, left = cache_files.evict(folder, as_bytes(args.limit))
+    else:
+        chosen = [entry for entry in contents if _is_chosen(entry, args.days, args.prune)]
+    for entry in chosen:
         if args.prune:
-            cache_files.remove(path)
-        deleted = "deleted " if args.prune else ""
-        output.print_text(f"{deleted}{path.name}  {format_bytes(size):>7}  used {unused:.1f} days ago  {what}")
-        total += size
-    print(f"{format_bytes(total)} {'freed' if args.prune else 'used'} in {cache_dir}")
+            cache_files.remove(entry.path)
+        deleted = "deleted " if args.prune or args.limit else ""
+        size, days = format_bytes(entry.size), entry.days_unused
+        output.print_text(
+            f"{deleted}{entry.path.name}  {size:>7}  used {days:.1f} days ago  {contents.get(entry, 'new')}"
+        )
+        total += entry.size
+    done = f"freed, {format_bytes(left)} used" if args.limit else "freed" if args.prune else "used"
+    print(f"{format_bytes(total)} {done} in {folder}")
+    if args.limit is not None and left > as_bytes(args.limit):
+        print(f"the rest, more than {args.limit}, is in use or was used within a day")
+
+
+def _is_chosen(entry: Entry, days: float, prune: bool) -> bool:
+    """Whether a file is listed, or deleted. A run may still be writing an unfinished file younger than a day."""
+    return entry.days_unused >= (max(days, 1) if prune and entry.is_unfinished else days)
 
 
 if __name__ == "__main__":

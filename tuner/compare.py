@@ -22,7 +22,8 @@ from tuner.runs import table as runs
 log = logging.getLogger("tuner.compare")
 ROWS = 30  # on the terminal, without --top
 NOT_OF_THE_MODEL = (  # keys that do not affect the model
-    *("study", "study_mixed", "cache_dir", "test", "plots", "objective", "config.device"),
+    *("study", "study_mixed", "cache_dir", "cache_limit", "data.cache_limit", "test", "plots"),
+    *("objective", "config.device"),
     *("final.seeds", "final.epochs", "final.temperature"),
 )
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {

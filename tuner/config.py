@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError, earlier, targets, yaml_file
+from tuner.cache_files import Cache
 from tuner.files import replacing
 from tuner.rules import (
     BELOW_ONE,
@@ -28,6 +29,7 @@ from tuner.rules import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    SIZE,
     TEXT,
     Rule,
     check_fields,
@@ -184,6 +186,7 @@ class RunConfig:
     precision: Annotated[str, PRECISION] = "auto"
     device: Annotated[str, TEXT] = "auto"
     cache_dir: Annotated[str, TEXT] = "~/.cache/tuner"
+    cache_limit: Annotated[str | None, or_null(SIZE)] = None
     objective: Annotated[str, TEXT] = "accuracy"
     class_weights: Annotated[str | None, Rule(lambda v: v in (None, "balanced"), "balanced, or null")] = None
     warm_start: Annotated[str | None, or_null(TEXT)] = None
@@ -215,9 +218,9 @@ class RunConfig:
             )
 
     @property
-    def cache_folder(self) -> Path:
-        """`cache_dir` as a path, with ~ expanded."""
-        return Path(self.cache_dir).expanduser()
+    def cache(self) -> Cache:
+        """The cache that `cache_dir` and `cache_limit` describe."""
+        return Cache.of(self.cache_dir, self.cache_limit)
 
 
 def parse(config: DictConfig | Mapping[str, Any]) -> RunConfig:
@@ -305,7 +308,7 @@ def parse_part(config: DictConfig, *groups: str) -> RunConfig:
 
 
 def written(folder: Path) -> DictConfig:
-    """A run's applied config, with today's key names, and paths that are valid in any working folder.
+    """A run's applied config, with today's key names, no cache_limit, and paths that are valid in any working folder.
 
     Raises InputError if it is missing or damaged.
     """
@@ -318,6 +321,9 @@ def written(folder: Path) -> DictConfig:
     earlier.rename_keys(plain)
     for key in ("hydra", "study"):  # how a new run would be started
         plain.pop(key, None)
+    plain["cache_limit"] = None  # no run folder decides what is removed from this machine's cache
+    if isinstance(plain.get("data"), dict) and "cache_limit" in plain["data"]:
+        plain["data"]["cache_limit"] = "${cache_limit}"
     started = start_folder(folder) if path.parent.name == ".hydra" else None
     try:
         return OmegaConf.create(with_absolute_paths(plain, started) if started else plain)

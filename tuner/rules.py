@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from tuner import InputError
 
 LEGIBLE = 200  # characters of a value in a message
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # in capitals -> bytes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ def as_number(text: str) -> float:
     if not text.isascii() or "_" in text:
         raise ValueError(f"{text!r} is not a number")
     return float(text)
+
+
+def as_bytes(text: str) -> int:
+    """The bytes of a size such as 20GB or 1.5 MB. Units are decimal, in any case. Raises ValueError for other text."""
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?b)", text, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise ValueError(f"{text!r} is not a size")
+    return round(float(match[1]) * UNITS[match[2].upper()])
 
 
 def whole(least: int, most: int = 2**62) -> Rule:
@@ -110,6 +119,16 @@ FOLDER_NAME = Rule(
     _is_folder_name,
     "the name of a folder: of at most 200 bytes, without slashes, and with no dot or space at its start",
 )
+
+
+def _is_size(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and as_bytes(value) > 0
+    except ValueError:
+        return False
+
+
+SIZE = Rule(_is_size, "a size with its unit, such as 500MB or 20GB")
 
 
 def check_fields(instance: Any, prefix: str) -> None:

@@ -128,7 +128,7 @@ def screen(config: RunConfig, setup: Setup, trial: RunningTrial) -> None:
     features would take more than model.budget.
     """
     whole = setup if setup.trains_heads_alone else setup.frozen_whole()
-    options = {"cache_dir": setup.cache, "device": setup.device, "dtype": setup.precision}
+    options = {"cache": setup.cache, "device": setup.device, "dtype": setup.precision}
     seconds = model_choice.predicted_seconds(whole.backbone, setup.data, **options)
     if seconds > rules.seconds(config.model.budget):
         budget = config.model.budget

@@ -60,7 +60,7 @@ PRUNERS = tuple(
         *("SuccessiveHalving", "Threshold", "Wilcoxon"),
     )
 )
-SEARCH_SPACES = tuple(f"tuner.sweep.conditional_spaces.{name}" for name in ("pareto", "wide"))
+SEARCH_SPACES = tuple(f"tuner.sweep.conditional_spaces.{name}" for name in ("model", "pareto", "wide"))
 
 
 def by_user() -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import torch
 from test_image_folder import load, make, message
 
 from tuner import InputError, cache, cache_files
+from tuner.cache_files import Cache
 from tuner.data.files import archive
 
 CLASSES = {"pets/cat": 5, "pets/dog": 5}
@@ -81,14 +82,14 @@ def test_another_content_is_unpacked_again(folder):
 def test_it_is_listed_and_deleted_with_the_cache(folder, monkeypatch, capsys):
     path = packed(folder)
     load(path)
-    (path.parent / "cache/archives/.abc.1234.partial").mkdir()
+    (path.parent / f"cache/archives/.{'a' * 24}.1234.partial").mkdir()
     for options, word in (((), ""), (("--prune",), "deleted ")):
         monkeypatch.setattr(sys, "argv", ["cache", "--cache-dir", str(path.parent / "cache"), *options])
         cache.main()
         out = capsys.readouterr().out
         assert re.search(rf"(?m)^{word}[0-9a-f]{{24}} +\d kB  used 0.0 days ago  unpacked from {path}$", out)
         assert ("unfinished" in out) == (not word)
-    assert [p.name for p in (path.parent / "cache/archives").glob("*[!k]")] == [".abc.1234.partial"]
+    assert [p.name for p in (path.parent / "cache/archives").glob("*[!k]")] == [f".{'a' * 24}.1234.partial"]
     assert load(path).classes == ("cat", "dog")
 
 
@@ -103,7 +104,8 @@ def write(folder):
     sys.stdin.readline()
     (folder / "a").write_text("whole")
 
-cache_files.obtain_folder(Path(sys.argv[1]), write, {}, what="it")
+target = Path(sys.argv[1])
+cache_files.obtain_folder(cache_files.Cache(target.parent.parent), target, write, {}, what="it")
 """
 
 
@@ -127,7 +129,7 @@ def test_after_kill_9_it_is_unpacked_again(tmp_path):
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline() == "writing\n"
         child.kill()
-    cache_files.obtain_folder(target, lambda folder: (folder / "a").touch(), {}, what="it")
+    cache_files.obtain_folder(Cache(tmp_path), target, lambda folder: (folder / "a").touch(), {}, what="it")
     assert sorted(p.name for p in target.parent.iterdir()) == ["x", "x.lock"]
 
 

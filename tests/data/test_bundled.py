@@ -84,8 +84,8 @@ def test_synthetic_images_are_gray_or_rgb(channels):
     ],
 )
 def test_configs(name, changes, sizes):
-    above = {"seed": 3, "model": {"image_size": 64}, "cache_dir": "cache"}  # keys that the configs interpolate
-    config = OmegaConf.create(above | {"data": OmegaConf.load(CONF / f"{name}.yaml")})
+    interpolated = {"seed": 3, "model": {"image_size": 64}, "cache_dir": "cache", "cache_limit": None}
+    config = OmegaConf.create(interpolated | {"data": OmegaConf.load(CONF / f"{name}.yaml")})
     config.data.update(changes)
     data = hydra.utils.instantiate(config.data, _execution_whitelist_=["tuner.*"])
     assert isinstance(data, Data)

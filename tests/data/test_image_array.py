@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tuner import InputError
+from tuner.cache_files import Cache
 from tuner.data import Samples, digests
 from tuner.data.files import image_array
 from tuner.data.files.image_array import Files, How
@@ -39,7 +40,7 @@ def files(tmp_path):
 
 
 def load(files, **options) -> tuple[Samples, torch.Tensor]:
-    defaults = {"size": 8, "fit": "crop", "cache_dir": files.root.parent / "cache", "skip_broken": False}
+    defaults = {"size": 8, "fit": "crop", "cache": Cache(files.root.parent / "cache"), "skip_broken": False}
     [loaded] = image_array.load([files], **defaults | options)
     return loaded
 
@@ -80,7 +81,7 @@ def test_any_number_of_threads_keeps_the_order(files, monkeypatch, threads, at_a
 def test_each_part_has_its_own_array(files):
     first, second = files.rows(torch.tensor([8, 0, 3])), files.rows(torch.tensor([1]))
     loaded = image_array.load(
-        [first, second], size=8, fit="crop", cache_dir=files.root.parent / "cache", skip_broken=False
+        [first, second], size=8, fit="crop", cache=Cache(files.root.parent / "cache"), skip_broken=False
     )
     assert len(remains(files)) == 2
     for part, (samples, rows) in zip((first, second), loaded, strict=True):
@@ -209,7 +210,7 @@ def test_broken_files_are_reported_together(files):
     parts = [files.rows(torch.arange(5)), files.rows(torch.arange(5, 9))]
     for _ in range(2):  # freshly decoded, and cached
         with pytest.raises(InputError) as error:
-            image_array.load(parts, size=8, fit="crop", cache_dir=files.root.parent / "cache", skip_broken=False)
+            image_array.load(parts, size=8, fit="crop", cache=Cache(files.root.parent / "cache"), skip_broken=False)
         assert str(error.value) == (
             "3 files cannot be used as images: repair or remove them, or skip them with data.skip_broken=true: "
             f"{files.names[2]} ({TEXT}); {files.names[4]} ({TEXT}); {files.names[7]} (No such file or directory)"
@@ -323,6 +324,7 @@ CHILD = """
 import sys, time
 import torch
 from pathlib import Path
+from tuner.cache_files import Cache
 from tuner.data.files import image_array
 
 decode = image_array.decode
@@ -335,7 +337,7 @@ def slowly(*args):
 
 image_array.decode, image_array.CHUNK = slowly, 2 * 3 * 8 * 8
 files = image_array.Files(Path(sys.argv[1]), sys.argv[3:], torch.zeros(9, dtype=torch.int64))
-image_array.load([files], size=8, fit="crop", cache_dir=sys.argv[2], skip_broken=False)
+image_array.load([files], size=8, fit="crop", cache=Cache(Path(sys.argv[2])), skip_broken=False)
 """
 
 

@@ -11,6 +11,7 @@ from test_image_folder import message
 
 import tuner
 from tuner import InputError
+from tuner.cache_files import Cache
 from tuner.data import FileStatistics, csv_file, image_folder
 from tuner.data.files import image_array
 from tuner.data.files.image_array import Files
@@ -145,7 +146,8 @@ def test_what_the_files_hold_is_recorded(tmp_path):
     (tmp_path / "f.png").write_text("no image")
     files = Files(tmp_path, [f"{name}.png" for name in "abcdef"], torch.zeros(6, dtype=torch.int64))
     for _ in range(2):  # freshly decoded, and cached
-        [(samples, _)] = image_array.load([files], size=4, fit="crop", cache_dir=tmp_path / "cache", skip_broken=True)
+        cache = Cache(tmp_path / "cache")
+        [(samples, _)] = image_array.load([files], size=4, fit="crop", cache=cache, skip_broken=True)
         assert samples.files == FileStatistics(
             modes={"RGB": 2, "L": 1, "P": 1, "I;16": 1},
             widths=(2, 4, 8),

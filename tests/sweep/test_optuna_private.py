@@ -49,6 +49,18 @@ def test_a_fixed_trial_draws_what_has_no_value(study):
         assert trial.params.keys() == SPACE.keys()
 
 
+@pytest.mark.parametrize("baseline", [False, True])
+def test_a_parameter_that_follows_from_another_is_not_drawn(study, baseline):
+    with contract("Optuna: Trial._fixed_params no longer holds given values: a network would get another one's blocks"):
+        for choice in "aceg":
+            trial = study.ask()
+            if baseline:
+                trial = optuna_private.FixedTrial(trial, lambda name, _: DEFAULTS[name])
+            optuna_private.fix(trial, "choice", choice)
+            assert trial.suggest_categorical("choice", [*"abcdefghij"]) == choice
+            assert trial.params == study.trials[-1].params == {"choice": choice}
+
+
 def test_the_parameters_of_a_waiting_trial_are_used(study):
     with contract("Optuna: fixed_params no longer holds enqueued parameters: a retried trial would be a random one"):
         study.enqueue_trial(DEFAULTS)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from tuner import cache_files
 from tuner.bank.extraction import extract
-from tuner.cache_files import format_bytes
+from tuner.cache_files import Cache, format_bytes
 from tuner.data import Samples
 from tuner.data import digests as digests_of
 from tuner.data.augmentation import Augment
@@ -38,7 +38,7 @@ def bank(
     images: torch.Tensor,
     backbone: Backbone,
     *,
-    cache_dir: Path,
+    cache: Cache,
     device: torch.device,
     dtype: torch.dtype,
     digests: torch.Tensor | None = None,
@@ -47,25 +47,24 @@ def bank(
 
     images: uint8 [N, C, H, W].   digests: of the images (Samples.digests); None computes them.
     returns: `dtype` [N, *backbone.cached_shape], memory-mapped from the cache file.
-    If an intact file exists, the network does not run, its weights are not read, and `cache_dir` may be read-only. A
+    If an intact file exists, the network does not run, its weights are not read, and the folder may be read-only. A
     damaged file is replaced with a warning. Only one process computes a bank; others wait for it.
-    Raises InputError if `cache_dir` cannot be written or has not enough free space.
+    Raises InputError if the folder cannot be written or has not enough free space.
     """
-    return _bank(*_key(images, digests, backbone, cache_dir, device, dtype), images, backbone, device, dtype)
+    path, key = _key(images, digests, backbone, cache, device, dtype)
+    return _bank(cache, path, key, images, backbone, device, dtype)
 
 
-def is_cached(
-    samples: Samples, backbone: Backbone, *, cache_dir: Path, device: torch.device, dtype: torch.dtype
-) -> bool:
+def is_cached(samples: Samples, backbone: Backbone, *, cache: Cache, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a file with the features of these images exists. It may be damaged."""
-    return _key(samples.images, samples.digests, backbone, cache_dir, device, dtype)[0].exists()
+    return _key(samples.images, samples.digests, backbone, cache, device, dtype)[0].exists()
 
 
 def bank_on_device(
     images: torch.Tensor,
     backbone: Backbone,
     *,
-    cache_dir: Path,
+    cache: Cache,
     device: torch.device,
     dtype: torch.dtype,
     augment: Augment | None = None,
@@ -77,16 +76,14 @@ def bank_on_device(
     views: views per image, in adjacent rows, see tuner.data.augmentation.views. 1 ignores `augment`.
     returns: `dtype` [N * views, *backbone.cached_shape].
     """
-    path, key = _key(images, digests, backbone, cache_dir, device, dtype)
+    path, key = _key(images, digests, backbone, cache, device, dtype)
     if augment and views > 1:
-        path, key = _with_path(
-            cache_dir, key | {"views": views, "augment": repr(augment), "count": len(images) * views}
-        )
+        path, key = _with_path(cache, key | {"views": views, "augment": repr(augment), "count": len(images) * views})
     else:
         augment = None
     features = _open.get((path, device))
     if features is None:
-        features = to_device_if_it_fits(_bank(path, key, images, backbone, device, dtype, augment), device)
+        features = to_device_if_it_fits(_bank(cache, path, key, images, backbone, device, dtype, augment), device)
         _open[path, device] = features
     return features
 
@@ -107,7 +104,7 @@ def _key(
     images: torch.Tensor,
     digests: torch.Tensor | None,
     backbone: Backbone,
-    cache_dir: Path,
+    cache: Cache,
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Path, dict[str, Any]]:
@@ -121,15 +118,16 @@ def _key(
         "images": _hash_images(images, digests_of(images) if digests is None else digests),
         "count": len(images),
     }
-    return _with_path(cache_dir, key)
+    return _with_path(cache, key)
 
 
-def _with_path(cache_dir: Path, key: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+def _with_path(cache: Cache, key: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return cache_dir / "banks" / f"{name}.safetensors", key
+    return cache.folder / "banks" / f"{name}.safetensors", key
 
 
 def _bank(
+    cache: Cache,
     path: Path,
     key: dict[str, Any],
     images: torch.Tensor,
@@ -153,6 +151,7 @@ def _bank(
         file.write(_header(key, shape, dtype, digest.hexdigest()))
 
     return cache_files.obtain(
+        cache,
         path,
         BANK,
         lambda path: _read(path, shape, dtype),

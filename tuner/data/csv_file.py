@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tuner import InputError
+from tuner.cache_files import Cache
 from tuner.data import Data, Samples, check_share, hold_out, split, without_splits
 from tuner.data.files import image_array
 from tuner.data.files.image_file import MAX_PIXELS
@@ -43,6 +44,7 @@ def load(
     max_pixels: int = MAX_PIXELS,
     range: int | None = None,
     cache_dir: str | Path = "~/.cache/tuner",
+    cache_limit: str | None = None,
     divide: bool = True,
     val_share: float = 0.125,
     test_share: float = 0.2,
@@ -62,7 +64,7 @@ def load(
     header: whether the first line names the columns.
     image: the column of image files, given as `label` is. None: the only column besides the label and the id, if it
         does not hold numbers. With image files the remaining columns are ignored, and size, fit, skip_broken,
-        max_pixels, range and cache_dir apply as in tuner.data.image_folder.load.
+        max_pixels, range, cache_dir and cache_limit apply as in tuner.data.image_folder.load.
     folder, suffix: of image files, see csv_images.Place.
     columns: names of the pixel columns, in the order of the pixels. None: their order in `path`.
     divide: False draws no splits, see tuner.data.without_splits.
@@ -89,7 +91,7 @@ def load(
             files,
             size=size,
             fit=fit,
-            cache_dir=cache_dir,
+            cache=Cache.of(cache_dir, cache_limit, "data."),
             skip_broken=skip_broken,
             max_pixels=max_pixels,
             value_range=range,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tuner import InputError
+from tuner.cache_files import Cache
 from tuner.data import Data
 from tuner.data.files import image_array, image_splits
 from tuner.data.files.image_array import Content, Files
@@ -38,6 +39,7 @@ def load(
     *,
     size: int | Sequence[int],
     cache_dir: str | Path,
+    cache_limit: str | None = None,
     image: str | None = None,
     label: str | None = None,
     splits: str | Mapping[str, str] = "auto",
@@ -84,7 +86,7 @@ def load(
         image_array.load,
         size=size,
         fit=fit,
-        cache_dir=cache_dir,
+        cache=Cache.of(cache_dir, cache_limit, "data."),
         skip_broken=skip_broken,
         max_pixels=max_pixels,
         value_range=range,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tuner import InputError
+from tuner.cache_files import Cache
 from tuner.data import Data
 from tuner.data.files import archive, image_array, image_splits, layout
 from tuner.data.files.image_array import Files
@@ -25,6 +26,7 @@ def load(
     *,
     size: int | Sequence[int],
     cache_dir: str | Path,
+    cache_limit: str | None = None,
     fit: str = "crop",
     skip_broken: bool = False,
     max_pixels: int = MAX_PIXELS,
@@ -41,6 +43,7 @@ def load(
         missing val/ or test/ is drawn from train/. Or a .zip or .tar(.gz, .xz, .bz2) of such a folder.
     splits: what the folders in root are, see tuner.data.files.layout.find.
     size: side of RGB squares in pixels, or [C, H, W].   fit: see tuner.data.files.image_file.decode.
+    cache_limit: the size that the cache may have, such as 20GB, see tuner.cache_files.Cache; None: any.
     skip_broken: leave files that cannot be decoded out, with a warning.
     max_pixels: of a file; larger ones are refused, or skipped as broken ones are.
     range: the value of 16-bit files that is white; None: 65535.
@@ -49,7 +52,8 @@ def load(
     test_share: held out, the same images for every seed.
     Raises InputError if the folders do not match this description, or for a broken file.
     """
-    root = _existing(root, Path(cache_dir).expanduser())
+    cache = Cache.of(cache_dir, cache_limit, "data.")
+    root = _existing(root, cache)
     folders = layout.find(root, splits)
     classes = _classes(folders["train"], least=2 if divide else 1)
     files = {split: _files(root, folder, classes) for split, folder in folders.items()}
@@ -57,7 +61,7 @@ def load(
         image_array.load,
         size=size,
         fit=fit,
-        cache_dir=cache_dir,
+        cache=cache,
         skip_broken=skip_broken,
         max_pixels=max_pixels,
         value_range=range,
@@ -70,7 +74,7 @@ def load(
     )
 
 
-def _existing(root: str | Path, cache_dir: Path) -> Path:
+def _existing(root: str | Path, cache: Cache) -> Path:
     """The folder, or that of an unpacked archive. Raises InputError if there is none."""
     root = Path(root).expanduser()
     try:
@@ -81,7 +85,7 @@ def _existing(root: str | Path, cache_dir: Path) -> Path:
         raise InputError(f"data.root={root} has tables instead of image files: use data=huggingface data.path={root}")
     if is_folder:
         return root
-    if root.is_file() and (folder := archive.unpacked(root, cache_dir)):
+    if root.is_file() and (folder := archive.unpacked(root, cache)):
         return folder
     what = "is a file" if exists else f"does not exist (relative to {Path.cwd()})"
     raise InputError(f"data.root={root} {what}: name a folder that has one folder of images per class")

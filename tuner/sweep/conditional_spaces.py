@@ -3,16 +3,36 @@
 A parameter that the command line fixes, or searches in another range, is left to it.
 """
 
+import functools
+import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial
 
 from tuner import InputError
+from tuner.networks.backbone import Backbone
+from tuner.sweep.optuna_private import fix
 
 LR = {"adamw": (1e-4, 1e-2), "adam": (1e-4, 1e-2), "sgd": (1e-3, 1e-1)}
 WEIGHT_DECAY = {"adamw": (1e-4, 1e-1), "adam": (1e-6, 1e-3), "sgd": (1e-6, 1e-3)}
+BLOCKS = {  # model -> last blocks that are searched; no two networks have one of the same name
+    "vgg16": ("block2", "block3", "block4", "block5"),
+    "efficientnet_lite0": ("features.3", "features.5", "features.8"),
+}
+NETWORK_OF = {block: network for network, blocks in BLOCKS.items() for block in blocks}
+SMALLEST, LARGEST, STEP = 64, 224, 32  # model.image_size: the networks halve the map five times
+MOST_MACS = 5.5e9  # multiply-adds per image: two cores compute features of 15 such images a second
+MOST_FEATURES = 8192
+
+
+class Cut(NamedTuple):
+    """What a network computes up to a block, for one image. side: of the map at the block, in pixels."""
+
+    channels: int
+    side: int
+    macs: int
 
 
 def wide(cfg: DictConfig, trial: Trial) -> None:
@@ -24,6 +44,64 @@ def wide(cfg: DictConfig, trial: Trial) -> None:
                 raise InputError(f"this search has no range of {name} for optimizer={optimizer}: give it yourself")
             trial.suggest_float(name, *ranges[optimizer], log=True)
     pareto(cfg, trial)
+    _head(cfg, trial)
+
+
+def model(cfg: DictConfig, trial: Trial) -> None:
+    """The network, cut and head of hparams_search=optuna_model.
+
+    Drawn are the last block, then what fits it: an image size at which the block costs at most MOST_MACS (a larger one
+    is up to the command line), and a pool that gives at most MOST_FEATURES. The network follows from the block, so
+    both are one choice to the sampler.
+    """
+    if "model" in trial.params:
+        raise InputError(
+            "this search draws model with model.last_block: fix model, or give blocks as in "
+            "'model.last_block=choice(block3,features.8)'"
+        )
+    is_fixed = _is_given(trial, "model")
+    if not _is_given(trial, "model.last_block"):
+        network = _network(cfg, trial)
+        if is_fixed and network not in BLOCKS:
+            raise InputError(f"this search knows no blocks of {network}: give model.last_block yourself")
+        trial.suggest_categorical("model.last_block", BLOCKS[network] if is_fixed else list(NETWORK_OF))
+    last_block = _value(cfg, trial, "model.last_block")
+    if not is_fixed and last_block in NETWORK_OF:
+        fix(trial, "model", NETWORK_OF[last_block])
+        trial.suggest_categorical("model", list(BLOCKS))
+    network = _network(cfg, trial)
+    if not _is_given(trial, "model.image_size"):
+        trial.suggest_int("model.image_size", SMALLEST, largest_size(network, last_block), step=STEP)
+    if not _is_given(trial, "model.pool"):
+        at = cut(network, last_block, _value(cfg, trial, "model.image_size"))
+        trial.suggest_int("model.pool", 1, min(4, at.side, math.isqrt(MOST_FEATURES // at.channels)))
+    _head(cfg, trial)
+
+
+@functools.cache
+def cut(network: str, last_block: str, image_size: int) -> Cut:
+    """A network's cut. Raises InputError for an unknown network or block, and for images that are too small."""
+    options: dict[str, Any] = {"weights": None, "last_block": last_block, "frozen": last_block, "pool": 1}
+    backbone = Backbone(network, image_size=image_size, **options)
+    shape = backbone.blocks[last_block].shape
+    side = min(shape[:-1] if backbone.blocks[last_block].channels_last else shape[1:]) if len(shape) == 3 else 1
+    return Cut(backbone.feature_size, side, backbone.macs())
+
+
+def largest_size(network: str, last_block: str) -> int:
+    """The largest image size of the search at which a block costs at most MOST_MACS. Costs grow with the area."""
+    affordable = SMALLEST * math.sqrt(MOST_MACS / cut(network, last_block, SMALLEST).macs)
+    return int(min(LARGEST, max(SMALLEST, affordable // STEP * STEP)))
+
+
+def _network(cfg: DictConfig, trial: Trial) -> str:
+    """The network's name. An option of the group `model` that a search draws has the name of its network."""
+    option = _value(cfg, trial, "model")
+    return str(option if option in BLOCKS else cfg.model.name)
+
+
+def _head(cfg: DictConfig, trial: Trial) -> None:
+    """The width and dropout of hidden layers, if there are any."""
     if _value(cfg, trial, "model.head.depth") > 0:
         if not _is_given(trial, "model.head.width"):
             trial.suggest_categorical("model.head.width", [256, 512, 1024])

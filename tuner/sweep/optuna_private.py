@@ -34,11 +34,18 @@ class FixedTrial(Trial):
         self.choose = choose
 
     def _is_fixed_param(self, name: str, distribution: BaseDistribution) -> bool:
+        if name in self._fixed_params:
+            return True
         try:
             self._fixed_params[name] = self.choose(name, distribution)
         except LookupError:
             return False
         return True
+
+
+def fix(trial: Trial, name: str, value: Any) -> None:
+    """Give a parameter its value before it is suggested: it follows from another one, and is not drawn."""
+    trial._fixed_params[name] = value
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:

@@ -133,8 +133,9 @@ class TunerSweeperConf(OptunaSweeperConf):
     # keys and groups that do not affect the objective: they may be others when a study is continued
     irrelevant: list[str] = field(
         default_factory=lambda: [
-            *("study", "study_mixed", "final", "logger", "cache_dir", "device", "test", "plots"),
-            *("data.cache_dir", "data.root", "data.path", "data.test_path"),  # hashes of the images are compared
+            *("study", "study_mixed", "final", "logger", "cache_dir", "cache_limit", "device", "test", "plots"),
+            *("data.cache_dir", "data.cache_limit"),
+            *("data.root", "data.path", "data.test_path"),  # hashes of the images are compared
         ]
     )
     # continue a study with other settings or images: its new trials are marked, and no result counts them

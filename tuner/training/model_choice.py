@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from tuner import InputError
 from tuner.bank import features
 from tuner.bank.ridge import leave_one_out
+from tuner.cache_files import Cache
 from tuner.config import ModelConfig, RunConfig, argument_errors
 from tuner.data import Data
 from tuner.device import Batches, repeatable, send, wait
@@ -127,7 +128,7 @@ def name_of(config: RunConfig) -> str:
 
 
 def choose(
-    model: ModelConfig, data: Data, *, seed: int, cache_dir: Path, device: torch.device, dtype: torch.dtype
+    model: ModelConfig, data: Data, *, seed: int, cache: Cache, device: torch.device, dtype: torch.dtype
 ) -> Choice:
     """Choose what is `auto`; log what was chosen, and why. A choice is remembered in CACHE/choices.
 
@@ -146,7 +147,7 @@ def choose(
         "images": data.hashes["train"],
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    path = cache_dir / "choices" / f"{name}.json"
+    path = cache.folder / "choices" / f"{name}.json"
     choice = _remembered(path)
     if choice is None:
         choice = _choose(model, networks, data, seed, device, dtype)
@@ -270,10 +271,10 @@ def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: i
 
 
 def predicted_seconds(
-    backbone: Backbone, data: Data, *, cache_dir: Path, device: torch.device, dtype: torch.dtype
+    backbone: Backbone, data: Data, *, cache: Cache, device: torch.device, dtype: torch.dtype
 ) -> float:
     """The time for the features of all images up to model.frozen; 0 for those that are cached."""
-    options = {"cache_dir": cache_dir, "device": device, "dtype": dtype}
+    options = {"cache": cache, "device": device, "dtype": dtype}
     count = sum(len(part) for part in (data.pool, data.test) if not features.is_cached(part, backbone, **options))
     if not count:
         return 0.0
@@ -285,11 +286,11 @@ def predicted_seconds(
 
 
 def score(
-    backbone: Backbone, data: Data, *, seed: int, cache_dir: Path, device: torch.device, dtype: torch.dtype
+    backbone: Backbone, data: Data, *, seed: int, cache: Cache, device: torch.device, dtype: torch.dtype
 ) -> float:
     """The leave-one-out accuracy of ridge regression on a sample of the training images, for one cut."""
     samples = data.pool.rows(sample(data, SCREENED, seed))
-    x = features.bank(samples.images, backbone, cache_dir=cache_dir, device=device, dtype=dtype).float().flatten(1)
+    x = features.bank(samples.images, backbone, cache=cache, device=device, dtype=dtype).float().flatten(1)
     x = F.layer_norm(x, x.shape[1:])
     return float((leave_one_out(x @ x.T, samples.labels, len(data.classes)) == samples.labels).double().mean())
 

@@ -6,13 +6,13 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
 
 from tuner import InputError
 from tuner.bank.features import bank_on_device, to_device_if_it_fits
+from tuner.cache_files import Cache
 from tuner.config import ModelConfig, RunConfig, argument_errors
 from tuner.data import Data, Samples, exclusion, summary
 from tuner.data.augmentation import Augment
@@ -37,7 +37,7 @@ class Setup:
     precision: torch.dtype
     backbone: Backbone
     data: Data
-    cache: Path
+    cache: Cache
     augment: Augment
     views: int
     test_views: int
@@ -95,7 +95,7 @@ class Setup:
         return bank_on_device(
             samples.images,
             self.backbone,
-            cache_dir=self.cache,
+            cache=self.cache,
             device=self.device,
             dtype=self.precision,
             augment=self.augment,
@@ -129,12 +129,12 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     for line in summary.lines(data):
         log.info("%s", line)
     if is_auto(config.model):
-        options = {"seed": config.seed, "cache_dir": config.cache_folder, "device": device, "dtype": precision}
+        options = {"seed": config.seed, "cache": config.cache, "device": device, "dtype": precision}
         choice = choose(config.model, data, **options)
         config = replace(config, model=applied(config.model, choice.chosen.values))
         backbone = backbone_of(config)
         _check_views(augment, *views, backbone)
-    setup = Setup(device, precision, backbone, data, config.cache_folder, augment, *views, choice)
+    setup = Setup(device, precision, backbone, data, config.cache, augment, *views, choice)
     if shared:
         _in_use[key] = _in_use[_key(config)] = setup  # with what was chosen in place of auto, too
         _latest.append(setup)
@@ -144,7 +144,7 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
 def _key(config: RunConfig) -> str:
     """What a setup depends on."""
     model = replace(config.model, head=ModelConfig.head)
-    return repr((model, config.data, config.augment, config.seed, config.device, config.precision, config.cache_dir))
+    return repr((model, config.data, config.augment, config.seed, config.device, config.precision, config.cache))
 
 
 def backbone_of(config: RunConfig) -> Backbone:

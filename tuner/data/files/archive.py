@@ -26,7 +26,7 @@ from typing import IO, Any, cast
 from tqdm import tqdm
 
 from tuner import InputError, cache_files
-from tuner.cache_files import format_bytes
+from tuner.cache_files import Cache, format_bytes
 from tuner.data.files.image_file import is_image
 
 OPEN: dict[str, Callable[[Path, str], IO[bytes]]] = {  # suffix -> how a tar file is read
@@ -57,7 +57,7 @@ class _Member:
     open: Callable[[], IO[bytes]]
 
 
-def unpacked(path: Path, cache_dir: Path) -> Path | None:
+def unpacked(path: Path, cache: Cache) -> Path | None:
     """The folder with the images of an archive; None if the file's name is not that of one.
 
     Raises InputError for an archive that is damaged, unsafe, too large, of an unknown kind, or without images.
@@ -70,8 +70,8 @@ def unpacked(path: Path, cache_dir: Path) -> Path | None:
             "stamp": [status.st_size, status.st_mtime_ns, status.st_ctime_ns],
         }
         folder = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-        target = cache_dir / "archives" / folder
-        cache_files.obtain_folder(target, partial(_unpack, path), key, what=str(path))
+        target = cache.folder / "archives" / folder
+        cache_files.obtain_folder(cache, target, partial(_unpack, path), key, what=str(path))
         return target
     if name.endswith(OTHERS):
         raise InputError(f"data.root={path}: of archives, {', '.join(('.zip', *OPEN))} are read; {WAY_OUT}")

@@ -28,6 +28,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from tuner import InputError, cache_files
+from tuner.cache_files import Cache
 from tuner.data import FileStatistics, Samples, digests
 from tuner.data.files import image_file
 from tuner.data.files.image_file import MAX_PIXELS, BrokenImageError, Decoded, check_fit, check_max_pixels, check_range
@@ -96,7 +97,7 @@ def load(
     *,
     size: int | Sequence[int],
     fit: str,
-    cache_dir: str | Path,
+    cache: Cache,
     skip_broken: bool,
     max_pixels: int = MAX_PIXELS,
     value_range: int | None = None,
@@ -112,7 +113,7 @@ def load(
     check_fit(fit)
     check_max_pixels(max_pixels)
     how = How(_shape(size), fit, max_pixels, check_range(value_range))
-    arrays = [_array(part, how, Path(cache_dir).expanduser()) for part in parts]
+    arrays = [_array(part, how, cache) for part in parts]
     broken = [(part.names[i], why) for part, array in zip(parts, arrays, strict=True) for i, why in array[2]]
     if broken:
         _report_broken([f"{name[:LEGIBLE]} ({why})" for name, why in broken], skip_broken)
@@ -165,7 +166,7 @@ def _check_values(highest: Sequence[int | None], value_range: int) -> None:
         log.warning("the 16-bit files have values up to %d: those above data.range=%d are white", most, value_range)
 
 
-def _array(files: Files, how: How, cache_dir: Path) -> Array:
+def _array(files: Files, how: How, cache: Cache) -> Array:
     """The images, their digests, the broken files, and what the others hold."""
     count = len(files.names)
     key = {
@@ -182,7 +183,8 @@ def _array(files: Files, how: How, cache_dir: Path) -> Array:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     size = count * (math.prod(how.shape) + 8)
     return cache_files.obtain(
-        cache_dir / "images" / f"{name}.safetensors",
+        cache,
+        cache.folder / "images" / f"{name}.safetensors",
         IMAGES,
         partial(_read, count=count, how=how),
         lambda file: _write(file, decode(files, how), count, how, {"key": json.dumps(key)}),
