@@ -85,13 +85,13 @@ COUNT = whole(1, 10**6)
 BELOW_ONE = number(lambda v: 0 <= v < 1, "at least 0 and less than 1")
 
 
-UNITS = {"s": 1, "m": 60, "h": 3600}
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def seconds(duration: float | str) -> float:
     """A duration in seconds: a number, or text such as 60s, 10m or 1.5h. Raises ValueError for anything else."""
-    if isinstance(duration, str) and duration[-1:] in UNITS:
-        return as_number(duration[:-1]) * UNITS[duration[-1]]
+    if isinstance(duration, str) and duration[-1:] in SECONDS:
+        return as_number(duration[:-1]) * SECONDS[duration[-1]]
     if not is_number(duration):
         raise ValueError(f"{duration!r} is not a duration")
     return float(duration)

@@ -18,8 +18,10 @@ from tuner.sweep.optuna_private import fix
 LR = {"adamw": (1e-4, 1e-2), "adam": (1e-4, 1e-2), "sgd": (1e-3, 1e-1)}
 WEIGHT_DECAY = {"adamw": (1e-4, 1e-1), "adam": (1e-6, 1e-3), "sgd": (1e-6, 1e-3)}
 BLOCKS = {  # model -> last blocks that are searched; no two networks have one of the same name
-    "vgg16": ("block2", "block3", "block4", "block5"),
-    "efficientnet_lite0": ("features.3", "features.5", "features.8"),
+    "vgg16": ("block2", "block3", "block4", "block5", "[block3,block4]", "[block4,block5]"),
+    "efficientnet_lite0": (
+        *("features.3", "features.5", "features.8", "[features.3,features.5]", "[features.5,features.8]"),
+    ),
 }
 NETWORK_OF = {block: network for network, blocks in BLOCKS.items() for block in blocks}
 SMALLEST, LARGEST, STEP = 64, 224, 32  # model.image_size: the networks halve the map five times
@@ -28,7 +30,7 @@ MOST_FEATURES = 8192
 
 
 class Cut(NamedTuple):
-    """What a network computes up to a block, for one image. side: of the map at the block, in pixels."""
+    """What a network computes up to a block, for one image. side: of the map at the last block, in pixels."""
 
     channels: int
     side: int
@@ -80,11 +82,15 @@ def model(cfg: DictConfig, trial: Trial) -> None:
 
 @functools.cache
 def cut(network: str, last_block: str, image_size: int) -> Cut:
-    """A network's cut. Raises InputError for an unknown network or block, and for images that are too small."""
-    options: dict[str, Any] = {"weights": None, "last_block": last_block, "frozen": last_block, "pool": 1}
+    """A network's cut. Raises InputError for an unknown network or block, and for images that are too small.
+
+    last_block: a block, or a list of them in brackets.
+    """
+    blocks = last_block.strip("[]").split(",")
+    options: dict[str, Any] = {"weights": None, "last_block": blocks, "frozen": blocks, "pool": 1}
     backbone = Backbone(network, image_size=image_size, **options)
-    shape = backbone.blocks[last_block].shape
-    side = min(shape[:-1] if backbone.blocks[last_block].channels_last else shape[1:]) if len(shape) == 3 else 1
+    last = backbone.blocks[backbone.last_block]
+    side = min(last.shape[:-1] if last.channels_last else last.shape[1:]) if len(last.shape) == 3 else 1
     return Cut(backbone.feature_size, side, backbone.macs())
 
 
