@@ -4,10 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import result
+from PIL import Image
 from sklearn.linear_model import Ridge
 
 import tuner
@@ -15,10 +17,11 @@ from tuner.bank.ridge import LAMBDAS, leave_one_out
 from tuner.cache_files import Cache
 from tuner.config import ModelConfig, of_run
 from tuner.data import synthetic
+from tuner.data.files import image_array
 from tuner.networks import weights
 from tuner.networks.backbone import Backbone, block_shapes
 from tuner.rules import DURATION, seconds
-from tuner.training import model_choice
+from tuner.training import model_choice, setup
 from tuner.training.model_choice import Candidate, Choice, choose, from_json, sample
 
 CPU = torch.device("cpu")
@@ -218,6 +221,33 @@ def test_the_trials_of_a_search_have_one_choice(command, monkeypatch):
     code, output = command(*words, "hydra.sweeper.n_trials=4")
     assert code == 0, output
     assert "4/4 trials" in output
+
+
+def test_image_files_are_decoded_at_the_size_of_each_candidate(command, monkeypatch):
+    """And the run's images at the chosen size, as in a run from its config."""
+    for module in (model_choice, setup):
+        monkeypatch.setattr(module, "SIZES", (32, 40))
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Path("images", name).mkdir(parents=True)
+        for i in range(12):
+            pixels = generator.integers(0, 255, (50, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(f"images/{name}/{i}.png")
+    seen = set()
+    read = image_array._read_at
+    monkeypatch.setattr(
+        image_array, "_read_at", lambda files, how, names, side: seen.add(side) or read(files, how, names, side)
+    )
+    words = ("model=auto", "model.name=vgg11", "model.weights=null", "epochs=1", "batch_size=8", "model.budget=10m")
+    code, output = command(*words, "data=image_folder", "data.root=images", "hydra.run.dir=run")
+    assert code == 0, output
+    assert seen == {32, 40}
+    size = of_run(Path("run")).model.image_size
+    assert tuner.load("run").input_shape == (3, size, size)
+    code, output = command("--config-dir=run/conf", "--config-name=config", "hydra.run.dir=again")
+    assert code == 0, output
+    assert result(Path("again"))["split_hashes"] == result(Path("run"))["split_hashes"]
+    assert result(Path("again"))["val_loss"] == result(Path("run"))["val_loss"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,7 @@ def with_choice(config: RunConfig, run: Run, chosen: Mapping[str, Any]) -> RunCo
     """The config with what was chosen in place of `auto`, in the run folder, too.   chosen: config keys, values."""
     record_values(run.folder, chosen)
     values = {key.removeprefix("model."): value for key, value in chosen.items()}
-    model = model_choice.applied(config.model, values)
-    own = {**config.plain["model"], **values, "frozen": model.frozen}
-    return replace(config, model=model, plain={**config.plain, "model": own})
+    return model_choice.applied(config, values)
 
 
 def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:

@@ -1,7 +1,7 @@
 """A data set: uint8 images, int64 labels, class names, and seeded, stratified, disjoint splits."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,7 @@ class Samples:
     stored_digests: int64 [N], if they were stored with the images.
     names: what the images are called: file names, or the ids of a table.
     files: what these hold; of the whole array that the samples were read from.
+    read_at: reads files again: their names, and the side of the squares in pixels -> uint8 [n, C, side, side].
     """
 
     images: torch.Tensor
@@ -47,6 +48,7 @@ class Samples:
     stored_digests: torch.Tensor | None = None
     names: Sequence[str] | None = None
     files: FileStatistics | None = None
+    read_at: Callable[[Sequence[str], int], torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

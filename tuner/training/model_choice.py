@@ -114,10 +114,26 @@ def is_auto(model: ModelConfig) -> bool:
     return any(getattr(model, key) == AUTO for key in KEYS)
 
 
-def applied(model: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
-    """`model` with chosen values. No block is trained unless model.frozen says so."""
+def applied(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The config with chosen values of `model`. What follows them follows: model.frozen, and the size of images."""
+    model = config.model
     frozen = values["last_block"] if model.frozen == model.last_block else model.frozen
-    return dataclasses.replace(model, **values, frozen=frozen)
+    plain = dict(config.plain)
+    if "model" in plain:
+        plain["model"] = {**plain["model"], **values, "frozen": frozen}
+    sized = with_size(config, values["image_size"])
+    if sized is not config and "data" in plain:
+        plain["data"] = {**plain["data"], "size": values["image_size"]}
+    return dataclasses.replace(sized, model=dataclasses.replace(model, **values, frozen=frozen), plain=plain)
+
+
+def with_size(config: RunConfig, size: int) -> RunConfig:
+    """The config with images of this size, where data.size follows model.image_size and that is `auto`."""
+    target = config.data.target
+    if config.model.image_size != AUTO or target.keywords.get("size") != AUTO:
+        return config
+    target = dataclasses.replace(target, keywords={**target.keywords, "size": size})
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, target=target))
 
 
 def name_of(config: RunConfig) -> str:
@@ -128,10 +144,18 @@ def name_of(config: RunConfig) -> str:
 
 
 def choose(
-    model: ModelConfig, data: Data, *, seed: int, cache: Cache, device: torch.device, dtype: torch.dtype
+    model: ModelConfig,
+    data: Data,
+    *,
+    seed: int,
+    cache: Cache,
+    device: torch.device,
+    dtype: torch.dtype,
+    sized: bool = False,
 ) -> Choice:
     """Choose what is `auto`; log what was chosen, and why. A choice is remembered in CACHE/choices.
 
+    sized: image files are decoded at the size of the network, so they are read again for each size.
     dtype: of the features.   seed: of the sample and of random weights.
     Raises InputError if the fixed values leave nothing to choose from.
     """
@@ -145,12 +169,13 @@ def choose(
         "dtype": str(dtype),
         "torch": torch.__version__,
         "images": data.hashes["train"],
+        "sized": sized,
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     path = cache.folder / "choices" / f"{name}.json"
     choice = _remembered(path)
     if choice is None:
-        choice = _choose(model, networks, data, seed, device, dtype)
+        choice = _choose(model, networks, data, seed, device, dtype, sized)
         _remember(path, choice)
     for line in lines(choice):
         log.info("%s", line)
@@ -302,11 +327,13 @@ def _choose(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    sized: bool,
 ) -> Choice:
     start, budget = time.monotonic(), seconds(model.budget)
     passes = _cheapest_first(_passes(model, networks, seed), data, device, dtype)
     rows = sample(data, round(budget / SHARE / passes[0][1]), seed)
-    images, labels = data.pool.images[rows], data.pool.labels[rows]
+    samples = data.pool.rows(rows)
+    labels = samples.labels
     scored: list[tuple[Candidate, torch.Tensor]] = []
     left_out, scoring = [], 0.0
     for one, per_image in passes:
@@ -314,7 +341,9 @@ def _choose(
         if scored and before - start + len(rows) * per_image + scoring > budget:  # the cheapest is tried in any case
             left_out.append(f"{one.name} (about {len(rows) * per_image + scoring:,.0f} s)")
             continue
-        grams = _grams(model, one, images, device, dtype)
+        size = one.backbone.image_size
+        images = data.pool.read_at(samples.names, size) if sized and samples.names and data.pool.read_at else None
+        grams = _grams(model, one, samples.images if images is None else images, device, dtype)
         extracted = time.monotonic()
         for candidate, gram in _candidates(one, grams, (extracted - before) / len(rows), data):
             correct = leave_one_out(gram, labels, len(data.classes)) == labels

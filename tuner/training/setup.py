@@ -20,7 +20,7 @@ from tuner.device import choose_device, choose_precision
 from tuner.networks.backbone import Backbone
 from tuner.networks.blocks import Preprocess
 from tuner.training.heads import Head
-from tuner.training.model_choice import Choice, applied, choose, is_auto
+from tuner.training.model_choice import SIZES, Choice, applied, choose, is_auto, with_size
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +125,16 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     if not is_auto(config.model):  # mistakes are reported before the images are read
         backbone = backbone_of(config)
         _check_views(augment, *views, backbone)
-    data = exclusion.load(config.data)
+    sized = with_size(config, SIZES[0])
+    data = exclusion.load(sized.data)
     for line in summary.lines(data):
         log.info("%s", line)
     if is_auto(config.model):
         options = {"seed": config.seed, "cache": config.cache, "device": device, "dtype": precision}
-        choice = choose(config.model, data, **options)
-        config = replace(config, model=applied(config.model, choice.chosen.values))
+        choice = choose(config.model, data, sized=sized is not config, **options)
+        config = applied(config, choice.chosen.values)
+        if sized is not config and config.data != sized.data:
+            data = exclusion.load(config.data)
         backbone = backbone_of(config)
         _check_views(augment, *views, backbone)
     setup = Setup(device, precision, backbone, data, config.cache, augment, *views, choice)

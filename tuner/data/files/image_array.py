@@ -124,8 +124,18 @@ def load(
         readable[[i for i, _ in unreadable]] = False
         rows = readable.nonzero().flatten()
         names = [part.names[row] for row in rows.tolist()]
-        loaded.append((Samples(images, part.labels[rows], stored_digests, names, statistics), rows))
+        again = partial(_read_at, part, how)
+        loaded.append((Samples(images, part.labels[rows], stored_digests, names, statistics, again), rows))
     return loaded
+
+
+def _read_at(files: Files, how: How, names: Sequence[str], side: int) -> torch.Tensor:
+    """Some of the files, as uint8 [n, C, side, side]. Raises InputError if one can't be read any more."""
+    some = Files(files.root, names, torch.zeros(len(names)), files.content)
+    chunks = list(decode(some, replace(how, shape=(how.shape[0], side, side))))
+    if broken := [names[i] for chunk in chunks for i, _ in chunk.broken]:
+        raise InputError(f"{broken[0][:LEGIBLE]} cannot be read any more: leave the files as they are during a run")
+    return torch.cat([chunk.images for chunk in chunks])
 
 
 def _shape(size: int | Sequence[int]) -> tuple[int, int, int]:
