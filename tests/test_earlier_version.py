@@ -27,10 +27,10 @@ def earlier(tmp_path, monkeypatch):
 
 def test_a_run_is_loaded_evaluated_and_compared(earlier, call):
     assert tuner.load("run", device="cpu").classes == ("class0", "class1", "class2", "class3")
-    code, out, err = call("evaluate", "run", "--device", "cpu", "--json")
+    code, out, err = call("evaluate", "run", "--device", "cpu", "--precision", "bf16", "--json")
     assert code == 0, err
-    tested = json.loads(Path("run/result.json").read_text())["test_accuracy"]
-    assert json.loads(out)["accuracy"] == pytest.approx(tested)
+    tested = json.loads(Path("run/result.json").read_text())  # in bfloat16, on another processor
+    assert json.loads(out)["accuracy"] == pytest.approx(tested["test_accuracy"], abs=1.01 / tested["n_test"])
     code, out, err = call("compare", "run", "multirun/mine", "--json")
     assert code == 0, err
     assert "model.features" not in out
