@@ -25,7 +25,7 @@ BLOCKS = {  # model -> last blocks that are searched; no two networks have one o
 }
 NETWORK_OF = {block: network for network, blocks in BLOCKS.items() for block in blocks}
 SMALLEST, LARGEST, STEP = 64, 224, 32  # model.image_size: the networks halve the map five times
-MOST_MACS = 5.5e9  # multiply-adds per image: two cores compute features of 15 such images a second
+MOST_MACS = 5.5e9  # multiply-adds per image: seven times those of the default cut
 MOST_FEATURES = 8192
 
 
