@@ -111,7 +111,7 @@ def main() -> None:
     note = (
         f"Test accuracy, mean of {args.seeds} seeds (standard deviation over seeds); seconds: of the first seed, all "
     )
-    note += "sets together. Recipes after the first find the features of earlier ones in the cache."
+    note += "sets together. The linear head finds the features of the default in the cache."
     results.write("recipes on small sets", device, table(outcomes), note)
     note = "Behind by: difference of accuracies (standard error, paired over the test images). The best recipe was "
     note += "chosen on these test images, so its accuracy is a little optimistic."
