@@ -7,13 +7,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
 from tuner.config import CONF
+from tuner.data import image_folder
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -50,7 +53,7 @@ def test_every_mention_of_a_benchmark_in_the_documents_is_a_command_that_is_test
 
 
 def test_the_documents_quote_every_benchmark():
-    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"results.py"}
+    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"results.py", "small_sets.py"}
     assert {Path(command.split()[1]).name for command in QUOTED} == scripts
 
 
@@ -81,6 +84,43 @@ def test_a_table_replaces_the_one_with_its_heading(load, tmp_path, monkeypatch, 
     assert tables(results.RESULTS) == {"speed": {"row": ["3"]}, "memory": {"row": ["2"]}}
 
 
+def test_the_distance_to_the_best_recipe_in_hindsight_is_paired_over_the_test_images(load):
+    recipes = load("recipes")
+
+    def outcome(*correct, seconds=1.0):
+        return recipes.Outcome(np.array(correct, dtype=bool), [{"seconds": seconds}] * len(correct))
+
+    of_set = {
+        "default: a network": outcome([1, 0, 0, 1], [1, 0, 0, 0]),
+        "another": outcome([1, 1, 0, 1], [1, 1, 0, 1]),
+        "auto": outcome([1, 1, 1, 1], [1, 1, 0, 1], seconds=7.4),  # never the one to compare with
+        **{baseline: outcome([1, 1, 1, 1], [1, 1, 1, 1]) for baseline in recipes.BASELINES},
+    }
+    header, row = recipes.distances({"shells": of_set}, {"shells": "4 + 4, 2 classes"})
+    by_column = dict(zip(header, row, strict=True))
+    assert by_column["best recipe in hindsight"] == "another"
+    assert (by_column["accuracy"], by_column["best baseline"], by_column["auto, s"]) == ("0.750", "1.000", "7")
+    error = np.std([0, 1, 0, 0.5], ddof=1) / 2
+    assert by_column["default is behind by"] == f"0.375 ({error:.3f})"
+    assert by_column["auto is behind by"] == f"-0.125 ({np.std([0, 0, -0.5, 0], ddof=1) / 2:.3f})"
+    assert recipes.table({"shells": of_set})[1] == ["default: a network", "0.375 (0.177)", "0.375", "1"]
+
+
+@pytest.mark.parametrize("name", ["digits", "letters", "fonts", "symbols", "textures", "photos"])
+def test_a_small_set_is_the_same_each_time(name, load):
+    draws = [list(islice(load("small_sets").SETS[name](), 20)) for _ in range(2)]
+    assert len({image.tobytes() for _, _, image in draws[0]}) == 20
+    for first, second in zip(*draws, strict=True):
+        assert first[:2] == second[:2]
+        assert first[2].tobytes() == second[2].tobytes()
+
+
+def test_a_small_set_is_written_as_a_folder_that_runs_read(load, tmp_path):
+    root = load("small_sets").write("digits", tmp_path)
+    data = image_folder.load(root, size=[1, 8, 8], cache_dir=tmp_path / "cache")
+    assert (len(data.pool), len(data.test), data.classes) == (300, 300, tuple("0123456789"))
+
+
 PLAIN = "plain pipeline, channels_last"
 SMALLEST = {  # command -> rows of each of its tables
     "audit.py": {
@@ -107,6 +147,10 @@ SMALLEST = {  # command -> rows of each of its tables
     "heads.py": {"heads": ["1", "2", "4"]},
     "images.py": {"a folder of images": ["100"]},
     "networks.py": {"networks": ["vgg16", "resnet18"]},
+    "recipes.py": {
+        "recipes on small sets": ["tiny", "tiny, linear head", "scikit-learn: SVM with RBF kernel on pixels"],
+        "recipes on small sets, the best in hindsight": ["digits"],
+    },
     "sweep.py overhead": {"overhead of a trial": ["in memory", "SQLite", "journal"]},
     "sweep.py memory": {"memory of a search": ["2"]},
     "sweep.py search": {
