@@ -36,12 +36,12 @@ from tuner.stages import train
 RECIPES = {
     "default: vgg16, block3, 64 px": [],
     "vgg16, block5 averaged, 128 px": ["model.image_size=128", "model.last_block=block5", "model.pool=1"],
-    # Not yet there: "vgg16, block3 and block4, 64 px": ["model.last_block=[block3,block4]"],
+    "vgg16, block3 and block4, 64 px": ["model.last_block=[block3,block4]"],
     "efficientnet_lite0, 128 px": ["model=efficientnet_lite0"],
     "efficientnet_lite0, 224 px": ["model=efficientnet_lite0", "model.image_size=224"],
     "default, linear head": ["model.head.depth=0"],
     "default, augment=light, 4 views": ["augment=light", "data.views=4"],
-    # Not yet there: "auto": ["model=auto"],
+    "auto": ["model=auto"],
 }
 AUTO = "auto"  # has a cache of its own, so its seconds include every bank that it tries
 SMALLEST = {"tiny": ["model=tiny", "epochs=2"], "tiny, linear head": ["model=tiny", "epochs=2", "model.head.depth=0"]}

@@ -128,12 +128,13 @@ def screen(config: RunConfig, setup: Setup, trial: RunningTrial) -> None:
     features would take more than model.budget.
     """
     whole = setup if setup.trains_heads_alone else setup.frozen_whole()
-    options = {"cache": setup.cache, "device": setup.device, "dtype": setup.precision}
-    seconds = model_choice.predicted_seconds(whole.backbone, setup.data, **options)
+    cache, device, dtype = setup.cache, setup.device, setup.precision
+    seconds = model_choice.predicted_seconds(whole.backbone, setup.data, cache=cache, device=device, dtype=dtype)
     if seconds > rules.seconds(config.model.budget):
         budget = config.model.budget
         trial.prune(f"pruned: the features of all images would take {seconds:,.0f} s, more than model.budget={budget}")
-    trial.report(model_choice.score(whole.backbone, setup.data, seed=config.seed, **options), 0)
+    score = model_choice.score(whole.backbone, setup.data, seed=config.seed, cache=cache, device=device, dtype=dtype)
+    trial.report(score, 0)
 
 
 def with_choice(config: RunConfig, run: Run, chosen: Mapping[str, Any]) -> RunConfig:

@@ -108,13 +108,13 @@ class Backbone:
         if frozen is None:
             return None
         self._check_block("frozen", frozen)
-        names = list(self.blocks)
-        if names.index(frozen) > names.index(self.last_block):
+        block, names = str(frozen), list(self.blocks)
+        if names.index(block) > names.index(self.last_block):
             raise InputError(
                 f"model.frozen={frozen} comes after model.last_block={self.last_block}, the last block that is "
                 f"used; the order is {', '.join(names)}"
             )
-        return frozen
+        return block
 
     def _check_block(self, key: str, block: Any) -> None:
         names = list(self.blocks)
@@ -174,7 +174,7 @@ class Backbone:
         assert self.frozen is not None
         return (self.feature_size,) if self.frozen == self.last_block else self.blocks[self.frozen].shape
 
-    def frozen_part(self, dtype: torch.dtype) -> nn.Module:
+    def frozen_part(self, dtype: torch.dtype) -> nn.Sequential:
         """Images uint8 [B, 1 or 3, H, W] -> `dtype` [B, *cached_shape]; eval mode, no gradients. Reads the weights.
 
         Raises InputError if the weights cannot be read or belong to another network.

@@ -27,18 +27,18 @@ def model_choice(rows: Sequence[Mapping[str, Any]], images: int) -> Figure:
     note = "Whiskers: one standard error. Blue: as good as the best, within one standard error. Orange: chosen."
     note += f" The first {ROWS} of {len(candidates):,} candidates." if len(candidates) > ROWS else ""
     figure = style.figure(title, width=11, height=max(3.2, 0.34 * len(shown) + 2), note=note)
-    axes, places = style.axes(figure), np.arange(len(shown))
+    axes, places = style.axes(figure), range(len(shown))
     axes.grid(False, axis="y")
     colours = np.where(shown.chosen, ORANGE, np.where(shown.as_good, BLUE, GREY))
-    for row, (value, error, colour) in enumerate(zip(shown.accuracy, shown.error, colours, strict=True)):
-        axes.errorbar(value, row, xerr=error, fmt="o", color=colour, markersize=7, elinewidth=2)
+    for place, value, error, colour in zip(places, shown.accuracy, shown.error, colours, strict=True):
+        axes.errorbar(value, place, xerr=error, fmt="o", color=colour, markersize=7, elinewidth=2)
     ends = [*(shown.accuracy - shown.error), *(shown.accuracy + shown.error)]
     low, high = style.limits(min(ends), max(ends))
     axes.set(xlim=(max(low, -0.01), min(high, 1.01)), ylim=(len(shown) - 0.4, -0.6), yticks=places)
     axes.set_yticklabels([style.short(name, 60) for name in shown.name])
     style.name(axes, "leave-one-out accuracy of ridge regression")
-    for row, seconds in zip(places, shown.bank_seconds, strict=True):
-        place = axes.get_yaxis_transform()
-        axes.text(1.01, row, f"{seconds:,.0f} s", transform=place, va="center", fontsize=SMALL)
+    for place, seconds in zip(places, shown.bank_seconds, strict=True):
+        side = axes.get_yaxis_transform()
+        axes.text(1.01, place, f"{seconds:,.0f} s", transform=side, va="center", fontsize=SMALL)
     axes.text(1.01, -0.8, "all features", transform=axes.get_yaxis_transform(), va="bottom", fontsize=SMALL)
     return figure

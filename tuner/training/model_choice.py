@@ -245,7 +245,8 @@ class _Pass:
 
     def network(self, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
         """Images -> the maps of `blocks`, not pooled: a tuple, or one tensor."""
-        return self.backbone.frozen_part(dtype)[:-1].to(device)
+        *parts, _pool = self.backbone.frozen_part(dtype)
+        return torch.nn.Sequential(*parts).to(device)
 
 
 def _networks(model: ModelConfig) -> Iterator[tuple[str, str | None]]:
@@ -299,8 +300,12 @@ def predicted_seconds(
     backbone: Backbone, data: Data, *, cache: Cache, device: torch.device, dtype: torch.dtype
 ) -> float:
     """The time for the features of all images up to model.frozen; 0 for those that are cached."""
-    options = {"cache": cache, "device": device, "dtype": dtype}
-    count = sum(len(part) for part in (data.pool, data.test) if not features.is_cached(part, backbone, **options))
+    parts = [
+        part
+        for part in (data.pool, data.test)
+        if not features.is_cached(part, backbone, cache=cache, device=device, dtype=dtype)
+    ]
+    count = sum(map(len, parts))
     if not count:
         return 0.0
     name = (backbone.name, backbone.weights.key, backbone.image_size, device, dtype)

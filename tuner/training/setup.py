@@ -130,8 +130,15 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     for line in summary.lines(data):
         log.info("%s", line)
     if is_auto(config.model):
-        options = {"seed": config.seed, "cache": config.cache, "device": device, "dtype": precision}
-        choice = choose(config.model, data, sized=sized is not config, **options)
+        choice = choose(
+            config.model,
+            data,
+            seed=config.seed,
+            cache=config.cache,
+            device=device,
+            dtype=precision,
+            sized=sized is not config,
+        )
         config = applied(config, choice.chosen.values)
         if sized is not config and config.data != sized.data:
             data = exclusion.load(config.data)
