@@ -64,11 +64,13 @@ def test_leave_one_out_is_what_regressions_without_each_image_predict():
         fitted = torch.stack(fits)
         by_penalty.append((float(((fitted - torch.from_numpy(targets)) ** 2).sum()), fitted.argmax(1)))
     expected = min(by_penalty, key=lambda pair: pair[0])[1]
-    assert leave_one_out(gram, labels, 3).equal(expected)
+    predicted, loss = leave_one_out(gram, labels, 3)
+    assert predicted.equal(expected)
+    assert loss == pytest.approx(min(error for error, _ in by_penalty) / 30, rel=1e-4)
 
 
 def test_features_of_one_value_score_as_chance_does():
-    assert leave_one_out(torch.ones(6, 6), torch.arange(6) % 2, 2).shape == (6,)
+    assert leave_one_out(torch.ones(6, 6), torch.arange(6) % 2, 2)[0].shape == (6,)
 
 
 # The candidates
@@ -98,7 +100,7 @@ def test_each_candidate_has_the_features_that_a_run_would_have(data, tmp_path):
         assert backbone.macs() / 1e9 == pytest.approx(candidate.gmacs, abs=1e-4)
         features = backbone.frozen_part(torch.float32)(data.pool.images[rows])
         features = F.layer_norm(features, features.shape[1:])
-        right = leave_one_out(features @ features.T, labels, 3) == labels
+        right = leave_one_out(features @ features.T, labels, 3)[0] == labels
         assert float(right.double().mean()) == pytest.approx(candidate.accuracy, abs=1.5 / len(rows))
 
 
@@ -147,7 +149,7 @@ def test_weights_that_were_downloaded_are_candidates(tmp_path, monkeypatch):
 
 def candidate(name, bank_seconds):
     values = dict.fromkeys(model_choice.KEYS, name)
-    return Candidate(values, 10, 1.0, 0.0, 0.0, bank_seconds)
+    return Candidate(values, 10, 1.0, 0.0, 0.0, 0.5, bank_seconds)
 
 
 def ranked(budget, *options):
@@ -163,6 +165,12 @@ def test_the_cheapest_that_is_as_good_as_the_best_is_chosen():
     assert [c.values["name"] for c in choice.candidates] == ["best", "cheap", "worse"]
     assert [c.as_good for c in choice.candidates] == [True, True, False]
     assert choice.chosen.values["name"] == "cheap"
+
+
+def test_the_squared_error_decides_between_equal_accuracies():
+    correct = torch.arange(100) < 90
+    pairs = [(replace(candidate(name, 5), accuracy=0.9, loss=loss), correct) for name, loss in (("a", 0.3), ("b", 0.2))]
+    assert [c.values["name"] for c in model_choice._ranked(pairs, 60.0)] == ["b", "a"]
 
 
 def test_among_features_that_take_less_time_than_the_choice_accuracy_counts():

@@ -45,7 +45,7 @@ SHARE = 6  # the first pass may take a sixth of the budget
 WARM_UP, TIMED = 4, 32  # images
 SHOWN = 8  # candidates in the log
 SCREENED = 400  # images of the sample on which a search judges a cut
-FORMAT = 1  # raise it if the same inputs would give another choice
+FORMAT = 2  # raise it if the same inputs would give another choice
 
 
 _speed: dict[tuple[Any, ...], float] = {}  # network, size, device -> multiply-adds per second, as measured
@@ -57,6 +57,7 @@ class Candidate:
 
     values: of `model`'s keys in KEYS.   features: their number.   gmacs: billions of multiply-adds for an image.
     accuracy: leave-one-out accuracy of ridge regression on the sample.   error: its standard error.
+    loss: mean squared error of the same predictions, which decides between equal accuracies.
     bank_seconds: predicted time for the features of all images.
     chosen: whether it is the one; as_good: whether it is at most one standard error of the difference below the best.
     """
@@ -66,6 +67,7 @@ class Candidate:
     gmacs: float
     accuracy: float
     error: float
+    loss: float
     bank_seconds: float
     as_good: bool = False
     chosen: bool = False
@@ -322,7 +324,8 @@ def score(
     samples = data.pool.rows(sample(data, SCREENED, seed))
     x = features.bank(samples.images, backbone, cache=cache, device=device, dtype=dtype).float().flatten(1)
     x = F.layer_norm(x, x.shape[1:])
-    return float((leave_one_out(x @ x.T, samples.labels, len(data.classes)) == samples.labels).double().mean())
+    predicted, _ = leave_one_out(x @ x.T, samples.labels, len(data.classes))
+    return float((predicted == samples.labels).double().mean())
 
 
 def _choose(
@@ -351,10 +354,11 @@ def _choose(
         grams = _grams(model, one, samples.images if images is None else images, device, dtype)
         extracted = time.monotonic()
         for candidate, gram in _candidates(one, grams, (extracted - before) / len(rows), data):
-            correct = leave_one_out(gram, labels, len(data.classes)) == labels
+            predicted, loss = leave_one_out(gram, labels, len(data.classes))
+            correct = predicted == labels
             accuracy = float(correct.double().mean())
             error = math.sqrt(accuracy * (1 - accuracy) / len(correct))
-            scored.append((dataclasses.replace(candidate, accuracy=accuracy, error=error), correct))
+            scored.append((dataclasses.replace(candidate, accuracy=accuracy, error=error, loss=loss), correct))
         scoring = time.monotonic() - extracted
         log.info("model: %s tried, %.0f s of %.0f", one.name, time.monotonic() - start, budget)
     if not scored:
@@ -462,7 +466,7 @@ def _candidates(
             }
             predicted = round(all_seconds * macs / one.macs, 1)
             gram = torch.stack([grams[block, k] for block in blocks]).sum(0)
-            yield Candidate(values, size, round(macs / 1e9, 4), 0.0, 0.0, predicted), gram
+            yield Candidate(values, size, round(macs / 1e9, 4), 0.0, 0.0, 0.0, predicted), gram
 
 
 def _ranked(scored: Sequence[tuple[Candidate, torch.Tensor]], budget: float) -> list[Candidate]:
@@ -472,7 +476,7 @@ def _ranked(scored: Sequence[tuple[Candidate, torch.Tensor]], budget: float) -> 
     1984, section 3.4.3), which is smaller than that of an accuracy, as all are scored on the same images. Of those,
     the cheapest is chosen; features that take less time than the choice itself are all cheap, so there accuracy counts.
     """
-    ordered = sorted(scored, key=lambda pair: (-pair[0].accuracy, pair[0].bank_seconds, pair[0].features))
+    ordered = sorted(scored, key=lambda pair: (-pair[0].accuracy, pair[0].loss))
     best = ordered[0][1].double()
     marked = []
     for candidate, correct in ordered:
