@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,6 +112,13 @@ def test_fixed_values_limit_the_choice(data, tmp_path):
             assert candidate.values.items() >= fixed.items()
 
 
+def test_with_trained_blocks_only_single_blocks_above_them_are_tried(data, tmp_path):
+    for frozen, first in (("block3", "block4"), (None, "block3")):
+        choice = chosen(data, tmp_path, auto(frozen=frozen))
+        assert {c.values["last_block"] for c in choice.candidates} <= {"block3", "block4", "block5"}
+        assert min(c.values["last_block"] for c in choice.candidates) == first
+
+
 def test_validation_and_test_images_are_not_looked_at(data, tmp_path):
     pool, test = data.pool, data.test
     images, labels = pool.images.clone(), pool.labels.clone()
@@ -149,7 +157,7 @@ def test_weights_that_were_downloaded_are_candidates(tmp_path, monkeypatch):
 
 def candidate(name, bank_seconds):
     values = dict.fromkeys(model_choice.KEYS, name)
-    return Candidate(values, 10, 1.0, 0.0, 0.0, 0.5, bank_seconds)
+    return Candidate(values, 10, 1.0, bank_seconds, 0.0, 0.0, 0.5)
 
 
 def ranked(budget, *options):
@@ -221,12 +229,13 @@ def test_the_trials_of_a_search_have_one_choice(command, monkeypatch):
     words = ("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=3", "final.seeds=1", "study=s", *RUN)
     code, output = command(*words)
     assert code == 0, output
-    assert "chosen for all trials: model.name=vgg11" in output
+    assert "chosen for all trials: model.last_block=" in output
     assert Path("multirun/s/0/train.log").read_text().count("<- chosen") == 1
     models = {repr(replace(of_run(path.parent).model, head=None)) for path in Path("multirun/s").glob("*/result.json")}
     assert len(models) == 1
-    monkeypatch.setattr(model_choice, "choose", lambda *_, **__: pytest.fail("chosen again"))
-    code, output = command(*words, "hydra.sweeper.n_trials=4")
+    monkeypatch.setattr(setup, "choose", lambda *_, **__: pytest.fail("chosen again"))
+    monkeypatch.setenv("TUNER_CACHE", str(Path("another").absolute()))  # keys that do not matter may change
+    code, output = command(*words, "hydra.sweeper.n_trials=4", "cache_limit=20GB")
     assert code == 0, output
     assert "4/4 trials" in output
 
@@ -258,12 +267,42 @@ def test_image_files_are_decoded_at_the_size_of_each_candidate(command, monkeypa
     assert result(Path("again"))["val_loss"] == result(Path("run"))["val_loss"]
 
 
+def test_a_list_of_images_to_leave_out_applies_after_the_choice(command, call):
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Path("images", name).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(f"images/{name}/{i}.png")
+    words = ("model=auto", "model.name=vgg11", "model.weights=null", "data=image_folder", "data.root=images")
+    words = (*words, "model.budget=5s", "epochs=1", "batch_size=8")
+    code, _, err = call("audit", *words, "--out", "audit")
+    assert code == 0, err
+    table = pd.read_csv("audit/audit.csv", dtype=str)
+    assert len(table)
+    table.assign(exclude="yes").to_csv("audit/audit.csv", index=False)
+    code, output = command(*words, "data.exclude=audit/audit.csv", "hydra.run.dir=run")
+    assert code == 0, output
+    assert result(Path("run"))["n_excluded"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("model.budget=soon",), "model.budget=soon must be a time above 0, in seconds or as 60s, 10m or 2h"),
         (("model.budget=0",), "model.budget=0 must be a time above 0"),
         (("model.name=resnext",), "model=auto has nothing to choose from: model.name=resnext is not a classification"),
+        (("model.image_size=abc",), "model.image_size=abc must be a whole number of at least 1"),
+        (("model.last_block=5",), "model.last_block=5 must be a block, or a list of blocks"),
+        (("model.pool=1.5",), "model.pool=1.5 must be a whole number of at least 1"),
+        (("model.name=[vgg11]",), "model.name=['vgg11'] must be text"),
+        (
+            ("model.frozen=block7",),
+            "nothing to choose from: model.frozen=block7 is not a block of vgg11",
+        ),
+        (
+            ("model.frozen=block5",),
+            "nothing to choose from: vgg11 at model.image_size=32 has no block above",
+        ),
         (("model.last_block=block9",), "model=auto has nothing to choose from: model.last_block=block9 is not a block"),
         (("model.pool=99",), "model=auto has nothing to choose from: no map is as large as model.pool=99"),
     ],
@@ -284,32 +323,46 @@ def test_durations():
 # A search that judges cuts before their features are computed
 
 
-SCREENED = ("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "study=s", "final.seeds=0", "+model.screen=true")
+SCREENED = ("-m", "hparams_search=optuna", "study=s", "final.seeds=0", "model.screen=10m")
 TINY_DATA = ("data=synthetic", "data.n=120", "epochs=1", "batch_size=32", "model=tiny")
 
 
-def test_a_cut_that_the_pruner_ends_costs_no_bank(command, monkeypatch):
+def ends():
+    return [result(path.parent) for path in sorted(Path("multirun/s").glob("*/result.json"))]
+
+
+def test_a_cut_that_scores_below_the_median_of_the_others_costs_no_bank(command, monkeypatch):
+    scores = iter([0.5, 0.6, 0.7, 0.8, 0.9, 0.69, 0.7])
+    monkeypatch.setattr(model_choice, "score", lambda *_, **__: next(scores))
     monkeypatch.setenv("TUNER_CACHE", str(Path("cache").absolute()))
-    pruner = ("hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.lower=2")
-    _, output = command(*SCREENED, *TINY_DATA, *pruner)
-    assert "all were pruned" in output
-    ends = [result(path.parent) for path in Path("multirun/s").glob("*/result.json")]
-    assert [end["status"] for end in ends] == ["pruned", "pruned"]
-    assert all(end["epochs"] == 0 and "seconds_features" not in end for end in ends)
+    code, output = command(*SCREENED, *TINY_DATA, "hydra.sweeper.n_trials=7", "hydra/launcher=basic")
+    assert code == 0, output
+    assert [end["status"] for end in ends()] == [*["complete"] * 5, "pruned", "complete"]
+    assert (ends()[5]["epochs"], ends()[5]["val_accuracy"]) == (0, None)
+    assert "seconds_features" not in ends()[5]
+    log = Path("multirun/s/5/train.log").read_text()
+    assert "pruned before training: its cut scores 0.690, below the median 0.700 of the trials" in log
 
 
 def test_a_cut_whose_features_would_take_too_long_is_pruned(command):
-    _, output = command(*SCREENED, *TINY_DATA, "+model.budget=1e-6s", "model.image_size=40")
+    words = ("model.screen=1e-6s", "model.image_size=40", "hydra.sweeper.n_trials=2")
+    _, output = command(*SCREENED, *TINY_DATA, *words)
     assert "all were pruned" in output
+    assert [end["status"] for end in ends()] == ["pruned", "pruned"]
     log = Path("multirun/s/0/train.log").read_text()
-    assert "the features of all images would take" in log
-    assert "more than model.budget=1e-6s" in log
+    assert "its features would take" in log
+    assert "more than model.screen=1e-6s" in log
 
 
-def test_a_screened_search_reports_the_score_as_step_0(command):
-    code, output = command(*SCREENED, *TINY_DATA)
+@pytest.mark.parametrize("frozen", ["block1", "null"])
+def test_trained_blocks_can_be_screened(command, frozen):
+    code, output = command(*SCREENED, *TINY_DATA, f"model.frozen={frozen}", "hydra.sweeper.n_trials=2")
     assert code == 0, output
-    import optuna
+    assert [end["status"] for end in ends()] == ["complete", "complete"]
 
-    study = optuna.load_study(study_name="s", storage="sqlite:///multirun/optuna.db")
-    assert all(sorted(trial.intermediate_values) == [0, 1] for trial in study.trials)
+
+def test_the_score_is_that_of_the_features_of_a_run(data, tmp_path):
+    choice = chosen(data, tmp_path, auto(last_block="block3", pool=1))
+    backbone = Backbone(**choice.chosen.values, frozen="block3")
+    score = model_choice.score(backbone, data, seed=0, cache=Cache(tmp_path), device=CPU, dtype=torch.float32)
+    assert score == pytest.approx(choice.chosen.accuracy, abs=1.5 / len(data.train))

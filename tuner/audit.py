@@ -26,6 +26,7 @@ from tuner.config import CONF, RunConfig, parse
 from tuner.data import exclusion, summary
 from tuner.files import replacing
 from tuner.training.fit import DivergedError
+from tuner.training.model_choice import SIZES, with_size
 from tuner.training.out_of_fold import FOLDS, folds, out_of_fold
 from tuner.training.setup import Setup, setup_of
 
@@ -217,7 +218,7 @@ def main() -> None:
     args = _arguments().parse_intermixed_args()  # options stand anywhere
     config = composed(args.overrides, args.config_dir)
     if args.summary:
-        for line in summary.lines(exclusion.load(config.data)):
+        for line in summary.lines(exclusion.load(with_size(config, SIZES[0]).data)):
             output.print_text(line)
         return
     folder = args.out or Path("audit") / time.strftime("%Y-%m-%d_%H-%M-%S")

@@ -23,6 +23,7 @@ log = logging.getLogger("tuner.compare")
 ROWS = 30  # on the terminal, without --top
 NOT_OF_THE_MODEL = (  # keys that do not affect the model
     *("study", "study_mixed", "cache_dir", "cache_limit", "data.cache_limit", "test", "plots"),
+    *("model.budget", "model.screen"),
     *("objective", "config.device"),
     *("final.seeds", "final.epochs", "final.temperature"),
 )

@@ -117,8 +117,8 @@ class ModelConfig:
     pool: Any
     mean: Any = None
     std: Any = None
-    budget: Annotated[float | str, DURATION] = "60s"
-    screen: Annotated[bool, one_of(True, False)] = False
+    budget: Annotated[float | str | None, or_null(DURATION)] = None
+    screen: Annotated[float | str | None, or_null(DURATION)] = None
     head: HeadConfig = HeadConfig()
 
     def __post_init__(self) -> None:
@@ -204,7 +204,8 @@ class RunConfig:
             raise InputError(
                 f"patience={self.patience} ends a run after its best epoch, so it needs keep=best, not keep=last"
             )
-        if self.model.frozen == self.model.last_block and (self.head_first or self.recompute):
+        whole = isinstance(self.model.last_block, list) or self.model.frozen == self.model.last_block
+        if whole and (self.head_first or self.recompute):
             given = f"head_first={self.head_first}" if self.head_first else "recompute=true"
             raise InputError(f"{given} is for blocks that are trained: set model.frozen below model.last_block")
         if self.warm_start is not None and self.head_first:

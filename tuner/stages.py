@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -88,23 +87,14 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     in_sweep = number is not None
     study, storage = (trial.study, trial.storage) if trial else (None, None)
     run.result |= {"seed": config.seed, "study": study, "trial": number, "storage": storage}
+    setup, config = chosen_setup(config, run, trial, shared=in_sweep)
     run.tracker = open_tracker(config, run.folder, study or (config.study if in_sweep else None), number)
-    name = model_choice.name_of(config)
-    if trial and model_choice.is_auto(config.model) and (chosen := trial.chosen(name)):
-        config = with_choice(config, run, chosen)
-    setup = setup_of(config, shared=in_sweep)
-    if model_choice.is_auto(config.model) and setup.choice:
-        chosen = {f"model.{key}": value for key, value in setup.choice.chosen.values.items()}
-        config = with_choice(config, run, chosen)
-        run.result["model_choice"] = setup.choice.as_json()
-        if trial:
-            trial.choose(name, chosen)
     if trial:
         trial.check_images(config.plain["data"], setup.data.hashes)
     describe_setup(config, run, setup, in_sweep)
     run.result |= setup.cost(head)
     specs = retraining_specs(config, run, setup) if config.final.epochs else training_specs(config, run, setup)
-    if config.model.screen and trial and not config.final.epochs:
+    if trial and not config.final.epochs:
         screen(config, setup, trial)
     features(run, setup, "x")
     if not (in_sweep or config.final.epochs):
@@ -112,7 +102,7 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     specs = [spec if spec.resume else with_initial_weights(config, setup, spec) for spec in specs]
     if is_on(config.plots, in_sweep and not config.final.epochs):
         draw_data(run, setup)
-        if setup.choice:
+        if setup.choice and "model_choice" in run.result:
             draw_choice(run, setup.choice)
     epochs = config.final.epochs or config.epochs
     bar = tqdm(total=epochs, desc="training", unit="epoch", disable=in_sweep or None)
@@ -121,27 +111,41 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     return Prepared(config, run, trial, setup, specs, bar, in_sweep)
 
 
-def screen(config: RunConfig, setup: Setup, trial: RunningTrial) -> None:
-    """Judge the cut of a trial before the features of all images are computed.
+def chosen_setup(config: RunConfig, run: Run, trial: RunningTrial | None, *, shared: bool) -> tuple[Setup, RunConfig]:
+    """The setup, and the config with what was chosen in place of `auto`, in the run folder, too.
 
-    Its closed-form score on a sample is reported as step 0. Raises TrialPruned if the pruner ends the trial, or if the
-    features would take more than model.budget.
+    The first trial of a study chooses for all.
     """
-    whole = setup if setup.trains_heads_alone else setup.frozen_whole()
+    if not model_choice.is_auto(config.model):
+        return setup_of(config, shared=shared), config
+    setup, values = None, trial.chosen(config.plain, model_choice.KEYS) if trial else None
+    if values is None:
+        setup = setup_of(config, shared=shared)
+        own = {f"model.{key}": value for key, value in model_choice.chosen_values(config.model, setup.choice).items()}
+        run.result["model_choice"] = setup.choice.as_json() if setup.choice else None
+        values = trial.share_choice(config.plain, model_choice.KEYS, own) if trial else own
+        setup = setup if values == own else None  # another trial was faster
+    record_values(run.folder, values)
+    config = model_choice.applied(config, {key.removeprefix("model."): value for key, value in values.items()})
+    return setup or setup_of(config, shared=shared), config
+
+
+def screen(config: RunConfig, setup: Setup, trial: RunningTrial) -> None:
+    """Judge the cut of a trial before the features of all images are computed. Raises TrialPruned for a bad one.
+
+    Bad: a closed-form score below the median of the complete trials, or features that take longer than model.screen.
+    """
+    if setup.backbone.frozen is None or config.model.screen is None:
+        return
     cache, device, dtype = setup.cache, setup.device, setup.precision
-    seconds = model_choice.predicted_seconds(whole.backbone, setup.data, cache=cache, device=device, dtype=dtype)
-    if seconds > rules.seconds(config.model.budget):
-        budget = config.model.budget
-        trial.prune(f"pruned: the features of all images would take {seconds:,.0f} s, more than model.budget={budget}")
-    score = model_choice.score(whole.backbone, setup.data, seed=config.seed, cache=cache, device=device, dtype=dtype)
-    trial.report(score, 0)
-
-
-def with_choice(config: RunConfig, run: Run, chosen: Mapping[str, Any]) -> RunConfig:
-    """The config with what was chosen in place of `auto`, in the run folder, too.   chosen: config keys, values."""
-    record_values(run.folder, chosen)
-    values = {key.removeprefix("model."): value for key, value in chosen.items()}
-    return model_choice.applied(config, values)
+    seconds = model_choice.predicted_seconds(
+        setup.backbone, setup.data.pool, cache=cache, device=device, dtype=dtype, views=setup.views
+    )
+    if seconds > rules.seconds(config.model.screen):
+        limit = f"more than model.screen={config.model.screen}"
+        trial.prune(f"pruned before training: its features would take {seconds:,.0f} s, {limit}")
+    backbone = (setup if setup.trains_heads_alone else setup.frozen_whole()).backbone
+    trial.screen(model_choice.score(backbone, setup.data, seed=config.seed, cache=cache, device=device, dtype=dtype))
 
 
 def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:

@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from optuna.trial import Trial
 
 from tuner import InputError
@@ -136,4 +136,7 @@ def _value(cfg: DictConfig, trial: Trial, name: str) -> Any:
     """A parameter that was drawn or fixed, or else the config's own value or choice."""
     chosen = OmegaConf.select(cfg, "hydra.runtime.choices") or {}
     default = chosen[name] if name in chosen else OmegaConf.select(cfg, name)
-    return {**trial.user_attrs, **trial.params}.get(name, default)
+    value = {**trial.user_attrs, **trial.params}.get(name, default)
+    if isinstance(value, list | ListConfig):  # as the search writes its own choices
+        return f"[{','.join(map(str, value))}]"
+    return value

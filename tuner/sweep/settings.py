@@ -17,6 +17,7 @@ log = logging.getLogger("tuner.sweep")
 SETTINGS = "settings"  # attribute of a study: what settings_of() gave when it was started
 IMAGES = "images:"  # attributes of a study: for each config of its data, the hashes of the splits
 CHOSEN = "chosen:"  # attributes of a study: config keys and values that a trial chose for all trials
+SCORE = "cut_score"  # attribute of a trial: the closed-form score of its cut
 MIXED = "mixed"  # attribute of a trial: how it differs from its study
 
 
@@ -82,6 +83,13 @@ def compare(
 
 def _text(settings: Mapping[str, Any], key: str) -> str:
     return json.dumps(settings[key]).strip('"') if key in settings else "not set"
+
+
+def choice_key(config: Mapping[str, Any], keys: Sequence[str], irrelevant: Sequence[str]) -> str:
+    """The attribute with what a trial chose for these keys of `model`, for this config of the data."""
+    own = {"data": config.get("data", {}), "model": {key: config["model"].get(key) for key in keys}}
+    kept = [(key, value) for key, value in flat(own) if value is not None and not is_below(key, irrelevant)]
+    return CHOSEN + hashlib.sha256(json.dumps(kept, default=str).encode()).hexdigest()[:16]
 
 
 def images_key(data: Mapping[str, Any], irrelevant: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """What a job knows of its trial, and the stages of its task function."""
 
 import logging
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any, NoReturn
 
 import optuna
 from omegaconf import DictConfig
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from tuner.sweep import settings
 from tuner.sweep.outcome import Outcome, set_outcome
@@ -16,6 +17,7 @@ from tuner.sweep.storage_files import StorageLostError
 
 log = logging.getLogger("tuner.sweep")
 TrialPruned = optuna.TrialPruned
+STARTUP = 5  # complete trials, before one is judged by the score of its cut
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,35 @@ class RunningTrial:
                 )
             self.trial.set_user_attr(settings.MIXED, f"other images ({splits})")
 
-    def chosen(self, name: str) -> dict[str, Any] | None:
-        """What a trial of the study chose under this name: config keys and values. None if none did."""
-        return self.trial.study.user_attrs.get(settings.CHOSEN + name) if self.trial else None
+    def chosen(self, config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any] | None:
+        """What a trial of the study chose for these keys of `model`: config keys and values. None if none did.
 
-    def choose(self, name: str, values: Mapping[str, Any]) -> None:
-        """Give all trials of the study these config keys and values, under a name."""
-        if self.trial:
-            self.trial.study.set_user_attr(settings.CHOSEN + name, dict(values))
+        config: of the run, with `data` and `model`.
+        """
+        name = settings.choice_key(config, keys, self.shared.irrelevant)
+        return self.trial.study.user_attrs.get(name) if self.trial else None
+
+    def share_choice(self, config: Mapping[str, Any], keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Give all trials of the study these config keys and values. Returns an earlier trial's, if there are any."""
+        known = self.chosen(config, keys)
+        if known is None and self.trial:
+            self.trial.study.set_user_attr(settings.choice_key(config, keys, self.shared.irrelevant), dict(values))
+        return known or dict(values)
+
+    def screen(self, score: float) -> None:
+        """Judge the trial by a score of its cut, before it is trained.
+
+        Raises TrialPruned if STARTUP or more trials are complete and the score is below the median of theirs.
+        """
+        if self.trial is None:
+            return
+        complete = self.trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        scores = [trial.user_attrs[settings.SCORE] for trial in complete if settings.SCORE in trial.user_attrs]
+        self.trial.set_user_attr(settings.SCORE, score)
+        if len(scores) >= STARTUP and score < (median := statistics.median(scores)):
+            self.prune(
+                f"pruned before training: its cut scores {score:.3f}, below the median {median:.3f} of the trials"
+            )
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value of the objective, once a step.

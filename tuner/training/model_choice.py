@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -19,19 +20,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 
 from tuner import InputError
 from tuner.bank import features
 from tuner.bank.ridge import leave_one_out
 from tuner.cache_files import Cache
 from tuner.config import ModelConfig, RunConfig, argument_errors
-from tuner.data import Data
+from tuner.data import Data, Samples
 from tuner.device import Batches, repeatable, send, wait
 from tuner.files import replacing
-from tuner.networks.backbone import Backbone, block_shapes
-from tuner.networks.blocks import Pool
-from tuner.networks.weights import at_hand
-from tuner.rules import seconds
+from tuner.networks.architectures import check_name
+from tuner.networks.backbone import LARGEST, Backbone, block_shapes
+from tuner.networks.blocks import JoinedPools, Pool
+from tuner.networks.weights import at_hand, resolve
+from tuner.rules import TEXT, Rule, or_null, seconds, shown, whole
 
 log = logging.getLogger("tuner.train")
 AUTO = "auto"
@@ -43,9 +46,10 @@ FEATURES = 16_384  # the most of a candidate
 FEWEST, MOST = 200, 600  # images of the sample
 SHARE = 6  # the first pass may take a sixth of the budget
 WARM_UP, TIMED = 4, 32  # images
+BUDGET = 60.0  # seconds, without model.budget
 SHOWN = 8  # candidates in the log
 SCREENED = 400  # images of the sample on which a search judges a cut
-FORMAT = 2  # raise it if the same inputs would give another choice
+FORMAT = 3  # raise it if the same inputs would give another choice
 
 
 _speed: dict[tuple[Any, ...], float] = {}  # network, size, device -> multiply-adds per second, as measured
@@ -65,10 +69,10 @@ class Candidate:
     values: Mapping[str, Any]
     features: int
     gmacs: float
-    accuracy: float
-    error: float
-    loss: float
     bank_seconds: float
+    accuracy: float = math.nan
+    error: float = math.nan
+    loss: float = math.nan
     as_good: bool = False
     chosen: bool = False
 
@@ -116,17 +120,24 @@ def is_auto(model: ModelConfig) -> bool:
     return any(getattr(model, key) == AUTO for key in KEYS)
 
 
+def chosen_values(model: ModelConfig, choice: "Choice | None") -> dict[str, Any]:
+    """The values of the keys of `model` that were `auto`."""
+    values = choice.chosen.values if choice else {}
+    return {key: value for key, value in values.items() if getattr(model, key) == AUTO}
+
+
 def applied(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """The config with chosen values of `model`. What follows them follows: model.frozen, and the size of images."""
-    model = config.model
-    frozen = values["last_block"] if model.frozen == model.last_block else model.frozen
+    model = dataclasses.replace(config.model, **values)
+    if config.model.frozen == config.model.last_block:
+        model = dataclasses.replace(model, frozen=model.last_block)
     plain = dict(config.plain)
     if "model" in plain:
-        plain["model"] = {**plain["model"], **values, "frozen": frozen}
-    sized = with_size(config, values["image_size"])
+        plain["model"] = {**plain["model"], **values, "frozen": model.frozen}
+    sized = with_size(config, model.image_size)
     if sized is not config and "data" in plain:
-        plain["data"] = {**plain["data"], "size": values["image_size"]}
-    return dataclasses.replace(sized, model=dataclasses.replace(model, **values, frozen=frozen), plain=plain)
+        plain["data"] = {**plain["data"], "size": model.image_size}
+    return dataclasses.replace(sized, model=model, plain=plain)
 
 
 def with_size(config: RunConfig, size: int) -> RunConfig:
@@ -136,13 +147,6 @@ def with_size(config: RunConfig, size: int) -> RunConfig:
         return config
     target = dataclasses.replace(target, keywords={**target.keywords, "size": size})
     return dataclasses.replace(config, data=dataclasses.replace(config.data, target=target))
-
-
-def name_of(config: RunConfig) -> str:
-    """What the choice is called in a study. Trials that choose the same thing on the same data share it."""
-    model, data = config.plain.get("model", {}), config.plain.get("data")
-    own = json.dumps([data, {key: model.get(key) for key in KEYS}], sort_keys=True, default=str)
-    return f"model {hashlib.sha256(own.encode()).hexdigest()[:16]}"
 
 
 def choose(
@@ -161,11 +165,12 @@ def choose(
     dtype: of the features.   seed: of the sample and of random weights.
     Raises InputError if the fixed values leave nothing to choose from.
     """
+    _check_fixed(model)
     networks = list(_networks(model))
     key = {
         "format": FORMAT,
-        "model": {key: getattr(model, key) for key in (*KEYS, "mean", "std", "budget")},
-        "networks": networks,
+        "model": {key: getattr(model, key) for key in (*KEYS, "frozen", "mean", "std", "budget")},
+        "networks": [(name, _weights_key(name, weights, seed)) for name, weights in networks],
         "seed": seed,
         "device": device.type,
         "dtype": str(dtype),
@@ -177,11 +182,58 @@ def choose(
     path = cache.folder / "choices" / f"{name}.json"
     choice = _remembered(path)
     if choice is None:
-        choice = _choose(model, networks, data, seed, device, dtype, sized)
-        _remember(path, choice)
+        with _locked(path):  # or trials that start together would all choose, each with a share of the processor
+            choice = _remembered(path)
+            if choice is None:
+                choice = _choose(model, networks, data, seed, device, dtype, sized)
+                _remember(path, choice)
     for line in lines(choice):
         log.info("%s", line)
     return choice
+
+
+def _check_fixed(model: ModelConfig) -> None:
+    """Raises InputError for a fixed value that no network can have."""
+    rules = {
+        "name": TEXT,
+        "weights": or_null(TEXT),
+        "image_size": whole(1, LARGEST),
+        "pool": or_null(whole(1)),
+        "last_block": Rule(_is_blocks, "a block, or a list of blocks"),
+    }
+    for key, rule in rules.items():
+        if getattr(model, key) != AUTO:
+            rule.check(f"model.{key}", getattr(model, key))
+
+
+def _is_blocks(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(block, str) for block in value)
+    )
+
+
+def _weights_key(name: str, weights: str | None, seed: int) -> str | None:
+    """What identifies the weights; None if they can't be used, which is reported later."""
+    try:
+        check_name(name)
+        return resolve(name, weights, seed).key
+    except InputError:
+        return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock beside the file, if the file system has locks and can be written."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.debug("no lock for the choice: %s", error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _remembered(path: Path) -> Choice | None:
@@ -243,12 +295,12 @@ class _Pass:
 
     @cached_property
     def macs(self) -> int:
-        return self.backbone.macs()
+        return self.backbone.macs(self.backbone.frozen)
 
     def network(self, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
         """Images -> the maps of `blocks`, not pooled: a tuple, or one tensor."""
-        *parts, _pool = self.backbone.frozen_part(dtype)
-        return torch.nn.Sequential(*parts).to(device)
+        parts = self.backbone.frozen_part(dtype)
+        return torch.nn.Sequential(*(part for part in parts if not isinstance(part, Pool | JoinedPools))).to(device)
 
 
 def _networks(model: ModelConfig) -> Iterator[tuple[str, str | None]]:
@@ -277,9 +329,18 @@ def _passes(model: ModelConfig, networks: Sequence[tuple[str, str | None]], seed
 
 def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: int) -> _Pass:
     if model.last_block == AUTO:
-        last_of_side = {max(shape[1:] or (1,)): block for block, shape in block_shapes(name, size).items()}
+        shapes = block_shapes(name, size)
+        last_of_side = {max(shape[1:]) if len(shape) == 3 else 1: block for block, shape in shapes.items()}
         deep = [block for side, block in last_of_side.items() if side * STRIDE <= size]
         groups = [[block] for block in deep] + [list(pair) for pair in pairwise(deep)]
+        if model.frozen != AUTO:  # blocks above it are trained, which goes with one last block
+            if model.frozen is not None and model.frozen not in list(shapes):
+                raise InputError(f"model.frozen={shown(model.frozen)} is not a block of {name}")
+            order = list(shapes)
+            below = -1 if model.frozen is None else order.index(model.frozen)
+            groups = [[block] for block in deep if order.index(block) > below]
+        if not groups:
+            raise InputError(f"{name} at model.image_size={size} has no block above model.frozen={shown(model.frozen)}")
     else:
         groups = [[model.last_block] if isinstance(model.last_block, str) else list(model.last_block)]
     blocks = list(dict.fromkeys(block for group in groups for block in group))
@@ -299,22 +360,19 @@ def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: i
 
 
 def predicted_seconds(
-    backbone: Backbone, data: Data, *, cache: Cache, device: torch.device, dtype: torch.dtype
+    backbone: Backbone, pool: Samples, *, cache: Cache, device: torch.device, dtype: torch.dtype, views: int = 1
 ) -> float:
-    """The time for the features of all images up to model.frozen; 0 for those that are cached."""
-    parts = [
-        part
-        for part in (data.pool, data.test)
-        if not features.is_cached(part, backbone, cache=cache, device=device, dtype=dtype)
-    ]
-    count = sum(map(len, parts))
-    if not count:
+    """The time for the features of training and validation images up to model.frozen; 0 if they are cached.
+
+    views: of each image. Whether those of several are cached is not looked up.
+    """
+    if views == 1 and features.is_cached(pool, backbone, cache=cache, device=device, dtype=dtype):
         return 0.0
     name = (backbone.name, backbone.weights.key, backbone.image_size, device, dtype)
     if name not in _speed:
         one = _Pass(backbone, None, backbone.used, [backbone.used])
-        _speed[name] = one.macs / _seconds_per_image(one, data, device, dtype)
-    return count * backbone.macs() / _speed[name]
+        _speed[name] = one.macs / _seconds_per_image(one, pool.images[:TIMED], device, dtype)
+    return views * len(pool) * backbone.macs(backbone.frozen) / _speed[name]
 
 
 def score(
@@ -337,13 +395,14 @@ def _choose(
     dtype: torch.dtype,
     sized: bool,
 ) -> Choice:
-    start, budget = time.monotonic(), seconds(model.budget)
-    passes = _cheapest_first(_passes(model, networks, seed), data, device, dtype)
+    start, budget = time.monotonic(), BUDGET if model.budget is None else seconds(model.budget)
+    left_out: list[str] = []
+    passes = _cheapest_first(_passes(model, networks, seed), data, device, dtype, left_out)
     rows = sample(data, round(budget / SHARE / passes[0][1]), seed)
     samples = data.pool.rows(rows)
     labels = samples.labels
     scored: list[tuple[Candidate, torch.Tensor]] = []
-    left_out, scoring = [], 0.0
+    scoring = 0.0
     for one, per_image in passes:
         before = time.monotonic()
         if scored and before - start + len(rows) * per_image + scoring > budget:  # the cheapest is tried in any case
@@ -351,9 +410,12 @@ def _choose(
             continue
         size = one.backbone.image_size
         images = data.pool.read_at(samples.names, size) if sized and samples.names and data.pool.read_at else None
-        grams = _grams(model, one, samples.images if images is None else images, device, dtype)
+        grams, per_image = _grams(model, one, samples.images if images is None else images, device, dtype)
         extracted = time.monotonic()
-        for candidate, gram in _candidates(one, grams, (extracted - before) / len(rows), data):
+        for candidate, gram in _candidates(one, grams, per_image, data):
+            if scored and time.monotonic() - start > budget:  # with many classes, scoring takes longest
+                left_out.append(f"{candidate.name} and other cuts")
+                break
             predicted, loss = leave_one_out(gram, labels, len(data.classes))
             correct = predicted == labels
             accuracy = float(correct.double().mean())
@@ -368,38 +430,49 @@ def _choose(
 
 
 def _cheapest_first(
-    passes: Sequence[_Pass], data: Data, device: torch.device, dtype: torch.dtype
+    passes: Sequence[_Pass], data: Data, device: torch.device, dtype: torch.dtype, left_out: list[str]
 ) -> list[tuple[_Pass, float]]:
-    """The passes with the predicted seconds for an image. A network is timed at one size; the others go by its MACs."""
+    """The passes with the predicted seconds for an image. A network is timed at one size; the others go by its MACs.
+
+    left_out: gets the networks whose weights can't be read.   Raises InputError if that is all of them.
+    """
     timed: dict[str, float] = {}  # network -> seconds for a multiply-add
     predicted = []
+    unreadable: dict[str, InputError] = {}
     for one in sorted(passes, key=lambda one: one.macs):
         name = one.backbone.name
-        if name not in timed:
-            timed[name] = _seconds_per_image(one, data, device, dtype) / one.macs
-        predicted.append((one, timed[name] * one.macs))
+        try:
+            if name not in timed and name not in unreadable:
+                timed[name] = _seconds_per_image(one, data.pool.images[data.train[:TIMED]], device, dtype) / one.macs
+        except InputError as error:
+            unreadable[name] = error
+        if name in timed:
+            predicted.append((one, timed[name] * one.macs))
+    left_out += [f"{name} ({error})" for name, error in unreadable.items()]
+    if not predicted:
+        raise next(iter(unreadable.values()))
     return sorted(predicted, key=lambda pair: pair[1])
 
 
 def sample(data: Data, count: int, seed: int) -> torch.Tensor:
     """Row numbers of training images, int64: a share of each class, without copies.
 
-    count: how many are wanted; there are FEWEST to MOST, unless the training images are fewer, or the classes many.
+    count: how many are wanted; there are FEWEST to MOST, with many classes up to twice as many.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = data.train[torch.randperm(len(data.train), generator=generator)]
     _, digest = data.pool.digests[rows].unique(return_inverse=True)
     first = torch.full((int(digest.max()) + 1,), len(rows)).scatter_reduce(0, digest, torch.arange(len(rows)), "amin")
     rows = rows[first.sort().values]
-    share = min(1.0, max(min(MOST, max(FEWEST, count)), 4 * len(data.classes)) / len(rows))
+    share = min(1.0, max(min(MOST, max(FEWEST, count)), min(4 * len(data.classes), 2 * MOST)) / len(rows))
     labels = data.pool.labels[rows]
     parts = [rows[labels == label] for label in labels.unique()]
     return torch.cat([part[: math.ceil(share * len(part))] for part in parts]).sort().values
 
 
-def _seconds_per_image(one: _Pass, data: Data, device: torch.device, dtype: torch.dtype) -> float:
+def _seconds_per_image(one: _Pass, images: torch.Tensor, device: torch.device, dtype: torch.dtype) -> float:
     """The time of a pass, after a warm-up."""
-    network, images = one.network(device, dtype), data.pool.images[data.train[:TIMED]]
+    network = one.network(device, dtype)
     with torch.inference_mode(), repeatable(device):
         network(send(images[:WARM_UP], device))
         wait(device)
@@ -411,34 +484,45 @@ def _seconds_per_image(one: _Pass, data: Data, device: torch.device, dtype: torc
 
 def _grams(
     model: ModelConfig, one: _Pass, images: torch.Tensor, device: torch.device, dtype: torch.dtype
-) -> dict[tuple[str, int | None], torch.Tensor]:
-    """For each block and pool: the products of the normalised features of each pair of images, float32 [N, N]."""
+) -> tuple[dict[tuple[str, int | None], torch.Tensor], float]:
+    """For each block and pool: the products of the normalised features of each pair of images, float32 [N, N].
+
+    Also the seconds that the network took for an image.
+    """
     network = one.network(device, dtype)
-    parts: dict[tuple[str, int | None], list[torch.Tensor]] = {}
     pools = POOLS if model.pool == AUTO else (model.pool,)
-    ways = [(name, k) for name in one.blocks for k in pools if _size(one.backbone, name, k)]
+    most = FEATURES if AUTO in (model.pool, model.last_block) else math.inf
+    ways = [(name, k) for name in one.blocks for k in pools if 0 < _size(one.backbone, name, k) <= most]
+    took = 0.0
 
     @torch.inference_mode()
-    def run(batch: torch.Tensor) -> None:
+    def run(batch: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal took
         with repeatable(device):
-            maps = network(send(batch, device))
-            maps = dict(zip(one.blocks, maps if isinstance(maps, tuple) else (maps,), strict=True))
-            for name, k in ways:
-                x = Pool(k, one.backbone.blocks[name].channels_last)(maps[name]).float()
-                parts.setdefault((name, k), []).append(F.layer_norm(x, x.shape[1:]).cpu())
+            images = send(batch, device)
+            wait(device)
+            start = time.perf_counter()
+            maps = network(images)
+            wait(device)
+            took += time.perf_counter() - start
+            outputs = dict(zip(one.blocks, maps if isinstance(maps, tuple) else (maps,), strict=True))
+            pooled = [Pool(k, one.backbone.blocks[name].channels_last)(outputs[name]).float() for name, k in ways]
+            return [F.layer_norm(x, x.shape[1:]).cpu() for x in pooled]
 
-    for _ in Batches(one.backbone.batch_size(device), device)(run, images):
-        pass
-    return {way: (x := torch.cat(parts[way])) @ x.T for way in ways}
+    batches = list(Batches(one.backbone.batch_size(device), device)(run, images))
+    grams = {}
+    for way, parts in zip(ways, zip(*batches, strict=True), strict=True):
+        x = torch.cat(parts)
+        grams[way] = x @ x.T
+    return grams, took / len(images)
 
 
 def _size(backbone: Backbone, block: str, pool: int | None) -> int:
-    """The number of features of a block; 0 if its map is smaller than the pool, or if they are too many."""
+    """The number of features of a block; 0 if its map is smaller than the pool."""
     try:
-        size = backbone.size_of(block, pool)
+        return backbone.size_of(block, pool)
     except InputError:
         return 0
-    return size if size <= FEATURES else 0
 
 
 def _candidates(
@@ -454,7 +538,7 @@ def _candidates(
             if not all((block, k) in grams for block in blocks):
                 continue
             size = sum(one.backbone.size_of(block, k) for block in blocks)
-            if size > FEATURES:
+            if size > FEATURES and len(one.groups) > 1:
                 continue
             macs = one.backbone.macs(blocks[-1])
             values = {
@@ -466,11 +550,11 @@ def _candidates(
             }
             predicted = round(all_seconds * macs / one.macs, 1)
             gram = torch.stack([grams[block, k] for block in blocks]).sum(0)
-            yield Candidate(values, size, round(macs / 1e9, 4), 0.0, 0.0, 0.0, predicted), gram
+            yield Candidate(values, size, gmacs=round(macs / 1e9, 4), bank_seconds=predicted), gram
 
 
 def _ranked(scored: Sequence[tuple[Candidate, torch.Tensor]], budget: float) -> list[Candidate]:
-    """The candidates, the best first; marked are those as good as the best, and the chosen one.
+    """The candidates, the best first. Those as good as the best are marked, and so is the chosen one.
 
     As good: the best is right more often by at most one standard error of that difference (after Breiman et al., CART,
     1984, section 3.4.3), which is smaller than that of an accuracy, as all are scored on the same images. Of those,
@@ -481,7 +565,7 @@ def _ranked(scored: Sequence[tuple[Candidate, torch.Tensor]], budget: float) -> 
     marked = []
     for candidate, correct in ordered:
         difference = best - correct.double()
-        error = float(difference.std(correction=0)) / math.sqrt(len(difference))
-        marked.append(dataclasses.replace(candidate, as_good=float(difference.mean()) <= error))
+        error = float(difference.std()) / math.sqrt(len(difference))
+        marked.append(dataclasses.replace(candidate, as_good=float(difference.mean()) <= error + 1e-12))
     chosen = min((c for c in marked if c.as_good), key=lambda c: max(c.bank_seconds, budget))  # the first of several
     return [dataclasses.replace(candidate, chosen=candidate is chosen) for candidate in marked]

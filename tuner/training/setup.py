@@ -20,7 +20,7 @@ from tuner.device import choose_device, choose_precision
 from tuner.networks.backbone import Backbone
 from tuner.networks.blocks import Preprocess
 from tuner.training.heads import Head
-from tuner.training.model_choice import SIZES, Choice, applied, choose, is_auto, with_size
+from tuner.training.model_choice import SIZES, Choice, applied, choose, chosen_values, is_auto, with_size
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +125,12 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     if not is_auto(config.model):  # mistakes are reported before the images are read
         backbone = backbone_of(config)
         _check_views(augment, *views, backbone)
-    sized = with_size(config, SIZES[0])
-    data = exclusion.load(sized.data)
+    first = config.data
+    if is_auto(config.model):
+        first = with_size(config, SIZES[0]).data
+        if first != config.data:  # a list of images to leave out knows them at another size
+            first = replace(first, exclude=None)
+    data = exclusion.load(first)
     for line in summary.lines(data):
         log.info("%s", line)
     if is_auto(config.model):
@@ -137,10 +141,10 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
             cache=config.cache,
             device=device,
             dtype=precision,
-            sized=sized is not config,
+            sized=first != config.data,
         )
-        config = applied(config, choice.chosen.values)
-        if sized is not config and config.data != sized.data:
+        config = applied(config, chosen_values(config.model, choice))
+        if config.data != first:
             data = exclusion.load(config.data)
         backbone = backbone_of(config)
         _check_views(augment, *views, backbone)
