@@ -83,6 +83,13 @@ def test_the_default_run(train):
     assert scores["test_accuracy"] > 0.9
 
 
+def test_the_network_is_chosen_on_the_gpu(train):
+    train("model=auto", "model.budget=20s", "epochs=2", "hydra.run.dir=run")
+    candidates = result(Path("run"))["model_choice"]["candidates"]
+    assert {candidate["values"]["name"] for candidate in candidates} == {"vgg16", "efficientnet_lite0"}
+    assert any(isinstance(candidate["values"]["last_block"], list) for candidate in candidates)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("model.pool=2",), ("model.frozen=block1", "head_first=1"), ("model.frozen=null", "augment=mix", "epochs=2")],
