@@ -123,7 +123,9 @@ READERS = {
     "a model of best": Reader("multirun/sqlite/best/model-1.safetensors", model_file.read, has_checksum=True),
     "the checkpoint": Reader("killed/checkpoint.pt", checkpoint.read, has_checksum=True),
     "the feature bank": Reader("cache/banks/*.safetensors", bank, has_checksum=True),
-    "the cache's list": Reader("cache/banks/*.safetensors", lambda path: list(cache.banks(path.parents[1]))),
+    "the cache's list": Reader(
+        "cache/banks/*.safetensors", lambda path: list(map(cache.content, cache_files.entries(path.parents[1])))
+    ),
     "compare: result.json": Reader(f"{RUN}/result.json", lambda _: run_command(compare, "runs")),
     "compare: metrics.csv": Reader(f"{RUN}/metrics.csv", lambda _: run_command(compare, "runs")),
     "compare: config.yaml": Reader(f"{RUN}/conf/config.yaml", lambda _: run_command(compare, "runs")),

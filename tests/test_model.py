@@ -82,7 +82,7 @@ def test_tensors_files_and_one_file_are_the_same_images(trained, tmp_path):
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image[0].numpy()).save(path)
     assert torch.equal(model.predict(paths), model.predict(images))
-    assert torch.equal(model.predict(str(paths[1])), model.predict(images)[1:2])
+    assert model.predict(str(paths[1])).allclose(model.predict(images)[1:2], atol=1e-6)  # a batch of one
     assert model.predict([]).shape == (0, 4)
     assert model(images).shape == (3, 4)
 

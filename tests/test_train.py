@@ -274,7 +274,7 @@ WRONG = [  # arguments, what the one line says
         r"model.weights=nowhere.pth is neither a readable file .* nor weights of vgg16; use bundled",
     ),
     (("model.weights=IMAGENET",), r"model.weights=IMAGENET is neither a readable file .*; use bundled, IMAGENET1K_V1"),
-    (("+model.colour=red",), "model.colour is not a key of the config; the keys are frozen, head, image_size"),
+    (("+model.colour=red",), "model.colour is not a key of the config; the keys are budget, frozen, head, image_size"),
     (("device=cuda:77",), "device=cuda:77"),
     (("device=tpu",), "device=tpu must be auto, cpu"),
     (("+optimizer.foo=1",), "optimizer: .*unexpected keyword argument 'foo'"),

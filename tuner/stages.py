@@ -87,8 +87,13 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     in_sweep = number is not None
     study, storage = (trial.study, trial.storage) if trial else (None, None)
     run.result |= {"seed": config.seed, "study": study, "trial": number, "storage": storage}
+    study = study or (config.study if in_sweep else None)
+    chooses = model_choice.is_auto(config.model)
+    if not chooses:  # a mistake here is reported before images are read
+        run.tracker = open_tracker(config, run.folder, study, number)
     setup, config = chosen_setup(config, run, trial, shared=in_sweep)
-    run.tracker = open_tracker(config, run.folder, study or (config.study if in_sweep else None), number)
+    if chooses:  # the tracker shows what was chosen
+        run.tracker = open_tracker(config, run.folder, study, number)
     if trial:
         trial.check_images(config.plain["data"], setup.data.hashes)
     describe_setup(config, run, setup, in_sweep)
