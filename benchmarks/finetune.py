@@ -58,7 +58,8 @@ def main() -> None:
     overrides = ["model.last_block=block5", "model.frozen=block4", "model.pool=null", *args.overrides]
     with initialize_config_dir(str(CONF)):
         model = OmegaConf.to_container(compose("train", overrides).model, resolve=True)
-    del model["head"]
+    for key in ("head", "budget", "screen"):
+        del model[key]
     if args.memory:
         whole = Backbone(**model | {"frozen": None, "image_size": args.memory_size})
         images, precision = pool().images[: args.memory_images], choose_precision("auto", device)
