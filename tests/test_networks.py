@@ -348,7 +348,7 @@ def test_every_depth_of_training(name):
     backbone.weights = replace(backbone.weights, load=state.copy)
     names = list(backbone.blocks)
     for k, backbone.last_block in enumerate(names):
-        backbone.feature_size = backbone._feature_size()
+        backbone.used, backbone.feature_size = [backbone.last_block], backbone.size_of(backbone.last_block, 1)
         for backbone.frozen in (None, *names[: k + 1]):
             x = images if backbone.frozen is None else backbone.frozen_part(torch.float32)(images)
             trunk, head = backbone.trained_part(), nn.Linear(backbone.feature_size, 3)
