@@ -192,7 +192,7 @@ def test_what_does_not_fit_into_the_budget_is_left_out_and_named(data, tmp_path,
     choice = chosen(data, tmp_path, model)
     assert {c.values["image_size"] for c in choice.candidates} == {64}
     assert [line.partition(" (")[0] for line in choice.left_out] == ["vgg11 at 128 px", "vgg11 at 224 px"]
-    assert "not tried, for lack of time (model.budget): vgg11 at 128 px" in "\n".join(model_choice.lines(choice))
+    assert "not tried: vgg11 at 128 px (about " in "\n".join(model_choice.lines(choice))
 
 
 def test_a_choice_is_remembered(data, tmp_path, monkeypatch, caplog):
@@ -301,7 +301,7 @@ def test_a_list_of_images_to_leave_out_applies_after_the_choice(command, call):
         ),
         (
             ("model.frozen=block5",),
-            "nothing to choose from: vgg11 at model.image_size=32 has no block above",
+            "nothing to choose from: vgg11 has no block above model.frozen=block5 to use at model.image_size=32",
         ),
         (("model.last_block=block9",), "model=auto has nothing to choose from: model.last_block=block9 is not a block"),
         (("model.pool=99",), "model=auto has nothing to choose from: no map is as large as model.pool=99"),

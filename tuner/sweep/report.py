@@ -128,7 +128,11 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         lines.append(f"{len(results['solutions'])} of {results['trials']['complete']} trials are on the Pareto front")
     else:
         pruned = set(results["trials"]) == {"pruned"}
-        advice = "all were pruned: loosen hydra.sweeper.pruner" if pruned else "the errors are in trials.csv"
+        advice = (
+            "all were pruned: loosen hydra.sweeper.pruner, or model.screen if it is set"
+            if pruned
+            else "the errors are in trials.csv"
+        )
         lines.append(f"no trial was completed; {advice}")
     for values in results.get("chosen", ()):
         text = " ".join(f"{key}={value}" for key, value in values.items())

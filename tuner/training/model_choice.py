@@ -50,8 +50,6 @@ BUDGET = 60.0  # seconds, without model.budget
 SHOWN = 8  # candidates in the log
 SCREENED = 400  # images of the sample on which a search judges a cut
 FORMAT = 3  # raise it if the same inputs would give another choice
-
-
 _speed: dict[tuple[Any, ...], float] = {}  # network, size, device -> multiply-adds per second, as measured
 
 
@@ -89,7 +87,7 @@ class Choice:
     """What was chosen, from what.
 
     candidates: all that were scored, the best first.   images: of the sample.   seconds: that it took.
-    left_out: networks and sizes that did not fit into the budget.
+    left_out: networks and sizes that did not fit into the budget, or whose weights can't be read; with the reason.
     """
 
     candidates: Sequence[Candidate]
@@ -229,7 +227,7 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        log.debug("no lock for the choice: %s", error)
+        log.warning("model: %s can't be locked (%s): runs that start together may choose at the same time", path, error)
     try:
         yield
     finally:
@@ -271,7 +269,7 @@ def lines(choice: Choice) -> list[str]:
             f"{candidate.bank_seconds:6.0f} s for all images{mark}"
         )
     if choice.left_out:
-        text.append(f"  not tried, for lack of time (model.budget): {', '.join(choice.left_out)}")
+        text.append(f"  not tried: {', '.join(choice.left_out)}")
     why = "the best" if choice.chosen is best else "cheaper than the best, and within one standard error of it"
     text.append(f"model: {choice.chosen.name}, {why}")
     return text
@@ -340,7 +338,8 @@ def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: i
             below = -1 if model.frozen is None else order.index(model.frozen)
             groups = [[block] for block in deep if order.index(block) > below]
         if not groups:
-            raise InputError(f"{name} at model.image_size={size} has no block above model.frozen={shown(model.frozen)}")
+            above = "" if model.frozen == AUTO else f" above model.frozen={shown(model.frozen)}"
+            raise InputError(f"{name} has no block{above} to use at model.image_size={size}")
     else:
         groups = [[model.last_block] if isinstance(model.last_block, str) else list(model.last_block)]
     blocks = list(dict.fromkeys(block for group in groups for block in group))
@@ -406,7 +405,7 @@ def _choose(
     for one, per_image in passes:
         before = time.monotonic()
         if scored and before - start + len(rows) * per_image + scoring > budget:  # the cheapest is tried in any case
-            left_out.append(f"{one.name} (about {len(rows) * per_image + scoring:,.0f} s)")
+            left_out.append(f"{one.name} (about {len(rows) * per_image + scoring:,.0f} s, beyond model.budget)")
             continue
         size = one.backbone.image_size
         images = data.pool.read_at(samples.names, size) if sized and samples.names and data.pool.read_at else None
@@ -414,7 +413,7 @@ def _choose(
         extracted = time.monotonic()
         for candidate, gram in _candidates(one, grams, per_image, data):
             if scored and time.monotonic() - start > budget:  # with many classes, scoring takes longest
-                left_out.append(f"{candidate.name} and other cuts")
+                left_out.append(f"{candidate.name} and the cuts after it (beyond model.budget)")
                 break
             predicted, loss = leave_one_out(gram, labels, len(data.classes))
             correct = predicted == labels

@@ -130,6 +130,8 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
         first = with_size(config, SIZES[0]).data
         if first != config.data:  # a list of images to leave out knows them at another size
             first = replace(first, exclude=None)
+            if config.data.exclude:
+                log.info("model: data.exclude applies after the choice, as its list knows the images at another size")
     data = exclusion.load(first)
     for line in summary.lines(data):
         log.info("%s", line)
