@@ -32,6 +32,7 @@ from tuner.device import choose_device
 from tuner.runs.result import read_result
 from tuner.runs.run import Run
 from tuner.stages import train
+from tuner.training.model_choice import from_json
 
 RECIPES = {
     "default: vgg16, block3, 64 px": [],
@@ -116,6 +117,9 @@ def main() -> None:
     note = "Behind by: difference of accuracies (standard error, paired over the test images). The best recipe was "
     note += "chosen on these test images, so its accuracy is a little optimistic."
     results.write("recipes on small sets, the best in hindsight", device, distances(outcomes, sizes), note)
+    if AUTO in recipes:
+        note = "With each seed, which draws the sample: what was chosen, and the seconds that the choice took."
+        results.write("recipes on small sets, what auto chose", device, choices(outcomes), note)
 
 
 def parsed(overrides: list[str]) -> RunConfig:
@@ -181,6 +185,15 @@ def distances(outcomes: Mapping[str, Mapping[str, Outcome]], sizes: Mapping[str,
         row += [f"{of_set[recipe].results[0]['seconds']:.0f}" for recipe in judged if recipe == AUTO]
         rows.append(row)
     return rows
+
+
+def choices(outcomes: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
+    """A row for each set: what auto chose with each seed."""
+    rows = []
+    for name, of_set in outcomes.items():
+        chosen = [from_json(result["model_choice"]) for result in of_set[AUTO].results]
+        rows.append([name, *(f"{choice.chosen.name} ({choice.seconds:.0f} s)" for choice in chosen)])
+    return [["set", *(f"seed {seed}" for seed in range(len(rows[0]) - 1))], *rows]
 
 
 def behind(best: Outcome, other: Outcome) -> str:

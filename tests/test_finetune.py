@@ -20,11 +20,13 @@ from torch import nn
 from tuner import InputError, resume
 from tuner.bank.features import bank
 from tuner.cache_files import Cache
+from tuner.config import of_run
 from tuner.data import synthetic
 from tuner.networks.backbone import Backbone
 from tuner.networks.blocks import Blocks, Pool
 from tuner.training.fit import fit
 from tuner.training.heads import Head
+from tuner.training.model_choice import from_json
 from tuner.training.schedules import onecycle
 from tuner.training.spec import Spec, balanced_weights
 
@@ -480,6 +482,18 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, call):
     code, out, err = call("resume", "here", "device=cpu")
     assert code == 0, err
     assert "resuming after epoch 1" in out
+
+
+def test_a_resumed_run_keeps_the_table_of_what_was_chosen(command, call):
+    interrupted(
+        command, "model=auto", "model.name=vgg11", "model.weights=null", "model.image_size=32", *TINY[:2], "epochs=3"
+    )
+    code, out, err = call("resume", "here")
+    assert code == 0, err
+    assert "resuming after epoch 1" in out
+    assert "candidates, scored on" not in out
+    choice = from_json(result(Path("here"))["model_choice"])
+    assert of_run(Path("here")).model.last_block == choice.chosen.values["last_block"]
 
 
 def test_a_log_that_is_a_link_is_not_followed(command, call):

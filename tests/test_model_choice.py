@@ -14,6 +14,8 @@ from PIL import Image
 from sklearn.linear_model import Ridge
 
 import tuner
+from tuner.bank import cuts
+from tuner.bank.cuts import Candidate, sample
 from tuner.bank.ridge import LAMBDAS, leave_one_out
 from tuner.cache_files import Cache
 from tuner.config import ModelConfig, of_run
@@ -23,7 +25,7 @@ from tuner.networks import weights
 from tuner.networks.backbone import Backbone, block_shapes
 from tuner.rules import DURATION, seconds
 from tuner.training import model_choice, setup
-from tuner.training.model_choice import Candidate, Choice, choose, from_json, sample
+from tuner.training.model_choice import Choice, choose, from_json
 
 CPU = torch.device("cpu")
 VGG11 = ("model=auto", "model.name=vgg11", "model.weights=null", "model.image_size=32")
@@ -140,7 +142,7 @@ def test_the_sample_is_stratified_has_no_copies_and_only_training_images(data):
     large = synthetic.load(n=2000, size=8, classes=4)
     rows = sample(large, 1, 0)
     assert torch.bincount(large.pool.labels[rows]).tolist() == [50, 50, 50, 50]
-    assert len(sample(large, 10**6, 0)) == model_choice.MOST
+    assert len(sample(large, 10**6, 0)) == cuts.MOST
     assert not rows.equal(sample(large, 1, 1))
 
 
@@ -188,7 +190,7 @@ def test_among_features_that_take_less_time_than_the_choice_accuracy_counts():
 
 def test_what_does_not_fit_into_the_budget_is_left_out_and_named(data, tmp_path, monkeypatch):
     model = auto(image_size="auto")
-    monkeypatch.setattr(model_choice, "_seconds_per_image", lambda *_: 1e6)
+    monkeypatch.setattr(cuts.Pass, "seconds_per_image", lambda *_: 1e6)
     choice = chosen(data, tmp_path, model)
     assert {c.values["image_size"] for c in choice.candidates} == {64}
     assert [line.partition(" (")[0] for line in choice.left_out] == ["vgg11 at 128 px", "vgg11 at 224 px"]
@@ -333,7 +335,7 @@ def ends():
 
 def test_a_cut_that_scores_below_the_median_of_the_others_costs_no_bank(command, monkeypatch):
     scores = iter([0.5, 0.6, 0.7, 0.8, 0.9, 0.69, 0.7])
-    monkeypatch.setattr(model_choice, "score", lambda *_, **__: next(scores))
+    monkeypatch.setattr(cuts, "score", lambda *_, **__: next(scores))
     monkeypatch.setenv("TUNER_CACHE", str(Path("cache").absolute()))
     code, output = command(*SCREENED, *TINY_DATA, "hydra.sweeper.n_trials=7", "hydra/launcher=basic")
     assert code == 0, output
@@ -364,5 +366,5 @@ def test_trained_blocks_can_be_screened(command, frozen):
 def test_the_score_is_that_of_the_features_of_a_run(data, tmp_path):
     choice = chosen(data, tmp_path, auto(last_block="block3", pool=1))
     backbone = Backbone(**choice.chosen.values, frozen="block3")
-    score = model_choice.score(backbone, data, seed=0, cache=Cache(tmp_path), device=CPU, dtype=torch.float32)
+    score = cuts.score(backbone, data, seed=0, cache=Cache(tmp_path), device=CPU, dtype=torch.float32)
     assert score == pytest.approx(choice.chosen.accuracy, abs=1.5 / len(data.train))

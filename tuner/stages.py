@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from tuner import InputError, output, rules
+from tuner.bank import cuts
 from tuner.config import RunConfig, record_values
 from tuner.data import summary
 from tuner.device import describe
@@ -143,14 +144,14 @@ def screen(config: RunConfig, setup: Setup, trial: RunningTrial) -> None:
     if setup.backbone.frozen is None or config.model.screen is None:
         return
     cache, device, dtype = setup.cache, setup.device, setup.precision
-    seconds = model_choice.predicted_seconds(
+    seconds = cuts.predicted_seconds(
         setup.backbone, setup.data.pool, cache=cache, device=device, dtype=dtype, views=setup.views
     )
     if seconds > rules.seconds(config.model.screen):
         limit = f"more than model.screen={config.model.screen}"
         trial.prune(f"pruned before training: its features would take {seconds:,.0f} s, {limit}")
     backbone = (setup if setup.trains_heads_alone else setup.frozen_whole()).backbone
-    trial.screen(model_choice.score(backbone, setup.data, seed=config.seed, cache=cache, device=device, dtype=dtype))
+    trial.screen(cuts.score(backbone, setup.data, seed=config.seed, cache=cache, device=device, dtype=dtype))
 
 
 def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:

@@ -25,7 +25,10 @@ LONG = 60  # seconds after which a run's log says how to resume it
 
 
 class Checkpoint:
-    """checkpoint.pt of a run: its config, the seconds that it took so far, and the state of its training."""
+    """checkpoint.pt of a run: its config, the seconds that it took so far, and the state of its training.
+
+    Also what model=auto chose from, which is not chosen again.
+    """
 
     def __init__(self, run: Run, config: RunConfig, split_hashes: Mapping[str, str]):
         self.run, self.path = run, run.folder / CHECKPOINT
@@ -39,7 +42,8 @@ class Checkpoint:
             return
         start = time.perf_counter()
         with replacing(self.path) as file:
-            torch.save({"config": json.dumps(self.config), "seconds": self.run.seconds(), "state": state()}, file)
+            kept = {"config": json.dumps(self.config), "choice": json.dumps(self.run.result.get("model_choice"))}
+            torch.save({**kept, "seconds": self.run.seconds(), "state": state()}, file)
         if not self.has_said_how and self.run.seconds() > LONG:
             self.has_said_how = True
             log.info("if it is killed, resume with: python -m tuner.resume %s", self.run.folder)
@@ -72,12 +76,14 @@ class Checkpoint:
         epochs = state["fitted"]["epochs"]
         self.run.cut_metrics(epochs)
         self.run.start -= kept["seconds"]
+        if kept["choice"]:
+            self.run.result["model_choice"] = kept["choice"]
         log.info("resuming after epoch %d, from %s", epochs, self.path)
         return state
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint: `config`, `seconds` and `state`. Raises InputError if it is damaged.
+    """A checkpoint: `config`, `choice` (or None), `seconds` and `state`. Raises InputError if it is damaged.
 
     The file is a zip archive. torch.save writes a CRC-32 of each of its records, and torch.load does not check them.
     """
@@ -87,6 +93,7 @@ def read(path: Path) -> dict[str, Any]:
                 raise BadZipFile(f"the checksum of {record} is wrong")
         kept = torch.load(path, map_location="cpu", weights_only=True)
         config, seconds, state = json.loads(kept["config"]), float(kept["seconds"]), kept["state"]
+        choice = json.loads(kept.get("choice", "null"))
         if not isinstance(config, dict) or type(state["fitted"]["epochs"]) is not int:
             raise TypeError("it has no config, or no epochs")
     except FileNotFoundError:
@@ -94,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged archive or pickle can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{path} is damaged ({reason[:200]}): delete it to start again") from error
-    return {"config": config, "seconds": seconds, "state": state}
+    return {"config": config, "choice": choice, "seconds": seconds, "state": state}
 
 
 def with_checkpoints(spec: Spec, run: Run, config: RunConfig, split_hashes: Mapping[str, str]) -> Spec:

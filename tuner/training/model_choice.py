@@ -1,7 +1,6 @@
 """model=auto: a network, its cut and its input size, chosen by what they are worth on a sample of the training images.
 
-A network runs once over the sample for each image size. Its maps give the features of many cuts, and ridge regression
-scores each in closed form. Validation and test images are never read.
+Validation and test images are never read. tuner.bank.cuts makes the features and scores them.
 """
 
 import dataclasses
@@ -13,26 +12,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from filelock import FileLock
 
 from tuner import InputError
-from tuner.bank import features
+from tuner.bank.cuts import TIMED, Candidate, Pass, sample
 from tuner.bank.ridge import leave_one_out
 from tuner.cache_files import Cache
 from tuner.config import ModelConfig, RunConfig, argument_errors
-from tuner.data import Data, Samples
-from tuner.device import Batches, repeatable, send, wait
+from tuner.data import Data
 from tuner.files import replacing
 from tuner.networks.architectures import check_name
 from tuner.networks.backbone import LARGEST, Backbone, block_shapes
-from tuner.networks.blocks import JoinedPools, Pool
 from tuner.networks.weights import at_hand, resolve
 from tuner.rules import TEXT, Rule, or_null, seconds, shown, whole
 
@@ -43,43 +38,10 @@ SIZES = (64, 128, 224)  # pixels
 POOLS = (1, 2, 4)
 STRIDE = 8  # pixels of the input for one position of a map, at least: maps of earlier blocks are large and weak
 FEATURES = 16_384  # the most of a candidate
-FEWEST, MOST = 200, 600  # images of the sample
 SHARE = 6  # the first pass may take a sixth of the budget
-WARM_UP, TIMED = 4, 32  # images
 BUDGET = 60.0  # seconds, without model.budget
 SHOWN = 8  # candidates in the log
-SCREENED = 400  # images of the sample on which a search judges a cut
 FORMAT = 3  # raise it if the same inputs would give another choice
-_speed: dict[tuple[Any, ...], float] = {}  # network, size, device -> multiply-adds per second, as measured
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way to make features, and what it is worth.
-
-    values: of `model`'s keys in KEYS.   features: their number.   gmacs: billions of multiply-adds for an image.
-    accuracy: leave-one-out accuracy of ridge regression on the sample.   error: its standard error.
-    loss: mean squared error of the same predictions, which decides between equal accuracies.
-    bank_seconds: predicted time for the features of all images.
-    chosen: whether it is the one; as_good: whether it is at most one standard error of the difference below the best.
-    """
-
-    values: Mapping[str, Any]
-    features: int
-    gmacs: float
-    bank_seconds: float
-    accuracy: float = math.nan
-    error: float = math.nan
-    loss: float = math.nan
-    as_good: bool = False
-    chosen: bool = False
-
-    @property
-    def name(self) -> str:
-        """Such as "vgg16 block3+block4, pool 2, 64 px"."""
-        block, pool = self.values["last_block"], self.values["pool"]
-        blocks, map_size = block if isinstance(block, str) else "+".join(block), f"pool {pool}" if pool else "whole map"
-        return f"{self.values['name']} {blocks}, {map_size}, {self.values['image_size']} px"
 
 
 @dataclass(frozen=True)
@@ -275,32 +237,6 @@ def lines(choice: Choice) -> list[str]:
     return text
 
 
-@dataclass
-class _Pass:
-    """One run of a network over the sample, for the candidates of one image size.
-
-    blocks: whose maps are used, in order.   groups: the blocks of each cut to try.
-    """
-
-    backbone: Backbone
-    weights: str | None
-    blocks: list[str]
-    groups: list[list[str]]
-
-    @property
-    def name(self) -> str:
-        return f"{self.backbone.name} at {self.backbone.image_size} px"
-
-    @cached_property
-    def macs(self) -> int:
-        return self.backbone.macs(self.backbone.frozen)
-
-    def network(self, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-        """Images -> the maps of `blocks`, not pooled: a tuple, or one tensor."""
-        parts = self.backbone.frozen_part(dtype)
-        return torch.nn.Sequential(*(part for part in parts if not isinstance(part, Pool | JoinedPools))).to(device)
-
-
 def _networks(model: ModelConfig) -> Iterator[tuple[str, str | None]]:
     """(network, weights) of the candidates."""
     if model.name != AUTO:
@@ -311,7 +247,7 @@ def _networks(model: ModelConfig) -> Iterator[tuple[str, str | None]]:
         yield name, weights if model.weights == AUTO else model.weights
 
 
-def _passes(model: ModelConfig, networks: Sequence[tuple[str, str | None]], seed: int) -> list[_Pass]:
+def _passes(model: ModelConfig, networks: Sequence[tuple[str, str | None]], seed: int) -> list[Pass]:
     """The passes. Raises InputError if there is none."""
     passes, reason = [], ""
     for name, weights in networks:
@@ -325,7 +261,7 @@ def _passes(model: ModelConfig, networks: Sequence[tuple[str, str | None]], seed
     return passes
 
 
-def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: int) -> _Pass:
+def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: int) -> Pass:
     if model.last_block == AUTO:
         shapes = block_shapes(name, size)
         last_of_side = {max(shape[1:]) if len(shape) == 3 else 1: block for block, shape in shapes.items()}
@@ -355,34 +291,7 @@ def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: i
             std=model.std,
             seed=seed,
         )
-    return _Pass(backbone, weights, backbone.used, groups)
-
-
-def predicted_seconds(
-    backbone: Backbone, pool: Samples, *, cache: Cache, device: torch.device, dtype: torch.dtype, views: int = 1
-) -> float:
-    """The time for the features of training and validation images up to model.frozen; 0 if they are cached.
-
-    views: of each image. Whether those of several are cached is not looked up.
-    """
-    if views == 1 and features.is_cached(pool, backbone, cache=cache, device=device, dtype=dtype):
-        return 0.0
-    name = (backbone.name, backbone.weights.key, backbone.image_size, device, dtype)
-    if name not in _speed:
-        one = _Pass(backbone, None, backbone.used, [backbone.used])
-        _speed[name] = one.macs / _seconds_per_image(one, pool.images[:TIMED], device, dtype)
-    return views * len(pool) * backbone.macs(backbone.frozen) / _speed[name]
-
-
-def score(
-    backbone: Backbone, data: Data, *, seed: int, cache: Cache, device: torch.device, dtype: torch.dtype
-) -> float:
-    """The leave-one-out accuracy of ridge regression on a sample of the training images, for one cut."""
-    samples = data.pool.rows(sample(data, SCREENED, seed))
-    x = features.bank(samples.images, backbone, cache=cache, device=device, dtype=dtype).float().flatten(1)
-    x = F.layer_norm(x, x.shape[1:])
-    predicted, _ = leave_one_out(x @ x.T, samples.labels, len(data.classes))
-    return float((predicted == samples.labels).double().mean())
+    return Pass(backbone, weights, groups)
 
 
 def _choose(
@@ -400,6 +309,8 @@ def _choose(
     rows = sample(data, round(budget / SHARE / passes[0][1]), seed)
     samples = data.pool.rows(rows)
     labels = samples.labels
+    pools = POOLS if model.pool == AUTO else (model.pool,)
+    most = FEATURES if AUTO in (model.pool, model.last_block) else math.inf
     scored: list[tuple[Candidate, torch.Tensor]] = []
     scoring = 0.0
     for one, per_image in passes:
@@ -409,9 +320,10 @@ def _choose(
             continue
         size = one.backbone.image_size
         images = data.pool.read_at(samples.names, size) if sized and samples.names and data.pool.read_at else None
-        grams, per_image = _grams(model, one, samples.images if images is None else images, device, dtype)
-        extracted = time.monotonic()
-        for candidate, gram in _candidates(one, grams, per_image, data):
+        images = samples.images if images is None else images
+        grams, per_image = one.grams(images, pools, most=most, device=device, dtype=dtype)
+        extracted, all_seconds = time.monotonic(), per_image * (len(data.pool) + len(data.test))
+        for candidate, gram in one.candidates(grams, most=most, all_seconds=all_seconds):
             if scored and time.monotonic() - start > budget:  # with many classes, scoring takes longest
                 left_out.append(f"{candidate.name} and the cuts after it (beyond model.budget)")
                 break
@@ -429,8 +341,8 @@ def _choose(
 
 
 def _cheapest_first(
-    passes: Sequence[_Pass], data: Data, device: torch.device, dtype: torch.dtype, left_out: list[str]
-) -> list[tuple[_Pass, float]]:
+    passes: Sequence[Pass], data: Data, device: torch.device, dtype: torch.dtype, left_out: list[str]
+) -> list[tuple[Pass, float]]:
     """The passes with the predicted seconds for an image. A network is timed at one size; the others go by its MACs.
 
     left_out: gets the networks whose weights can't be read.   Raises InputError if that is all of them.
@@ -442,7 +354,7 @@ def _cheapest_first(
         name = one.backbone.name
         try:
             if name not in timed and name not in unreadable:
-                timed[name] = _seconds_per_image(one, data.pool.images[data.train[:TIMED]], device, dtype) / one.macs
+                timed[name] = one.seconds_per_image(data.pool.images[data.train[:TIMED]], device, dtype) / one.macs
         except InputError as error:
             unreadable[name] = error
         if name in timed:
@@ -451,105 +363,6 @@ def _cheapest_first(
     if not predicted:
         raise next(iter(unreadable.values()))
     return sorted(predicted, key=lambda pair: pair[1])
-
-
-def sample(data: Data, count: int, seed: int) -> torch.Tensor:
-    """Row numbers of training images, int64: a share of each class, without copies.
-
-    count: how many are wanted; there are FEWEST to MOST, with many classes up to twice as many.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = data.train[torch.randperm(len(data.train), generator=generator)]
-    _, digest = data.pool.digests[rows].unique(return_inverse=True)
-    first = torch.full((int(digest.max()) + 1,), len(rows)).scatter_reduce(0, digest, torch.arange(len(rows)), "amin")
-    rows = rows[first.sort().values]
-    share = min(1.0, max(min(MOST, max(FEWEST, count)), min(4 * len(data.classes), 2 * MOST)) / len(rows))
-    labels = data.pool.labels[rows]
-    parts = [rows[labels == label] for label in labels.unique()]
-    return torch.cat([part[: math.ceil(share * len(part))] for part in parts]).sort().values
-
-
-def _seconds_per_image(one: _Pass, images: torch.Tensor, device: torch.device, dtype: torch.dtype) -> float:
-    """The time of a pass, after a warm-up."""
-    network = one.network(device, dtype)
-    with torch.inference_mode(), repeatable(device):
-        network(send(images[:WARM_UP], device))
-        wait(device)
-        start = time.perf_counter()
-        network(send(images, device))
-        wait(device)
-    return (time.perf_counter() - start) / len(images)
-
-
-def _grams(
-    model: ModelConfig, one: _Pass, images: torch.Tensor, device: torch.device, dtype: torch.dtype
-) -> tuple[dict[tuple[str, int | None], torch.Tensor], float]:
-    """For each block and pool: the products of the normalised features of each pair of images, float32 [N, N].
-
-    Also the seconds that the network took for an image.
-    """
-    network = one.network(device, dtype)
-    pools = POOLS if model.pool == AUTO else (model.pool,)
-    most = FEATURES if AUTO in (model.pool, model.last_block) else math.inf
-    ways = [(name, k) for name in one.blocks for k in pools if 0 < _size(one.backbone, name, k) <= most]
-    took = 0.0
-
-    @torch.inference_mode()
-    def run(batch: torch.Tensor) -> list[torch.Tensor]:
-        nonlocal took
-        with repeatable(device):
-            images = send(batch, device)
-            wait(device)
-            start = time.perf_counter()
-            maps = network(images)
-            wait(device)
-            took += time.perf_counter() - start
-            outputs = dict(zip(one.blocks, maps if isinstance(maps, tuple) else (maps,), strict=True))
-            pooled = [Pool(k, one.backbone.blocks[name].channels_last)(outputs[name]).float() for name, k in ways]
-            return [F.layer_norm(x, x.shape[1:]).cpu() for x in pooled]
-
-    batches = list(Batches(one.backbone.batch_size(device), device)(run, images))
-    grams = {}
-    for way, parts in zip(ways, zip(*batches, strict=True), strict=True):
-        x = torch.cat(parts)
-        grams[way] = x @ x.T
-    return grams, took / len(images)
-
-
-def _size(backbone: Backbone, block: str, pool: int | None) -> int:
-    """The number of features of a block; 0 if its map is smaller than the pool."""
-    try:
-        return backbone.size_of(block, pool)
-    except InputError:
-        return 0
-
-
-def _candidates(
-    one: _Pass, grams: Mapping[tuple[str, int | None], torch.Tensor], per_image: float, data: Data
-) -> Iterator[tuple[Candidate, torch.Tensor]]:
-    """The cuts of a pass, not scored yet, and their products of features: those of joined blocks are a sum.
-
-    per_image: seconds for an image, up to the pass's last block.
-    """
-    all_seconds = per_image * (len(data.pool) + len(data.test))
-    for blocks in one.groups:
-        for k in dict.fromkeys(k for _, k in grams):
-            if not all((block, k) in grams for block in blocks):
-                continue
-            size = sum(one.backbone.size_of(block, k) for block in blocks)
-            if size > FEATURES and len(one.groups) > 1:
-                continue
-            macs = one.backbone.macs(blocks[-1])
-            values = {
-                "name": one.backbone.name,
-                "weights": one.weights,
-                "image_size": one.backbone.image_size,
-                "last_block": blocks[0] if len(blocks) == 1 else blocks,
-                "pool": k,
-            }
-            predicted = round(all_seconds * macs / one.macs, 1)
-            gram = torch.stack([grams[block, k] for block in blocks]).sum(0)
-            yield Candidate(values, size, gmacs=round(macs / 1e9, 4), bank_seconds=predicted), gram
 
 
 def _ranked(scored: Sequence[tuple[Candidate, torch.Tensor]], budget: float) -> list[Candidate]:
