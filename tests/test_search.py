@@ -276,6 +276,17 @@ def test_a_pruned_run_keeps_its_curve_and_says_so(command):
         assert not (folder / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("search", ["optuna", "optuna_model"])  # found by a job; found while a trial is drawn
+def test_a_mistake_that_no_trial_survives_is_told_without_a_traceback(command, search):
+    words = ("model.last_block=block9", "hydra.sweeper.n_trials=2", "study=mine", "data=synthetic", "data.n=40")
+    code, output = command("-m", f"hparams_search={search}", *words)
+    assert code == 1, output
+    assert "stopped: 2 trials failed" in output
+    assert "trial 0 failed: InputError: model.last_block=block9 is not a block of vgg16; known: block1" in output
+    assert "Traceback" not in output
+    assert [trial.user_attrs["error"][:10] for trial in study().trials] == ["InputError"] * 2
+
+
 def test_a_diverged_run_is_a_failure_and_not_pruned(command):
     code, output = command(
         *SEARCH, "optimizer=sgd", "scheduler=constant", "optimizer.lr=choice(1e-2,1e38)", "final.seeds=0"

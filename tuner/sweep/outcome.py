@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.errors import ConfigCompositionException
 from optuna.trial import Trial, TrialState
 
+from tuner import InputError
 from tuner.files import disk_error
 from tuner.sweep.optuna_private import set_system_attr
 from tuner.sweep.settings import MixedStudyError
 from tuner.sweep.storage_files import StorageLostError
 
 OUTCOME = "outcome"  # system attribute of a trial: its Outcome as a dict, from the job to whoever tells the study
+OF_USER = (InputError, ConfigCompositionException)
 OUTCOME_FILE = ".outcome.json"  # the same in the run folder, until the study has it
 
 
@@ -24,7 +27,7 @@ class Pruned:
 
 @dataclass
 class Outcome:
-    """How a trial ended. `state` is COMPLETE, with values, PRUNED, or FAIL, with an error and its traceback."""
+    """How a trial ended. `state` is COMPLETE, with values, PRUNED, or FAIL, with an error and perhaps its traceback."""
 
     state: str
     values: list[float] | None = None
@@ -48,9 +51,14 @@ class Outcome:
 
     @classmethod
     def failed(cls, error: BaseException) -> "Outcome":
-        """FAIL, with the error in one line of at most 2,000 characters, and the end of its traceback."""
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return cls("FAIL", error=text[:2000], traceback="".join(traceback.format_exception(error))[-20_000:])
+        """FAIL, with the error in one line of at most 2,000 characters.
+
+        The end of its traceback, too, unless the error is about what the user gave: then its line says it all.
+        """
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:2000]
+        if isinstance(error, OF_USER):
+            return cls("FAIL", error=text)
+        return cls("FAIL", error=text, traceback="".join(traceback.format_exception(error))[-20_000:])
 
     @property
     def trial_state(self) -> TrialState:
