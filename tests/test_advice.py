@@ -4,12 +4,14 @@ import json
 
 import optuna
 import pytest
+import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tuner.analysis.advice import advice, certainty
 from tuner.analysis.loaded_study import LoadedStudy
-from tuner.sweep import budget
+from tuner.runs.selection import Gain
+from tuner.sweep import budget, report
 
 UNIT, LR = FloatDistribution(0, 1), FloatDistribution(1e-5, 1e-1, log=True)
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
@@ -309,6 +311,8 @@ def accuracies(tmp_path, *found, default=0, **options):
                 "the best (trial 1) is better than the default config (trial 0) by 0.2",
                 "on the same 100 validation images the best alone gets 20 right, the default alone 0: a difference of "
                 "+0.2000, more than chance explains (exact McNemar test, p = 1.9e-06)" + FLATTERED,
+                "gain to expect on other images: 0.2000 (95% interval 0.1212 to 0.2788; the best of 2 on 100 images): "
+                "more than chance explains",
             ],
         ),
         (
@@ -318,6 +322,8 @@ def accuracies(tmp_path, *found, default=0, **options):
                 "the best (trial 1) is better than the default config (trial 0) by 0.02",
                 "on the same 100 validation images the best alone gets 2 right, the default alone 0: a difference of "
                 "+0.0200, no more than chance explains (exact McNemar test, p = 0.5)" + FLATTERED,
+                "gain to expect on other images: 0.0128 (95% interval -0.0147 to 0.0404; the best of 2 on 100 images): "
+                "within chance",
             ],
         ),
         ((0.7, 0.9), {"wrong": None}, ["the best (trial 1) is better than the default config (trial 0) by 0.2"]),
@@ -331,6 +337,23 @@ def accuracies(tmp_path, *found, default=0, **options):
 def test_against_the_default(tmp_path, found, options, expected):
     lines = certainty(accuracies(tmp_path, *found, **options))
     assert [line for line in lines if "standard error" not in line and "McNemar's" not in line] == expected
+
+
+def test_a_search_ends_with_the_gain_to_expect_on_other_images(tmp_path):
+    s = accuracies(tmp_path, 0.7, 0.9, 0.8)
+    results = report.write(s.study, s.frozen, tmp_path, None)
+    assert results["gain"]["announced"] == pytest.approx(0.2)
+    assert results["gain"]["low"] < results["gain"]["corrected"] <= 0.2
+    assert (results["gain"]["images"], results["gain"]["trials"]) == (100, 3)
+    assert yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())["gain"] == results["gain"]
+    assert f"\ngain to expect {Gain(**results['gain'])}\n" in report.summary(results, tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"default": 1}, {"default": None}, {"wrong": None}, {"wrong": 3}])
+def test_without_predictions_behind_the_values_no_gain_is_expected(tmp_path, options):
+    """The default is the best; there is none; there are no predictions; another metric is the objective."""
+    s = accuracies(tmp_path, 0.7, 0.9, **options)
+    assert "gain" not in report.write(s.study, s.frozen, tmp_path, None)
 
 
 @pytest.mark.parametrize(

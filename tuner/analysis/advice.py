@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from tuner.analysis import paired
 from tuner.analysis.loaded_study import LoadedStudy
 from tuner.plots import Parameter
-from tuner.sweep import budget, report
+from tuner.sweep import budget, ranking, report
 from tuner.sweep.optuna_private import GRID_ID
 
 ENOUGH, EACH = 10, 4  # complete trials that advice on parameters needs, in all and per parameter
@@ -42,7 +42,9 @@ def _against_default(s: LoadedStudy, best: FrozenTrial) -> list[str]:
     if both is None:
         return [text]
     flattered = "; p is too small, as the best was chosen on these images" if both["split"] == "validation" else ""
-    return [text, paired.verdict(both, "the default", "the best") + flattered]
+    corrected = ranking.gain(s.study, s.frozen, s.folder)
+    lines = [text, paired.verdict(both, "the default", "the best") + flattered]
+    return [*lines, f"gain to expect {corrected}"] if corrected else lines
 
 
 def _on_the_same_images(s: LoadedStudy, a: int, b: int) -> dict[str, Any] | None:

@@ -99,11 +99,8 @@ class LoadedStudy:
 
     def folder_of(self, trial: FrozenTrial) -> str | None:
         """The trial's run folder, also if the sweep's folder was moved, or copied to another machine."""
-        written: str | None = trial.user_attrs.get("output_dir")
-        if self.folder and not (written and Path(written).exists()):
-            here = self.folder / str(trial.number)
-            return str(here) if here.exists() else written
-        return written
+        folder = ranking.folder_of(trial, self.folder)
+        return str(folder) if folder else None
 
     @cached_property
     def objectives(self) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from tuner.safe_text import from_cell
+from tuner.runs.table import read_predictions
 
 log = logging.getLogger("tuner.analysis.paired")
 
@@ -54,20 +54,10 @@ def _common(a: Path, b: Path) -> pd.DataFrame | None:
     """Both runs' predictions on the images they have in common: test images, else validation images; None if none."""
     tables = []
     for folder in (a, b):
-        if not (folder / "predictions.csv").exists():
-            log.info("%s has no predictions.csv: it is unfinished, or of an older version", folder)
+        table = read_predictions(folder)
+        if table is None:
             return None
-        types: Any = {"split": str, "image": str, "label": str, "predicted": str}
-        try:
-            table = pd.read_csv(folder / "predictions.csv", usecols=list(types), dtype=types, keep_default_na=False)
-            table = table.map(from_cell)
-            table = table.drop_duplicates(["split", "image", "label"])  # a file that the data set lists twice
-            if table.duplicated(["split", "image"]).any():
-                raise ValueError("an image has two labels")
-            tables.append(table)
-        except (OSError, ValueError) as error:
-            log.warning("left out %s: %s", folder / "predictions.csv", " ".join(str(error).split()))
-            return None
+        tables.append(table)
     merged = tables[0].merge(tables[1], on=["split", "image"], suffixes=("_a", "_b"))
     for split in ("test", "validation"):
         both = merged[merged.split == split].rename(columns={"label_a": "label"})

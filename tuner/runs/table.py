@@ -17,7 +17,7 @@ import pandas as pd
 from tuner import InputError, earlier, yaml_file
 from tuner.rules import as_number
 from tuner.runs.result import read_result
-from tuner.safe_text import printable
+from tuner.safe_text import from_cell, printable
 
 RESULTS = (  # columns of a table of runs that are in result.json; the keys of the config have columns, too
     *("status", "val_accuracy", "val_loss", "train_accuracy", "test_accuracy", "test_accuracy_std", "epochs"),
@@ -28,12 +28,35 @@ RESULTS = (  # columns of a table of runs that are in result.json; the keys of t
 NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "error"))
 SCORE = re.compile(r"(val|test)_(?!duplicates$)\w+")  # a result.json's other numbers, such as val_auroc
 REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
+PREDICTIONS = "predictions.csv"
 log = logging.getLogger("tuner.runs")
 
 
 def read_metrics(folder: str | Path) -> pd.DataFrame:
     """A run's metrics.csv, one row per epoch. A line that is still being written is left out."""
     return pd.read_csv(io.StringIO((Path(folder) / "metrics.csv").read_text("utf-8").rpartition("\n")[0]))
+
+
+def read_predictions(folder: str | Path) -> pd.DataFrame | None:
+    """The columns split, image, label and predicted of a run's predictions.csv, each image once; None if it has none.
+
+    What is wrong with the file is logged.
+    """
+    path = Path(folder) / PREDICTIONS
+    if not path.exists():
+        log.info("%s has no %s: it is unfinished, or of an older version", folder, PREDICTIONS)
+        return None
+    types: Any = {"split": str, "image": str, "label": str, "predicted": str}
+    try:
+        table = pd.read_csv(path, usecols=list(types), dtype=types, keep_default_na=False)
+        table = table.map(from_cell)
+        table = table.drop_duplicates(["split", "image", "label"])  # a file that the data set lists twice
+        if table.duplicated(["split", "image"]).any():
+            raise ValueError("an image has two labels")
+        return table
+    except (OSError, ValueError) as error:
+        log.warning("left out %s: %s", path, " ".join(str(error).split()))
+        return None
 
 
 def find(*folders: str | Path) -> Iterator[Path]:

@@ -1,13 +1,16 @@
-"""Which trials of a study are complete, the best, on the Pareto front, and the default config's.
+"""Which trials of a study are complete, the best, on the Pareto front, and the default config's; where they are.
 
 A trial that differs from its study (study_mixed=true) is none of these.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.runs import selection
+from tuner.runs.table import PREDICTIONS
 from tuner.sweep.settings import MIXED
 
 
@@ -28,6 +31,32 @@ def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
         return None
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
     return min(candidates, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def folder_of(trial: FrozenTrial, sweep: Path | None) -> Path | None:
+    """The trial's run folder, also if the sweep's folder was moved, or copied to another machine; None if unknown."""
+    written = Path(text) if (text := trial.user_attrs.get("output_dir")) else None
+    if sweep and not (written and written.exists()):
+        here = sweep / str(trial.number)
+        return here if here.exists() else written
+    return written
+
+
+def gain(study: Study, trials: Sequence[FrozenTrial], sweep: Path | None) -> selection.Gain | None:
+    """The gain in accuracy of the best over the default config, corrected for choosing the best.
+
+    None if the default is the best, the objective is not the accuracy, or predictions are missing.
+    """
+    first, second = best(study, trials), baseline(trials)
+    if first is None or second is None or first.number == second.number:
+        return None
+    candidates = [second, *(trial for trial in complete(trials) if trial.number != second.number)]
+    folders = [folder for trial in candidates if (folder := folder_of(trial, sweep))]
+    if len(folders) < len(candidates) or not all((folder / PREDICTIONS).exists() for folder in folders):
+        return None
+    found = selection.gain_of(folders[0], folders[1:])
+    is_of_accuracy = found and abs(found.announced - (first.values[0] - second.values[0])) < 1e-4
+    return found if is_of_accuracy else None
 
 
 def pareto_front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial
 from tuner.files import replacing
 from tuner.rules import is_number
 from tuner.runs import result
+from tuner.runs.selection import Gain
 from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
 from tuner.sweep.settings import CHOSEN
@@ -40,6 +42,8 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
         results |= {"best_trial": best.number, "best_dir": best.user_attrs.get("output_dir")}
     if (baseline := ranking.baseline(trials)) is not None:
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
+    if gain := ranking.gain(study, trials, folder):
+        results["gain"] = asdict(gain)
     if best is not None and (tested := final_result(folder, best.number)):
         results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
     if chosen := [value for key, value in study.user_attrs.items() if key.startswith(CHOSEN)]:
@@ -123,6 +127,8 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         better = 1 if results["directions"] == ["maximize"] else -1
         gain = "" if default is None else f", the default config's {default:.6g}, gain {better * (best - default):.6g}"
         lines.append(f"best value {best:.6g} (trial {results['best_trial']}){gain}")
+        if "gain" in results:
+            lines.append(f"gain to expect {Gain(**results['gain'])}")
         lines.append("parameters: " + " ".join(f"{name}={value}" for name, value in results["best_params"].items()))
     elif results.get("solutions"):
         lines.append(f"{len(results['solutions'])} of {results['trials']['complete']} trials are on the Pareto front")

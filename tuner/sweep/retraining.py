@@ -68,10 +68,7 @@ class Retraining:
 
     def _launch(self, number: int) -> None:
         trial = self.budget.trial(number)
-        here = self.folder / str(number)
-        folder = Path(trial.user_attrs.get("output_dir", here))
-        if not folder.is_dir() and here.is_dir():  # the study's folder was moved
-            folder = here
+        folder = ranking.folder_of(trial, self.folder) or self.folder / str(number)
         result = report.read_result(folder)
         epochs = result.get("saved_epoch")
         if epochs is None:
