@@ -422,6 +422,14 @@ def test_of_equals_the_smallest_is_named(tmp_path, sizes, expected):
     assert said(lines, f"take the {expected}" if expected else "from the best: compare them on more validation images")
 
 
+def test_an_equal_that_is_more_than_a_standard_error_behind_is_not_recommended(tmp_path):
+    """5 images of 100 do not tell two trials apart, but the standard error is 3."""
+    s = accuracies(tmp_path, 0.9, 0.85, 0.88)
+    assert said(advice(s), "2 trials do not differ significantly from the best: take the fastest (trial 2, 8 s), or")
+    s = accuracies(tmp_path / "other", 0.9, 0.88, 0.85)
+    assert said(advice(s), "2 trials do not differ significantly from the best: take the fastest (trial 1, 9 s), or")
+
+
 def test_seconds_of_trials_that_ran_at_once_are_not_compared(tmp_path):
     s = accuracies(tmp_path, 0.9, 0.89, 0.9, 0.5)
     s.trials["end"] = s.trials.end.max()  # as of a stack

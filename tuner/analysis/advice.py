@@ -247,9 +247,15 @@ def _on_noise(s: LoadedStudy) -> list[str]:
 
 
 def _cheapest(s: LoadedStudy, equals: pd.DataFrame) -> str | None:
-    """The smallest of the best and its equals, or the fastest if sizes are unknown; None if that is the best."""
-    best = s.complete[s.complete.number == s.best.number] if s.best else equals[:0]
-    among = pd.concat([best, equals], ignore_index=True)
+    """The smallest of the best and those equals within one standard error, or the fastest; None if that is the best.
+
+    Few images tell few trials apart: an equal may be far behind. The fastest is taken if sizes are unknown.
+    """
+    if s.best is None:
+        return None
+    best = s.complete[s.complete.number == s.best.number]
+    near = equals[(equals.value - s.best.values[0]).abs() <= _standard_error(s)[0]]
+    among = pd.concat([best, near], ignore_index=True)
     results = pd.DataFrame([report.read_result(Path(folder)) if folder else {} for folder in among.folder])
     sizes = results.reindex(columns=["gmacs", "trained_parameters"]).apply(pd.to_numeric, errors="coerce")
     if sizes.notna().all(axis=None):
