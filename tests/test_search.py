@@ -287,6 +287,21 @@ def test_a_mistake_that_no_trial_survives_is_told_without_a_traceback(command, s
     assert [trial.user_attrs["error"][:10] for trial in study().trials] == ["InputError"] * 2
 
 
+@pytest.mark.parametrize("launcher", ["fused", "basic"])
+def test_a_search_ends_in_time_between_epochs_and_is_continued(command, launcher):
+    words = (*SEARCH, "final.seeds=0", f"hydra/launcher={launcher}")
+    code, output = command(*words, "hydra.sweeper.timeout=1e-6")
+    assert code == 1
+    assert "no trial was completed; give it more time" in output
+    for trial in study().trials:
+        assert (trial.state, trial.user_attrs["ended_by"]) == (TrialState.PRUNED, "timeout")
+        assert len(pd.read_csv(MINE / str(trial.number) / "metrics.csv")) == 1
+    code, output = command(*words, "hydra.sweeper.timeout=1h", "hydra.sweeper.n_trials=6")
+    assert code == 0, output
+    assert any(trial.state == TrialState.COMPLETE for trial in study().trials)
+    assert "of 1 h 0 min" in output
+
+
 def test_a_diverged_run_is_a_failure_and_not_pruned(command):
     code, output = command(
         *SEARCH, "optimizer=sgd", "scheduler=constant", "optimizer.lr=choice(1e-2,1e38)", "final.seeds=0"

@@ -27,8 +27,8 @@ from tuner.files import subfolder
 from tuner.safe_text import printable
 from tuner.sweep import budget, storage
 from tuner.sweep.optuna_private import study_id
-from tuner.sweep.progress import duration
 from tuner.sweep.settings import MIXED
+from tuner.sweep.stopping import duration
 
 log = logging.getLogger("tuner.study")
 WATCHED_EVERY = 2.0  # seconds

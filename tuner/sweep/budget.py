@@ -19,6 +19,7 @@ from tuner.sweep import optuna_private
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
 from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
 from tuner.sweep.patient_storage import SURPLUS
+from tuner.sweep.stopping import StopRules
 from tuner.sweep.storage_files import Place, StorageLostError
 
 LOCKS = ".locks"  # in the study's folder
@@ -35,7 +36,7 @@ class Budget:
     interrupted is lost. It does not count: a copy with the same parameters replaces it, at most `retries` times.
 
     locks: a folder shared by the sweeps. It holds a lock for the study, and one for each running sweep.
-    owner: this sweep's name, from `new_owner`.
+    owner: this sweep's name, from `new_owner`.   rules: may end the study before `n_trials`.
     on_trial_end: called with the number and the outcome of each trial that this sweep tells to the study.
     """
 
@@ -47,10 +48,12 @@ class Budget:
         *,
         n_trials: int,
         retries: int,
+        rules: StopRules | None = None,
         on_trial_end: Callable[[int, Outcome], None] = lambda _number, _outcome: None,
     ):
         self.study, self.locks, self.owner = study, locks, owner
         self.n_trials, self.retries, self.on_trial_end = n_trials, retries, on_trial_end
+        self.rules = rules or StopRules()
         self.place = Place.of(locks.parent)
         self.lock = FileLock(locks / "study.lock", poll_interval=0.005)
         self.sampler_exhausted = threading.Event()  # a grid has no more points
@@ -113,7 +116,11 @@ class Budget:
         """Whether another trial may start."""
         used = self.counted() if counted_trials is None else counted_trials
         more = not self.sampler_exhausted.is_set() or any(t.state == TrialState.WAITING for t in self.trials())
-        return len(used) < self.n_trials and more
+        return len(used) < self.n_trials and more and self.stopped() is None
+
+    def stopped(self) -> str | None:
+        """Why no more trials should start before `n_trials` are done; None without a reason."""
+        return self.rules.reason(self.study, self.trials())
 
     def running(self) -> int:
         """The number of running trials, those of other sweeps included."""

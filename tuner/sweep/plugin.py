@@ -126,6 +126,15 @@ class TunerSweeperConf(OptunaSweeperConf):
     fail_fast: bool = False
     # how often a trial whose process was killed is retried before it counts as failed
     retries: int = 2
+    # the search ends after so much time in which trials run, as 2h: trials end at their next epoch, and the time of the
+    # last run is kept free
+    timeout: Any = None
+    # a trial ends after so much time, as if pruned
+    trial_timeout: Any = None
+    # the search ends with a value as good as this
+    target: float | None = None
+    # the search ends after so many trials in a row without a better one
+    stop_when_flat: int | None = None
     # whether trial 0 uses the config without any searched values
     baseline: bool = True
     # the first trials: dicts of parameters, or names of studies in the same storage, whose best trial is used

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from tuner.sweep import ranking
 from tuner.sweep.outcome import OUTCOME, Outcome
+from tuner.sweep.stopping import StopRules, duration
 
 log = logging.getLogger("tuner.sweep")
 
@@ -19,8 +20,8 @@ log = logging.getLogger("tuner.sweep")
 class Progress:
     """In a terminal, a progress bar; elsewhere, a log line for each trial that ends."""
 
-    def __init__(self, study: Study, n_trials: int, counted_trials: Callable[[], list[FrozenTrial]]):
-        self.study, self.n_trials, self.counted_trials = study, n_trials, counted_trials
+    def __init__(self, study: Study, n_trials: int, counted_trials: Callable[[], list[FrozenTrial]], rules: StopRules):
+        self.study, self.n_trials, self.counted_trials, self.rules = study, n_trials, counted_trials, rules
         self.bar: tqdm | None = None
         self.start, self.finished_before = time.monotonic(), 0
 
@@ -64,11 +65,12 @@ class Progress:
         parts += [f"{counts[TrialState.FAIL]} failed"] if counts[TrialState.FAIL] else []
         if best := ranking.best(self.study, trials):
             parts.append(f"best {best.value:.6g} (trial {best.number})")
+        parts += self.rules.state(self.study, trials)
         if finished > self.finished_before:
             # all jobs of a stack end before the study gets the first of their outcomes
             ended = sum(trial.state.is_finished() or OUTCOME in trial.system_attrs for trial in trials)
             seconds = (time.monotonic() - self.start) / (ended - self.finished_before) * (self.n_trials - ended)
-            parts.append(f"{duration(seconds)} left")
+            parts.append(f"{duration(min(seconds, max(0.0, self.rules.left(trials))))} left")
         return ", ".join(parts)
 
     def _say(self, text: str, level: int) -> None:
@@ -76,11 +78,3 @@ class Progress:
             self.bar.write(text, file=sys.stderr)
         else:
             log.log(level, text)
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 5 s, 2 h 10 min"""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -27,8 +27,13 @@ RESULTS = "optimization_results.yaml"
 log = logging.getLogger("tuner.sweep.report")
 
 
-def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | None) -> dict[str, Any]:
-    """Write optimization_results.yaml and trials.csv into the sweep's folder, and return the contents of the former."""
+def write(
+    study: Study, trials: list[FrozenTrial], folder: Path, spec: str | None, stopped: str | None = None
+) -> dict[str, Any]:
+    """Write optimization_results.yaml and trials.csv into the sweep's folder, and return the contents of the former.
+
+    spec: the study's storage.   stopped: the rule that ended the study before its n_trials.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     best = ranking.best(study, trials)
     results: dict[str, Any] = {"name": "optuna"}
@@ -49,6 +54,8 @@ def write(study: Study, trials: list[FrozenTrial], folder: Path, spec: str | Non
     if chosen := [value for key, value in study.user_attrs.items() if key.startswith(CHOSEN)]:
         results["chosen"] = chosen
     results["trials"] = {state.lower(): n for state, n in Counter(map(ranking.state, trials)).items()}
+    if stopped:
+        results["stopped"] = stopped
     results |= {
         "study": study.study_name,
         "storage": storage.redacted(spec),
@@ -133,13 +140,17 @@ def summary(results: dict[str, Any], folder: Path) -> str:
     elif results.get("solutions"):
         lines.append(f"{len(results['solutions'])} of {results['trials']['complete']} trials are on the Pareto front")
     else:
-        pruned = set(results["trials"]) == {"pruned"}
+        pruned = set(results["trials"]) == {"pruned"} and "stopped" not in results
         advice = (
             "all were pruned: loosen hydra.sweeper.pruner, or model.screen if it is set"
             if pruned
+            else "give it more time"
+            if "stopped" in results
             else "the errors are in trials.csv"
         )
         lines.append(f"no trial was completed; {advice}")
+    if "stopped" in results:
+        lines.append(f"the search ended after {sum(results['trials'].values())} trials, by {results['stopped']}")
     for values in results.get("chosen", ()):
         text = " ".join(f"{key}={value}" for key, value in values.items())
         lines += [f"chosen for all trials: {text}"]

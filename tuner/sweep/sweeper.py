@@ -33,6 +33,7 @@ from tuner.sweep import (
     sampling,
     search_space,
     settings,
+    stopping,
     storage,
 )
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures, new_owner
@@ -75,6 +76,10 @@ class AsyncSweeper:
         enqueue: Sequence[Any],
         irrelevant: Sequence[str],
         study_mixed: bool,
+        timeout: float | str | None,
+        trial_timeout: float | str | None,
+        target: float | None,
+        stop_when_flat: int | None,
     ):
         self.sampler, self.pruner_config, self.params = sampler, pruner, params or {}
         self.direction, self.storage, self.study_name = direction, storage, study_name
@@ -83,6 +88,8 @@ class AsyncSweeper:
         self.max_failure_rate = 0.0 if fail_fast else max_failure_rate
         self.custom_search_space, self.baseline, self.enqueue = custom_search_space, baseline, enqueue
         self.irrelevant, self.study_mixed = list(irrelevant), study_mixed
+        self.stop_options = {"timeout": timeout, "trial_timeout": trial_timeout}
+        self.stop_options |= {"target": target, "stop_when_flat": stop_when_flat}
         self.missing: InputError | None = None  # why the best trial is not retrained
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -183,6 +190,8 @@ class AsyncSweeper:
         goals = options.directions(self.direction)
         if stages_of(self.task_function):
             options.warn_of_direction(goals, OmegaConf.select(self.config, "objective"))
+        retrains = bool(OmegaConf.select(self.config, "final.seeds"))
+        self.rules = stopping.of_options(self.stop_options, objectives=len(goals), retrains=retrains)
         store = storage.connect(self.spec, patience=self.storage_patience)
         with storage.damage_named(self.spec):
             self.study, self.folder = open_study(self.study_name, store, goals, folder)
@@ -191,7 +200,9 @@ class AsyncSweeper:
         self.study.pruner = self.pruner
         locks = self.folder / LOCKS
         locks.mkdir(exist_ok=True)
-        self.budget = Budget(self.study, locks, new_owner(), n_trials=self.n_trials, retries=self.retries)
+        self.budget = Budget(
+            self.study, locks, new_owner(), n_trials=self.n_trials, retries=self.retries, rules=self.rules
+        )
 
     def _compare_search(self) -> None:
         """Compare the search with the one that the study was started with, and record what is new."""
@@ -223,7 +234,7 @@ class AsyncSweeper:
             raise InputError("enqueue: a grid runs only its own points; leave enqueue out, or take another sampler")
         if grid:
             self.budget.n_trials = min(self.n_trials, sampling.grid_size(distributions))
-        progress = Progress(self.study, self.budget.n_trials, self.budget.counted)
+        progress = Progress(self.study, self.budget.n_trials, self.budget.counted, self.rules)
         limit = allowed_failures(self.max_failure_rate, self.budget.n_trials)
         self.monitor = Monitor(self.budget, progress, limit)
         self.budget.on_trial_end = self.monitor.trial_ended
@@ -260,7 +271,7 @@ class AsyncSweeper:
     def _shared(self) -> Shared:
         attributes = self.study.user_attrs.items()
         images = {key: value for key, value in attributes if key.startswith(settings.IMAGES)}
-        return Shared(self.irrelevant, images, self.study_mixed)
+        return Shared(self.irrelevant, images, self.study_mixed, self.rules)
 
     def _launcher(self, task: TaskFunction) -> Launcher:
         context = replace(self.hydra_context, config_loader=self.loader)
@@ -276,6 +287,9 @@ class AsyncSweeper:
         name, place = self.study.study_name, storage.redacted(self.spec) or "memory"
         log.info("study %s in %s: %s %s trials, in %s", name, place, verb, count, self.folder)
         if done >= n_trials:
+            return
+        if stopped := self.budget.stopped():
+            log.info("no more trials, by hydra.sweeper.%s", stopped)
             return
         if self.spec is not None:
             log.info("if it is stopped, continue with: %s", self._resume_command())
@@ -310,7 +324,8 @@ class AsyncSweeper:
     # 3. The results
 
     def _write_results(self) -> dict[str, Any]:
-        return report.write(self.study, self.budget.trials(), self.folder, self.spec)
+        stopped = None if len(self.budget.counted()) >= self.budget.n_trials else self.budget.stopped()
+        return report.write(self.study, self.budget.trials(), self.folder, self.spec, stopped)
 
     def _finish(self) -> None:
         results = self._write_results()

@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from optuna.trial import Trial, TrialState
 
 from tuner.sweep import settings
 from tuner.sweep.outcome import Outcome, set_outcome
+from tuner.sweep.stopping import StopRules
 from tuner.sweep.storage_files import StorageLostError
 
 log = logging.getLogger("tuner.sweep")
 TrialPruned = optuna.TrialPruned
+ENDED_BY = "ended_by"  # attribute of a trial: the rule that ended it
 STARTUP = 5  # complete trials, before one is judged by the score of its cut
 
 
@@ -25,12 +28,13 @@ class Shared:
     """What the trials of a study have in common.
 
     irrelevant: keys that do not affect the objective.   images: attribute -> hashes of the splits, those known so far.
-    may_be_mixed: whether a trial with other images is marked instead of refused.
+    may_be_mixed: whether a trial with other images is marked instead of refused.   rules: may end a trial.
     """
 
     irrelevant: Sequence[str] = ()
     images: dict[str, dict[str, str]] = field(default_factory=dict)
     may_be_mixed: bool = False
+    rules: StopRules = field(default_factory=StopRules)
 
 
 class RunningTrial:
@@ -43,6 +47,7 @@ class RunningTrial:
     def __init__(self, study: str, number: int, storage: str | None, trial: Trial | None, shared: Shared):
         self.study, self.number, self.storage, self.trial, self.shared = study, number, storage, trial, shared
         self.lost = False  # whether the study could not be written once
+        self.deadlines = self._deadlines()
 
     def check_images(self, data: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
         """Compare the images with those that the study's trials had; the first trial records them.
@@ -96,21 +101,40 @@ class RunningTrial:
                 f"pruned before training: its cut scores {score:.3f}, below the median {median:.3f} of the trials"
             )
 
+    def _deadlines(self) -> dict[str, float]:
+        """The rules that end a trial after a time -> when, by the monotonic clock."""
+        if self.trial is None:
+            return {}
+        rules, left = self.shared.rules, {}
+        if rules.trial_timeout is not None:
+            left["trial_timeout"] = rules.trial_timeout
+        if rules.timeout is not None:
+            left["timeout"] = rules.left(self.trial.study.get_trials(deepcopy=False))
+        return {rule: time.monotonic() + seconds for rule, seconds in left.items()}
+
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value of the objective, once a step.
 
-        Raises TrialPruned if the study's pruner ends the trial. A study with several objectives is not pruned.
+        Raises TrialPruned if the study's pruner or its time ends the trial. A study with several objectives is not
+        pruned by its values.
         """
-        if self.trial is None or len(self.trial.study.directions) > 1:
+        if self.trial is None:
             return
+        is_judged = len(self.trial.study.directions) == 1
+        over = next((rule for rule, deadline in self.deadlines.items() if time.monotonic() > deadline), None)
         try:
-            self.trial.report(value, step)
-            prune = self.trial.should_prune()
+            if is_judged:
+                self.trial.report(value, step)
+            if over:
+                self.trial.set_user_attr(ENDED_BY, over)
+            prune = is_judged and not over and self.trial.should_prune()
         except StorageLostError as error:
             if not self.lost:
                 log.warning("trial %d goes on without being pruned: %s", self.number, error)
             self.lost = True
             return
+        if over:
+            self.prune(f"ended at step {step} by hydra.sweeper.{over}")
         if prune:
             self.prune(f"pruned at step {step} with {value:.6g}")
 
