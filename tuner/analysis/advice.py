@@ -13,6 +13,7 @@ from tuner.analysis.loaded_study import LoadedStudy
 from tuner.plots import Parameter
 from tuner.sweep import budget, ranking, report
 from tuner.sweep.optuna_private import GRID_ID
+from tuner.sweep.trial import ENDED_BY
 
 ENOUGH, EACH = 10, 4  # complete trials that advice on parameters needs, in all and per parameter
 P = 0.05  # significance level
@@ -149,6 +150,8 @@ def _on_pruning(s: LoadedStudy) -> list[str]:
     pruned = s.states["PRUNED"]
     if s.states["COMPLETE"] or s.states["RUNNING"] or not pruned:
         return []
+    if late := sum(ENDED_BY in trial.user_attrs for trial in s.frozen):
+        return [f"{late} of {len(_counted(s))} trials were ended by their time and none is complete: give more time"]
     which = f"{pruned} of {len(_counted(s))} trials were pruned and none is complete"
     return [f"{which}: the pruner is too strict; set hydra.sweeper.pruner.KEY, or hydra/sweeper/pruner=none"]
 
