@@ -164,9 +164,10 @@ def candidate(name, bank_seconds):
 
 def ranked(budget, *options):
     pairs = []
-    for name, bank_seconds, right in options:  # each is wrong about other images
+    for name, bank_seconds, right, *loss in options:  # each is wrong about other images
         correct = (torch.arange(100) - 10 * len(pairs)) % 100 < right
-        pairs.append((replace(candidate(name, bank_seconds), accuracy=right / 100), correct))
+        scored = {"accuracy": right / 100} | ({"loss": loss[0]} if loss else {})
+        pairs.append((replace(candidate(name, bank_seconds), **scored), correct))
     return Choice(model_choice._ranked(pairs, budget), 100, 1.0, ())
 
 
@@ -183,9 +184,12 @@ def test_the_squared_error_decides_between_equal_accuracies():
     assert [c.values["name"] for c in model_choice._ranked(pairs, 60.0)] == ["b", "a"]
 
 
-def test_among_features_that_take_less_time_than_the_choice_accuracy_counts():
-    assert ranked(30.0, ("slow", 90, 82), ("good", 20, 81), ("cheap", 5, 80)).chosen.values["name"] == "good"
-    assert ranked(10.0, ("slow", 90, 82), ("good", 20, 81), ("cheap", 5, 80)).chosen.values["name"] == "cheap"
+def test_among_features_that_take_less_time_than_the_choice_the_squared_error_counts():
+    options = ("slow", 90, 82, 0.1), ("lucky", 20, 81, 0.3), ("good", 20, 80, 0.2), ("cheap", 5, 80, 0.3)
+    assert ranked(30.0, *options).chosen.values["name"] == "good"
+    assert ranked(10.0, *options).chosen.values["name"] == "cheap"
+    said = model_choice.lines(ranked(30.0, *options[1:]))[-1]
+    assert said.endswith(", with a smaller squared error, and within one standard error of the best")
 
 
 def test_what_does_not_fit_into_the_budget_is_left_out_and_named(data, tmp_path, monkeypatch):
