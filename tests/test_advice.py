@@ -315,8 +315,8 @@ def accuracies(tmp_path, *found, default=0, **options):
                 "the best (trial 1) is better than the default config (trial 0) by 0.2",
                 "on the same 100 validation images the best alone gets 20 right, the default alone 0: a difference of "
                 "+0.2000, more than chance explains (exact McNemar test, p = 1.9e-06)" + FLATTERED,
-                "gain to expect on other images: 0.2000 (95% interval 0.1212 to 0.2788; the best of 2 on 100 images): "
-                "more than chance explains",
+                "gain to expect on other images: 0.2000 (95% interval 0.1212 to 0.2788; the best of 2 complete trials "
+                "on 100 images): more than chance explains",
             ],
         ),
         (
@@ -326,8 +326,8 @@ def accuracies(tmp_path, *found, default=0, **options):
                 "the best (trial 1) is better than the default config (trial 0) by 0.02",
                 "on the same 100 validation images the best alone gets 2 right, the default alone 0: a difference of "
                 "+0.0200, no more than chance explains (exact McNemar test, p = 0.5)" + FLATTERED,
-                "gain to expect on other images: 0.0128 (95% interval -0.0147 to 0.0404; the best of 2 on 100 images): "
-                "within chance",
+                "gain to expect on other images: 0.0128 (95% interval -0.0147 to 0.0404; the best of 2 complete trials "
+                "on 100 images): within chance",
             ],
         ),
         ((0.7, 0.9), {"wrong": None}, ["the best (trial 1) is better than the default config (trial 0) by 0.2"]),

@@ -311,6 +311,8 @@ def test_a_list_of_images_to_leave_out_applies_after_the_choice(command, call):
         ),
         (("model.last_block=block9",), "model=auto has nothing to choose from: model.last_block=block9 is not a block"),
         (("model.pool=99",), "model=auto has nothing to choose from: no map is as large as model.pool=99"),
+        (("model.name=auto", "model.weights=auto", "model.last_block=block9"), "known: features.0, features.1"),
+        (("model.name=auto", "model.weights=auto", "model.last_block=block9"), "known: block1, block2"),
     ],
 )
 def test_a_choice_without_candidates_is_one_line(command, words, message):
@@ -318,6 +320,12 @@ def test_a_choice_without_candidates_is_one_line(command, words, message):
     assert code == 1
     assert message in output
     assert "Traceback" not in output
+
+
+def test_a_wrong_size_is_told_before_image_files_are_read(command):
+    code, output = command("model=auto", "model.image_size=-3", "data=image_folder", "data.root=.")
+    assert code == 1
+    assert "model.image_size=-3 must be a whole number of at least 1" in output
 
 
 def test_durations():

@@ -59,8 +59,8 @@ def test_the_same_predictions_give_the_same_gain():
 
 
 def test_a_gain_says_how_sure_it_is():
-    text = "on other images: 0.0031 (95% interval -0.0102 to 0.0164; the best of 12 on 1,600 images): within chance"
-    assert str(Gain(0.01, 0.0031, -0.0102, 0.0164, 1600, 12)) == text
+    how = "95% interval -0.0102 to 0.0164; the best of 12 complete trials on 1,600 images"
+    assert str(Gain(0.01, 0.0031, -0.0102, 0.0164, 1600, 12)) == f"on other images: 0.0031 ({how}): within chance"
     assert str(Gain(0.01, 0.03, 0.01, 0.05, 600, 12)).endswith(": more than chance explains")
 
 

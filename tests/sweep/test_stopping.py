@@ -57,8 +57,10 @@ def test_the_time_of_the_last_run_is_kept_free():
     assert StopRules(timeout=15 * 60).reason(study, trials) is None
     assert StopRules(timeout=25 * 60, retrains=True).reason(study, trials) is None
     reason = StopRules(timeout=24 * 60, retrains=True).reason(study, trials)
-    assert reason == "timeout: trials have run for 14 min 0 s of 24 min 0 s, 10 min 0 s of it for the last run"
-    assert StopRules(timeout=14 * 60).reason(study, trials) == "timeout: trials have run for 14 min 0 s of 14 min 0 s"
+    limit = "the limit is 24 min 0 s, of which 10 min 0 s are kept for the last run"
+    assert reason == f"timeout: trials have run for 14 min 0 s; {limit}"
+    reason = StopRules(timeout=14 * 60).reason(study, trials)
+    assert reason == "timeout: trials have run for 14 min 0 s; the limit is 14 min 0 s"
 
 
 @pytest.mark.parametrize(
@@ -136,18 +138,27 @@ def test_a_search_ends_after_its_time_and_is_continued_with_more(toy, launcher):
     assert stopped(toy) is None
 
 
-def test_at_the_timeout_running_trials_end_at_their_next_step(toy):
+def test_at_the_timeout_running_trials_end_at_their_next_step_and_run_again_with_more_time(toy):
     done = toy.run("hydra.sweeper.timeout=1e-6", "steps=3")
     assert done.returncode == 1
-    assert toy.states() == ["PRUNED"]
+    assert toy.states() == ["PRUNED", "WAITING"]
     assert toy.study().trials[0].user_attrs["ended_by"] == "timeout"
     assert list(toy.study().trials[0].intermediate_values) == [1]
-    assert "no trial was completed; give it more time" in done.stdout
+    assert "trial 0: ended at step 1 by hydra.sweeper.timeout | 0/6 trials" in done.stdout
+    assert "no trial was completed; 1 were ended by hydra.sweeper.timeout: give more time" in done.stdout
+    assert "the search ended after 1 trials, by timeout: " in done.stdout
+    done = toy.run("hydra.sweeper.timeout=1h", "steps=3")
+    assert toy.states() == ["PRUNED"] + ["COMPLETE"] * 6
+    assert toy.study().trials[1].user_attrs["baseline"]
+    written = yaml.safe_load((toy.folder / "multirun/toy/optimization_results.yaml").read_text())
+    assert "default_value" in written
+    assert "ended_by" not in written
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=["basic", "joblib"])
 def test_a_trial_ends_after_its_time_and_the_search_goes_on(toy, launcher):
-    toy.command("hydra.sweeper.trial_timeout=1e-6", "steps=3", *launcher)
+    done = toy.command("hydra.sweeper.trial_timeout=1e-6", "steps=3", *launcher)
+    assert "no trial was completed; 6 were ended by hydra.sweeper.trial_timeout: give more time" in done.stdout
     assert toy.states() == ["PRUNED"] * 6
     assert {trial.user_attrs["ended_by"] for trial in toy.study().trials} == {"trial_timeout"}
     assert stopped(toy) is None
@@ -170,4 +181,5 @@ def test_a_search_ends_when_it_is_flat(toy):
 
 def test_the_line_of_progress_says_how_near_the_rules_are(toy):
     done = toy.run("hydra.sweeper.stop_when_flat=6", "hydra.sweeper.timeout=2h")
-    assert re.search(r"trial 5: .* 6/6 trials, best .*, 0 s of 2 h 0 min, \d of 6 without gain, 0 s left", done.stdout)
+    state = r"\d+ s of 2 h 0 min, \d of 6 without gain, 0 s left"
+    assert re.search(f"trial 5: .* 6/6 trials, best .*, {state}", done.stdout)

@@ -13,7 +13,7 @@ from tuner.analysis.loaded_study import LoadedStudy
 from tuner.plots import Parameter
 from tuner.sweep import budget, ranking, report
 from tuner.sweep.optuna_private import GRID_ID
-from tuner.sweep.trial import ENDED_BY
+from tuner.sweep.stopping import ENDED_BY
 
 ENOUGH, EACH = 10, 4  # complete trials that advice on parameters needs, in all and per parameter
 P = 0.05  # significance level

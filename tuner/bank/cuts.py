@@ -105,7 +105,7 @@ class Pass:
         Also the seconds that the network took for an image.
         """
         network, blocks = self._network(device, dtype), self.backbone.used
-        ways = [(block, k) for block in blocks for k in pools if 0 < self._size(block, k) <= most]
+        ways = [(block, k) for block in blocks for k in pools if 0 < self.size(block, k) <= most]
         took = 0.0
 
         @torch.inference_mode()
@@ -158,7 +158,7 @@ class Pass:
         parts = self.backbone.frozen_part(dtype)
         return torch.nn.Sequential(*(part for part in parts if not isinstance(part, Pool | JoinedPools))).to(device)
 
-    def _size(self, block: str, pool: int | None) -> int:
+    def size(self, block: str, pool: int | None) -> int:
         """The number of features of a block; 0 if its map is smaller than the pool."""
         try:
             return self.backbone.size_of(block, pool)

@@ -35,8 +35,9 @@ class Gain:
         return self.low <= 0
 
     def __str__(self) -> str:
-        """Such as "on other images: 0.003 (95% interval -0.01 to 0.02; the best of 9 on 600 images): within chance"."""
-        how = f"95% interval {self.low:.4f} to {self.high:.4f}; the best of {self.trials} on {self.images:,} images"
+        """Such as "on other images: 0.003 (95% interval -0.01 to 0.02, ...): within chance"."""
+        interval = f"95% interval {self.low:.4f} to {self.high:.4f}"
+        how = f"{interval}; the best of {self.trials} complete trials on {self.images:,} images"
         verdict = "within chance" if self.is_chance else "more than chance explains"
         return f"on other images: {self.corrected:.4f} ({how}): {verdict}"
 

@@ -19,7 +19,7 @@ from tuner.sweep import optuna_private
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
 from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
 from tuner.sweep.patient_storage import SURPLUS
-from tuner.sweep.stopping import StopRules
+from tuner.sweep.stopping import ENDED_BY, TIMEOUT, StopRules
 from tuner.sweep.storage_files import Place, StorageLostError
 
 LOCKS = ".locks"  # in the study's folder
@@ -158,9 +158,17 @@ class Budget:
             if "error" not in trial.user_attrs:  # the job could not write it
                 set_user_attr(self.study, trial, "error", outcome.error)
                 set_user_attr(self.study, trial, "traceback", outcome.traceback)
+        self._put_off(number)
         if optuna_private.tell(self.study, number, outcome.values, outcome.trial_state):
             self.sampler_exhausted.set()
         self.on_trial_end(number, outcome)
+
+    def _put_off(self, number: int) -> None:
+        """Queue a trial again that ended only because the search's time was over: it runs when there is more time."""
+        trial = self.trial(number)
+        if trial.user_attrs.get(ENDED_BY) == TIMEOUT and not trial.state.is_finished():
+            set_system_attr(self.study, trial, INTERRUPTED, True)
+            self._retry(trial, interrupted=True)
 
     def finish_lost(self, number: int, reason: str, *, interrupted: bool = False) -> None:
         """Finish a trial whose job is gone: with the outcome that the job wrote, else as failed and to be retried."""

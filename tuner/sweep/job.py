@@ -115,9 +115,9 @@ class Job:
             returned = part()
             if last:
                 outcome = Outcome.of(returned, self.objectives)
-        except TrialPruned:
-            returned = Pruned()
-            outcome = Outcome("PRUNED")
+        except TrialPruned as pruned:
+            returned = Pruned(str(pruned) or None)
+            outcome = Outcome("PRUNED", reason=returned.reason)
         except SystemExit as stop:
             error = RuntimeError(f"the job ended with sys.exit({stop.code!r})")
             error.__cause__ = stop

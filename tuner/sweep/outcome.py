@@ -24,21 +24,27 @@ OUTCOME_FILE = ".outcome.json"  # the same in the run folder, until the study ha
 class Pruned:
     """What a pruned job returns. It did not fail, and Hydra logs no traceback."""
 
+    reason: str | None = None
+
 
 @dataclass
 class Outcome:
-    """How a trial ended. `state` is COMPLETE, with values, PRUNED, or FAIL, with an error and perhaps its traceback."""
+    """How a trial ended: `state` is COMPLETE, with values, PRUNED, with a reason, or FAIL, with an error.
+
+    An error has its traceback, unless the user made a mistake.
+    """
 
     state: str
     values: list[float] | None = None
     error: str | None = None
     traceback: str | None = None
+    reason: str | None = None
 
     @classmethod
     def of(cls, returned: Any, objectives: int) -> "Outcome":
         """From what a job returned: finite numbers, as many as there are objectives, or it failed."""
         if isinstance(returned, Pruned):
-            return cls("PRUNED")
+            return cls("PRUNED", reason=returned.reason)
         wanted = "a finite number" if objectives == 1 else f"{objectives} finite numbers"
         values = [] if isinstance(returned, str | Mapping) else [returned] if objectives == 1 else returned
         try:

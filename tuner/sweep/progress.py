@@ -43,7 +43,7 @@ class Progress:
         if self.bar is not None:
             self.refresh()
             return
-        values = ", ".join(f"{value:.6g}" for value in outcome.values or ()) or outcome.state.lower()
+        values = ", ".join(f"{value:.6g}" for value in outcome.values or ()) or outcome.reason or outcome.state.lower()
         log.info("trial %d: %s | %s", number, values, self.line())
 
     def refresh(self) -> None:

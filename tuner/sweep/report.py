@@ -21,6 +21,7 @@ from tuner.runs.selection import Gain
 from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
 from tuner.sweep.settings import CHOSEN
+from tuner.sweep.stopping import ENDED_BY, TIMEOUT
 from tuner.sweep.study_folder import direction_names
 
 RESULTS = "optimization_results.yaml"
@@ -54,6 +55,11 @@ def write(
     if chosen := [value for key, value in study.user_attrs.items() if key.startswith(CHOSEN)]:
         results["chosen"] = chosen
     results["trials"] = {state.lower(): n for state, n in Counter(map(ranking.state, trials)).items()}
+    ended = Counter(trial.user_attrs[ENDED_BY] for trial in trials if ENDED_BY in trial.user_attrs)
+    if not stopped:
+        del ended[TIMEOUT]  # they have run again
+    if ended:
+        results["ended_by"] = dict(ended)
     if stopped:
         results["stopped"] = stopped
     results |= {
@@ -140,17 +146,16 @@ def summary(results: dict[str, Any], folder: Path) -> str:
     elif results.get("solutions"):
         lines.append(f"{len(results['solutions'])} of {results['trials']['complete']} trials are on the Pareto front")
     else:
-        pruned = set(results["trials"]) == {"pruned"} and "stopped" not in results
-        advice = (
-            "all were pruned: loosen hydra.sweeper.pruner, or model.screen if it is set"
-            if pruned
-            else "give it more time"
-            if "stopped" in results
-            else "the errors are in trials.csv"
-        )
+        advice = "the errors are in trials.csv"
+        if ended := results.get("ended_by"):
+            rules = " and ".join(f"hydra.sweeper.{rule}" for rule in ended)
+            advice = f"{sum(ended.values())} were ended by {rules}: give more time"
+        elif set(results["trials"]) == {"pruned"}:
+            advice = "all were pruned: loosen hydra.sweeper.pruner, or model.screen if it is set"
         lines.append(f"no trial was completed; {advice}")
     if "stopped" in results:
-        lines.append(f"the search ended after {sum(results['trials'].values())} trials, by {results['stopped']}")
+        ran = sum(count for state, count in results["trials"].items() if state != "waiting")
+        lines.append(f"the search ended after {ran} trials, by {results['stopped']}")
     for values in results.get("chosen", ()):
         text = " ".join(f"{key}={value}" for key, value in values.items())
         lines += [f"chosen for all trials: {text}"]

@@ -15,6 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner import InputError, rules
 from tuner.sweep import ranking
 
+ENDED_BY = "ended_by"  # attribute of a trial: the rule that ended it
+TIMEOUT = "timeout"  # the rule that ends a trial only for now: it runs again when the search gets more time
 SECONDS = "seconds"  # attribute of a trial: how long its job took. A lost trial has none.
 
 
@@ -38,8 +40,9 @@ class StopRules:
     def reason(self, study: Study, trials: Sequence[FrozenTrial]) -> str | None:
         """Why no more trials should start; None if they should.   trials: all of the study."""
         if self.left(trials) <= 0:
-            kept = f", {duration(free)} of it for the last run" if (free := self._kept_free(trials)) else ""
-            return f"timeout: trials have run for {duration(used(trials))} of {duration(self.timeout or 0)}{kept}"
+            kept = f", of which {duration(free)} are kept for the last run" if (free := self._kept_free(trials)) else ""
+            limit = f"the limit is {duration(self.timeout or 0)}{kept}"
+            return f"{TIMEOUT}: trials have run for {duration(used(trials))}; {limit}"
         best = ranking.best(study, trials)
         if best is None:
             return None
@@ -108,7 +111,8 @@ def _interval(trial: FrozenTrial, now: datetime) -> tuple[datetime, datetime] | 
 def _since(best: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
     """The number of trials after the best that have ended, complete or pruned."""
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    return sum(trial.number > best.number and trial.state in ended for trial in trials)
+    later = [trial for trial in trials if trial.number > best.number and trial.state in ended]
+    return sum(trial.user_attrs.get(ENDED_BY) != TIMEOUT for trial in later)
 
 
 def duration(seconds: float) -> str:

@@ -172,6 +172,9 @@ class AsyncSweeper:
     def _check_options(self) -> None:
         options.check_numbers({key: getattr(self, key) for key in options.LIMITS})
         options.check_subdir(self.config)
+        retrains = bool(OmegaConf.select(self.config, "final.seeds"))
+        objectives = len(options.directions(self.direction))
+        self.rules = stopping.of_options(self.stop_options, objectives=objectives, retrains=retrains)
         if self.study_name and OmegaConf.select(self.config, "study") == self.study_name:
             FOLDER_NAME.check("study", self.study_name)
 
@@ -190,8 +193,6 @@ class AsyncSweeper:
         goals = options.directions(self.direction)
         if stages_of(self.task_function):
             options.warn_of_direction(goals, OmegaConf.select(self.config, "objective"))
-        retrains = bool(OmegaConf.select(self.config, "final.seeds"))
-        self.rules = stopping.of_options(self.stop_options, objectives=len(goals), retrains=retrains)
         store = storage.connect(self.spec, patience=self.storage_patience)
         with storage.damage_named(self.spec):
             self.study, self.folder = open_study(self.study_name, store, goals, folder)

@@ -14,12 +14,11 @@ from optuna.trial import Trial, TrialState
 
 from tuner.sweep import settings
 from tuner.sweep.outcome import Outcome, set_outcome
-from tuner.sweep.stopping import StopRules
+from tuner.sweep.stopping import ENDED_BY, TIMEOUT, StopRules
 from tuner.sweep.storage_files import StorageLostError
 
 log = logging.getLogger("tuner.sweep")
 TrialPruned = optuna.TrialPruned
-ENDED_BY = "ended_by"  # attribute of a trial: the rule that ended it
 STARTUP = 5  # complete trials, before one is judged by the score of its cut
 
 
@@ -109,7 +108,7 @@ class RunningTrial:
         if rules.trial_timeout is not None:
             left["trial_timeout"] = rules.trial_timeout
         if rules.timeout is not None:
-            left["timeout"] = rules.left(self.trial.study.get_trials(deepcopy=False))
+            left[TIMEOUT] = rules.left(self.trial.study.get_trials(deepcopy=False))
         return {rule: time.monotonic() + seconds for rule, seconds in left.items()}
 
     def report(self, value: float, step: int) -> None:
@@ -141,7 +140,7 @@ class RunningTrial:
     def prune(self, reason: str) -> NoReturn:
         """End the trial. Raises TrialPruned."""
         if self.trial:
-            set_outcome(self.trial, Outcome("PRUNED"))  # a kill from here on does not run it again
+            set_outcome(self.trial, Outcome("PRUNED", reason=reason))  # a kill from here on does not run it again
         raise TrialPruned(reason)
 
 

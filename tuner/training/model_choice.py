@@ -125,7 +125,6 @@ def choose(
     dtype: of the features.   seed: of the sample and of random weights.
     Raises InputError if the fixed values leave nothing to choose from.
     """
-    _check_fixed(model)
     networks = list(_networks(model))
     key = {
         "format": FORMAT,
@@ -152,7 +151,7 @@ def choose(
     return choice
 
 
-def _check_fixed(model: ModelConfig) -> None:
+def check_fixed(model: ModelConfig) -> None:
     """Raises InputError for a fixed value that no network can have."""
     rules = {
         "name": TEXT,
@@ -250,15 +249,16 @@ def _networks(model: ModelConfig) -> Iterator[tuple[str, str | None]]:
 
 def _passes(model: ModelConfig, networks: Sequence[tuple[str, str | None]], seed: int) -> list[Pass]:
     """The passes. Raises InputError if there is none."""
-    passes, reason = [], ""
+    passes: list[Pass] = []
+    reasons: list[str] = []
     for name, weights in networks:
         for size in SIZES if model.image_size == AUTO else (model.image_size,):
             try:
                 passes.append(_pass(model, name, weights, size, seed))
             except InputError as error:  # this network has no such block, or can't be used at this size
-                reason = str(error)
+                reasons.append(str(error))
     if not passes:
-        raise InputError(f"model=auto has nothing to choose from: {reason}")
+        raise InputError(f"model=auto has nothing to choose from: {'; '.join(dict.fromkeys(reasons))}")
     return passes
 
 
@@ -292,7 +292,12 @@ def _pass(model: ModelConfig, name: str, weights: str | None, size: int, seed: i
             std=model.std,
             seed=seed,
         )
-    return Pass(backbone, weights, groups)
+    one = Pass(backbone, weights, groups)
+    if model.pool != AUTO:
+        one.groups = [group for group in groups if all(one.size(block, model.pool) for block in group)]
+        if not one.groups:
+            raise InputError(f"no map is as large as model.pool={model.pool} ({one.name})")
+    return one
 
 
 def _choose(

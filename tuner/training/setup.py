@@ -20,7 +20,7 @@ from tuner.device import choose_device, choose_precision
 from tuner.networks.backbone import Backbone
 from tuner.networks.blocks import Preprocess
 from tuner.training.heads import Head
-from tuner.training.model_choice import SIZES, Choice, applied, choose, chosen_values, is_auto, with_size
+from tuner.training.model_choice import SIZES, Choice, applied, check_fixed, choose, chosen_values, is_auto, with_size
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,8 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
     if not is_auto(config.model):  # mistakes are reported before the images are read
         backbone = backbone_of(config)
         _check_views(augment, *views, backbone)
+    else:
+        check_fixed(config.model)
     first = config.data
     if is_auto(config.model):
         first = with_size(config, SIZES[0]).data
