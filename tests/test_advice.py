@@ -353,6 +353,14 @@ def test_a_search_ends_with_the_gain_to_expect_on_other_images(tmp_path):
     assert f"\ngain to expect {Gain(**results['gain'])}\n" in report.summary(results, tmp_path)
 
 
+def test_a_default_that_was_pruned_is_told(tmp_path):
+    made = study([trial(0.1, PRUNED, user={"baseline": True}), trial(0.9)])
+    results = report.write(made.study, made.frozen, tmp_path, None)
+    assert results["default_state"] == "pruned"
+    expected = "best value 0.9 (trial 1); no gain is known, as the trial of the default config ended as pruned"
+    assert report.summary(results, tmp_path).splitlines()[0] == expected
+
+
 @pytest.mark.parametrize("options", [{"default": 1}, {"default": None}, {"wrong": None}, {"wrong": 3}])
 def test_without_predictions_behind_the_values_no_gain_is_expected(tmp_path, options):
     """The default is the best; there is none; there are no predictions; another metric is the objective."""

@@ -36,8 +36,33 @@ def write(
     spec: the study's storage.   stopped: the rule that ended the study before its n_trials.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"name": "optuna", **_best(study, trials, folder)}
+    if chosen := [value for key, value in study.user_attrs.items() if key.startswith(CHOSEN)]:
+        results["chosen"] = chosen
+    results["trials"] = {state.lower(): n for state, n in Counter(map(ranking.state, trials)).items()}
+    ended = Counter(trial.user_attrs[ENDED_BY] for trial in trials if ENDED_BY in trial.user_attrs)
+    if stopped:
+        results["stopped"] = stopped
+    else:
+        del ended[TIMEOUT]  # they have run again
+    if ended:
+        results["ended_by"] = dict(ended)
+    results |= {
+        "study": study.study_name,
+        "storage": storage.redacted(spec),
+        "directions": direction_names(study.directions),
+    }
+    with replacing(folder / RESULTS) as file:
+        file.write(yaml.safe_dump(results, sort_keys=False, allow_unicode=True).encode())
+    with replacing(folder / "trials.csv") as file:
+        file.write(_csv(study).encode())
+    return results
+
+
+def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, Any]:
+    """The best trial or the Pareto front, the default config's value, the gain, and the test of the retrained best."""
+    results: dict[str, Any] = {}
     best = ranking.best(study, trials)
-    results: dict[str, Any] = {"name": "optuna"}
     if len(study.directions) > 1:
         results["solutions"] = [
             {"params": t.params, "values": t.values, "trial": t.number, "dir": t.user_attrs.get("output_dir")}
@@ -48,29 +73,12 @@ def write(
         results |= {"best_trial": best.number, "best_dir": best.user_attrs.get("output_dir")}
     if (baseline := ranking.baseline(trials)) is not None:
         results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
+    elif lost := [trial for trial in trials if trial.user_attrs.get("baseline") and trial.state.is_finished()]:
+        results["default_state"] = lost[-1].state.name.lower()
     if gain := ranking.gain(study, trials, folder):
         results["gain"] = asdict(gain)
     if best is not None and (tested := final_result(folder, best.number)):
         results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
-    if chosen := [value for key, value in study.user_attrs.items() if key.startswith(CHOSEN)]:
-        results["chosen"] = chosen
-    results["trials"] = {state.lower(): n for state, n in Counter(map(ranking.state, trials)).items()}
-    ended = Counter(trial.user_attrs[ENDED_BY] for trial in trials if ENDED_BY in trial.user_attrs)
-    if not stopped:
-        del ended[TIMEOUT]  # they have run again
-    if ended:
-        results["ended_by"] = dict(ended)
-    if stopped:
-        results["stopped"] = stopped
-    results |= {
-        "study": study.study_name,
-        "storage": storage.redacted(spec),
-        "directions": direction_names(study.directions),
-    }
-    with replacing(folder / RESULTS) as file:
-        file.write(yaml.safe_dump(results, sort_keys=False, allow_unicode=True).encode())
-    with replacing(folder / "trials.csv") as file:
-        file.write(_csv(study).encode())
     return results
 
 
@@ -134,25 +142,12 @@ def resume_command(config: DictConfig, study: str, shown: Sequence[str]) -> str:
 
 def summary(results: dict[str, Any], folder: Path) -> str:
     """The result of the sweep and its files, as log lines."""
-    lines = []
     if "best_value" in results:
-        best, default = results["best_value"], results.get("default_value")
-        better = 1 if results["directions"] == ["maximize"] else -1
-        gain = "" if default is None else f", the default config's {default:.6g}, gain {better * (best - default):.6g}"
-        lines.append(f"best value {best:.6g} (trial {results['best_trial']}){gain}")
-        if "gain" in results:
-            lines.append(f"gain to expect {Gain(**results['gain'])}")
-        lines.append("parameters: " + " ".join(f"{name}={value}" for name, value in results["best_params"].items()))
+        lines = _best_lines(results)
     elif results.get("solutions"):
-        lines.append(f"{len(results['solutions'])} of {results['trials']['complete']} trials are on the Pareto front")
+        lines = [f"{len(results['solutions'])} of {results['trials']['complete']} trials are on the Pareto front"]
     else:
-        advice = "the errors are in trials.csv"
-        if ended := results.get("ended_by"):
-            rules = " and ".join(f"hydra.sweeper.{rule}" for rule in ended)
-            advice = f"{sum(ended.values())} were ended by {rules}: give more time"
-        elif set(results["trials"]) == {"pruned"}:
-            advice = "all were pruned: loosen hydra.sweeper.pruner, or model.screen if it is set"
-        lines.append(f"no trial was completed; {advice}")
+        lines = [f"no trial was completed; {_advice(results)}"]
     if "stopped" in results:
         ran = sum(count for state, count in results["trials"].items() if state != "waiting")
         lines.append(f"the search ended after {ran} trials, by {results['stopped']}")
@@ -168,3 +163,25 @@ def summary(results: dict[str, Any], folder: Path) -> str:
     if results["storage"]:
         lines.append(f"look at it: python -m tuner.study {shlex.quote(str(folder))}")
     return "\n".join(lines)
+
+
+def _best_lines(results: dict[str, Any]) -> list[str]:
+    best, default = results["best_value"], results.get("default_value")
+    better = 1 if results["directions"] == ["maximize"] else -1
+    gain = "" if default is None else f", the default config's {default:.6g}, gain {better * (best - default):.6g}"
+    if state := results.get("default_state"):
+        gain = f"; no gain is known, as the trial of the default config ended as {state}"
+    lines = [f"best value {best:.6g} (trial {results['best_trial']}){gain}"]
+    if "gain" in results:
+        lines.append(f"gain to expect {Gain(**results['gain'])}")
+    return [*lines, "parameters: " + " ".join(f"{name}={value}" for name, value in results["best_params"].items())]
+
+
+def _advice(results: dict[str, Any]) -> str:
+    """What to do if no trial was completed."""
+    if ended := results.get("ended_by"):
+        rules = " and ".join(f"hydra.sweeper.{rule}" for rule in ended)
+        return f"{sum(ended.values())} were ended by {rules}: give more time"
+    if set(results["trials"]) == {"pruned"}:
+        return "all were pruned: loosen hydra.sweeper.pruner, or model.screen if it is set"
+    return "the errors are in trials.csv"
