@@ -6,6 +6,8 @@ from typing import Any
 
 from tuner import InputError
 
+PREDICTIONS = "predictions.csv"  # in a run's folder
+
 
 def read_result(folder: Path, *, any_program: bool = False) -> dict[str, Any]:
     """A folder's result.json.

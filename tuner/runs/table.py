@@ -16,7 +16,7 @@ import pandas as pd
 
 from tuner import InputError, earlier, yaml_file
 from tuner.rules import as_number
-from tuner.runs.result import read_result
+from tuner.runs.result import PREDICTIONS, read_result
 from tuner.safe_text import from_cell, printable
 
 RESULTS = (  # columns of a table of runs that are in result.json; the keys of the config have columns, too
@@ -28,7 +28,6 @@ RESULTS = (  # columns of a table of runs that are in result.json; the keys of t
 NUMBERS = tuple(name for name in RESULTS if name not in ("status", "device", "error"))
 SCORE = re.compile(r"(val|test)_(?!duplicates$)\w+")  # a result.json's other numbers, such as val_auroc
 REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
-PREDICTIONS = "predictions.csv"
 log = logging.getLogger("tuner.runs")
 
 

@@ -5,13 +5,16 @@ A trial that differs from its study (study_mixed=true) is none of these.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.runs import selection
-from tuner.runs.table import PREDICTIONS
+from tuner.runs.result import PREDICTIONS
 from tuner.sweep.settings import MIXED
+
+if TYPE_CHECKING:
+    from tuner.runs.selection import Gain
 
 
 def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -42,11 +45,13 @@ def folder_of(trial: FrozenTrial, sweep: Path | None) -> Path | None:
     return written
 
 
-def gain(study: Study, trials: Sequence[FrozenTrial], sweep: Path | None) -> selection.Gain | None:
+def gain(study: Study, trials: Sequence[FrozenTrial], sweep: Path | None) -> "Gain | None":
     """The gain in accuracy of the best over the default config, corrected for choosing the best.
 
     None if the default is the best, the objective is not the accuracy, or predictions are missing.
     """
+    from tuner.runs import selection  # imports pandas, which trials do not need
+
     first, second = best(study, trials), baseline(trials)
     if first is None or second is None or first.number == second.number:
         return None

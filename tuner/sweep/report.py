@@ -17,7 +17,6 @@ from optuna.trial import FrozenTrial
 from tuner.files import replacing
 from tuner.rules import is_number
 from tuner.runs import result
-from tuner.runs.selection import Gain
 from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
 from tuner.sweep.settings import CHOSEN
@@ -166,6 +165,8 @@ def summary(results: dict[str, Any], folder: Path) -> str:
 
 
 def _best_lines(results: dict[str, Any]) -> list[str]:
+    from tuner.runs.selection import Gain  # imports pandas, which trials do not need
+
     best, default = results["best_value"], results.get("default_value")
     better = 1 if results["directions"] == ["maximize"] else -1
     gain = "" if default is None else f", the default config's {default:.6g}, gain {better * (best - default):.6g}"
