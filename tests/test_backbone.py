@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as reference
 from tuner import InputError
 from tuner.networks.backbone import Backbone
 from tuner.networks.blocks import Pool, Preprocess
+from tuner.networks.fusion import ConvReLU, fuse_relus
 from tuner.networks.weights import BUNDLED
 
 VGG_ENDS = {"block1": 5, "block2": 10, "block3": 17, "block4": 24, "block5": 31}  # of net.features
@@ -189,6 +190,19 @@ def test_feature_size(name, block, pool, size):
     backbone = last(name, 64, last_block=block, frozen=block, pool=pool)
     assert backbone.feature_size == size
     assert backbone.cached_shape == (size,)
+
+
+@pytest.mark.parametrize(("name", "fused"), [("vgg16", 13), ("alexnet", 5), ("resnet18", 0)])
+def test_a_convolution_and_its_relu_become_one_operation(name, fused, images, monkeypatch):
+    def operation(x, weight, bias, *size):  # of cuDNN
+        return F.conv2d(x, weight, bias, *size).relu()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", operation)
+    network = last(name, 64).frozen_part(torch.float32)
+    before = network(images)
+    assert fuse_relus(network) == fused
+    assert sum(isinstance(module, ConvReLU) for module in network.modules()) == fused
+    assert torch.equal(network(images), before)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -49,6 +49,7 @@ class Cuda:
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.main)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: POOL)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing is not None)
         monkeypatch.setattr(cuda_graph, "_side_stream", lambda device: self.side)
         for name in ("synchronize", "empty_cache"):
             monkeypatch.setattr(torch.cuda, name, lambda *_: None)
@@ -120,6 +121,53 @@ class Cuda:
 @pytest.fixture
 def cuda(monkeypatch):
     return Cuda(monkeypatch)
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def branches(cuda, monkeypatch):
+    """Stand-ins for the streams of the branches."""
+    streams = [Stream(f"branch {i}", cuda.calls) for i in range(cuda_graph.BRANCHES)]
+    monkeypatch.setattr(cuda_graph, "_branches", lambda device: streams)
+    return streams
+
+
+def test_branches_begin_after_what_came_before_and_what_follows_waits_for_them(cuda, branches):
+    cuda.capturing = "a graph"
+    with cuda_graph.side_by_side(GPU) as branch:
+        assert cuda.calls == [f"{stream.name} waits for main" for stream in branches]
+        for number in (1, len(branches) + 1):
+            cuda.calls.clear()
+            with branch(number):
+                assert cuda.calls == ["on branch 1"]
+        cuda.calls.clear()
+    assert cuda.calls == [f"main waits for {stream.name}" for stream in branches]
+
+
+def test_there_are_no_branches_outside_of_a_capture(cuda, branches):
+    for device, capturing in ((GPU, None), (CPU, "a graph")):
+        cuda.capturing = capturing
+        with cuda_graph.side_by_side(device) as branch, branch(3):
+            assert cuda.calls == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_a_captured_step_of_the_optimizer_updates_each_group_once(cuda, branches, count):
+    def optimizer():
+        groups = [{"params": [torch.full((2,), float(i), requires_grad=True)], "lr": 0.1 * i} for i in range(count)]
+        for group in groups:
+            group["params"][0].grad = torch.ones(2)
+        return torch.optim.SGD(groups)
+
+    alone, captured = optimizer(), optimizer()
+    alone.step()
+    cuda.capturing = "a graph"
+    CapturedSteps(GPU).step(captured)
+    for group, expected in zip(captured.param_groups, alone.param_groups, strict=True):
+        assert torch.equal(group["params"][0], expected["params"][0])
+    assert sum(call.startswith("on branch") for call in cuda.calls) == min(count, len(branches))
 
 
 LENGTHS = [4, 4, 4, 4, 3, 4, 4, 3, 3, 4, 3]  # each length more than WARM_UP times

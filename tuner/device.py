@@ -31,6 +31,8 @@ MOST_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 1024}
 SHARE_OF_FREE = (
     16  # the largest layer may take 1/16 of the free memory, because blocks with branches hold several layers
 )
+# Cached features per batch for trained heads: the kernels of a small batch take a GPU less time than their launch.
+HEAD_ROWS = {"cpu": 256, "cuda": 4096, "mps": 256}
 STACK_SIZE = {"cpu": 8, "cuda": 64, "mps": 8}  # heads per stack; larger stacks are not faster (benchmarks/README.md)
 
 
@@ -122,6 +124,11 @@ def has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def has_cudnn(device: torch.device) -> bool:
+    """Whether this device has cuDNN, with its fused convolutions."""
+    return device.type == "cuda" and torch.version.hip is None and torch.backends.cudnn.is_available()
+
+
 def widest_float(device: torch.device) -> torch.dtype:
     """The type for sums: float64, or float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -130,6 +137,11 @@ def widest_float(device: torch.device) -> torch.dtype:
 def stack_size(device: torch.device) -> int:
     """The largest useful number of heads in a stack."""
     return STACK_SIZE[device.type]
+
+
+def head_rows(device: torch.device) -> int:
+    """Images per batch when heads score cached features."""
+    return HEAD_ROWS[device.type]
 
 
 # Moving tensors

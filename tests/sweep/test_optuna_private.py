@@ -8,7 +8,7 @@ import optuna
 import pytest
 from contract import contract
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import ThresholdPruner
+from optuna.pruners import SuccessiveHalvingPruner, ThresholdPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
@@ -134,6 +134,26 @@ def test_a_job_reports_and_is_pruned_without_the_sampler(study):
         trial.report(2.0, 2)
         assert trial.should_prune()
         assert study.trials[0].intermediate_values == {1: 0.5, 2: 2.0}
+
+
+def test_a_pruner_sees_the_trials_of_the_last_reading_and_what_was_added(study):
+    with contract("Optuna: Study, pruners or storages work otherwise: trials of a stack could not be pruned"):
+        pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+        other = optuna.create_study(pruner=pruner)
+        view = optuna_private.StudyView(study, pruner)
+        trials, others = ([s.ask() for _ in range(4)] for s in (study, other))
+        view.read()
+        for trial, theirs, value in zip(trials, others, (0.5, 0.9, 0.1, 0.3), strict=True):
+            for reported in (trial, theirs):
+                reported.report(value, 1)
+            assert view.add(trial.number, value, 1)
+            assert view.should_prune(trial.number) == theirs.should_prune()  # which reads the study each time
+        # the pruner's own notes, which it looks for in the other trials
+        assert [trial.system_attrs for trial in study.trials] == [trial.system_attrs for trial in other.trials]
+        late = study.ask()
+        assert not view.add(late.number, 0.7, 1)
+        view.read()
+        assert view.add(late.number, 0.7, 1)
 
 
 def test_the_end_of_a_grid_is_told(study):

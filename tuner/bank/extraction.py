@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import torch
 from tqdm import tqdm
 
-from tuner.device import Batches, fetch, is_cpu, repeatable, send
+from tuner.device import Batches, fetch, has_cudnn, is_cpu, repeatable, send
 from tuner.networks.backbone import Backbone
+from tuner.networks.fusion import fuse_relus
 
 
 def extract(
@@ -23,6 +24,8 @@ def extract(
     views: batches of n views per image, to use instead of `images`.
     """
     network = backbone.frozen_part(dtype).to(device)
+    if has_cudnn(device):
+        fuse_relus(network)
     in_batches = Batches(backbone.batch_size(device), device)
 
     @torch.inference_mode()  # not around the yield: a caller that stops early would stay in inference mode

@@ -23,7 +23,7 @@ from tuner.data import Samples
 from tuner.data import digests as digests_of
 from tuner.data.augmentation import Augment
 from tuner.data.augmentation import views as views_of
-from tuner.device import free_memory
+from tuner.device import free_memory, has_cudnn
 from tuner.networks.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _key(
         "format": FORMAT,
         **backbone.key,
         "dtype": DTYPES[dtype],
-        "device": device.type,
+        "device": "cuda, fused" if has_cudnn(device) else device.type,  # see tuner.networks.fusion
         "torch": torch.__version__.split("+")[0],
         "images": _hash_images(images, digests_of(images) if digests is None else digests),
         "count": len(images),

@@ -25,6 +25,7 @@ from tuner.files import replacing
 from tuner.sweep import passwords, storage
 from tuner.sweep.optuna_private import trial_view
 from tuner.sweep.outcome import OUTCOME_FILE, Outcome, Pruned, ends_sweep, set_outcome
+from tuner.sweep.pruning import Pruning
 from tuner.sweep.report import read_result
 from tuner.sweep.storage_files import Place
 from tuner.sweep.trial import RunningTrial, Shared, Stages, TrialPruned, running_in_job, stages_of
@@ -50,10 +51,11 @@ class Job:
     patience: float = 0.0
     places: Sequence[Place] = ()
     study: Study | None = None  # in the process of the sweep
+    pruning: Pruning | None = None  # of all jobs in a process
     parent: int = field(default_factory=os.getpid)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"study": None, "spec": storage.redacted(self.spec)}
+        return self.__dict__ | {"study": None, "pruning": None, "spec": storage.redacted(self.spec)}
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the job. Returns the objective, or Pruned; raises the task's error once the outcome is recorded."""
@@ -105,7 +107,10 @@ class Job:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
         folder = hydra.runtime.output_dir
         _set(trial, {"output_dir": folder, "host": socket.gethostname()})
-        running = RunningTrial(self.study_name, hydra.job.num, storage.redacted(self.spec), trial, self.shared)
+        if trial and self.pruning is None:
+            self.pruning = Pruning(trial.study, self.pruner)
+        spec = storage.redacted(self.spec)
+        running = RunningTrial(self.study_name, hydra.job.num, spec, self.shared, trial, self.pruning)
         return _Started(running, Path(folder), self.places, time.perf_counter())
 
     def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:

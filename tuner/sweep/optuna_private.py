@@ -4,7 +4,8 @@ Each function has a contract test in tests/sweep/test_optuna_private.py. None ha
 that reads all trials of the study.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import optuna
@@ -79,6 +80,57 @@ def trial_view(study: Study, number: int, pruner: BasePruner) -> Trial:
     """A running trial, opened in its job: it can report and be pruned, but does not touch the study's sampler."""
     view = Study(study.study_name, study._storage, optuna.samplers.RandomSampler(), pruner)
     return Trial(view, _trial_id(study, number))
+
+
+class _TrialsRead:
+    """A storage whose trials are those of the last read(), with what is written to it since."""
+
+    def __init__(self, storage: BaseStorage):
+        self.storage = storage
+        self.trials: dict[int, FrozenTrial] = {}  # by their number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.storage, name)
+
+    def read(self, study_id: int) -> None:
+        trials = self.storage.get_all_trials(study_id, deepcopy=False)
+        self.trials = {trial.number: trial for trial in trials}
+
+    def get_all_trials(
+        self, _study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = [trial for trial in self.trials.values() if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.storage.set_trial_system_attr(trial_id, key, value)
+        for trial in self.trials.values():
+            if trial._trial_id == trial_id:
+                trial.system_attrs[key] = value
+
+
+class StudyView:
+    """A study as its pruner sees it: the trials of the last read(), with the values added since."""
+
+    def __init__(self, study: Study, pruner: BasePruner):
+        self.storage = _TrialsRead(study._storage)
+        self.study = Study(study.study_name, self.storage, optuna.samplers.RandomSampler(), pruner)  # type: ignore[arg-type]
+
+    def read(self) -> None:
+        """Read all trials."""
+        self.storage.read(self.study._study_id)
+
+    def add(self, number: int, value: float, step: int) -> bool:
+        """Add a value that a running trial has reported. False for a trial that was not there at the last read()."""
+        trial = self.storage.trials.get(number)
+        if trial is None:
+            return False
+        trial.intermediate_values.setdefault(step, value)
+        return True
+
+    def should_prune(self, number: int) -> bool:
+        """What the pruner says, as Trial.should_prune."""
+        return self.study.pruner.prune(self.study, self.storage.trials[number])
 
 
 def set_user_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:

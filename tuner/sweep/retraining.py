@@ -79,7 +79,7 @@ class Retraining:
         if "temperature" in result and "temperature" in self.config.final:
             overrides.append(f"final.temperature={result['temperature']}")
         spec = storage.redacted(self.spec)
-        best = RunningTrial(self.budget.study.study_name, number, spec, None, self.shared)
+        best = RunningTrial(self.budget.study.study_name, number, spec, self.shared)
         launcher = self.make_launcher(LastRun(self.task_function, best))
         try:
             [job] = launcher.launch([overrides], initial_job_idx=number)

@@ -14,6 +14,7 @@ from optuna.trial import Trial, TrialState
 
 from tuner.sweep import settings
 from tuner.sweep.outcome import Outcome, set_outcome
+from tuner.sweep.pruning import Pruning
 from tuner.sweep.stopping import ENDED_BY, TIMEOUT, StopRules
 from tuner.sweep.storage_files import StorageLostError
 
@@ -40,11 +41,20 @@ class RunningTrial:
     """The trial that a job runs, or the best trial, in the job that retrains it.
 
     study: its name.   number: of the trial.   storage: a URL without a password, or None for a study in memory.
-    shared: what the trials of the study have in common.
+    shared: what the trials of the study have in common.   trial, pruning: None if it reports nothing.
     """
 
-    def __init__(self, study: str, number: int, storage: str | None, trial: Trial | None, shared: Shared):
-        self.study, self.number, self.storage, self.trial, self.shared = study, number, storage, trial, shared
+    def __init__(
+        self,
+        study: str,
+        number: int,
+        storage: str | None,
+        shared: Shared,
+        trial: Trial | None = None,
+        pruning: Pruning | None = None,
+    ):
+        self.study, self.number, self.storage, self.shared = study, number, storage, shared
+        self.trial, self.pruning = trial, pruning
         self.lost = False  # whether the study could not be written once
         self.deadlines = self._deadlines()
 
@@ -117,16 +127,14 @@ class RunningTrial:
         Raises TrialPruned if the study's pruner or its time ends the trial. A study with several objectives is not
         pruned by its values.
         """
-        if self.trial is None:
+        if self.trial is None or self.pruning is None:
             return
         is_judged = len(self.trial.study.directions) == 1
         over = next((rule for rule, deadline in self.deadlines.items() if time.monotonic() > deadline), None)
         try:
-            if is_judged:
-                self.trial.report(value, step)
+            prune = is_judged and self.pruning.should_prune(self.trial, self.number, value, step)
             if over:
                 self.trial.set_user_attr(ENDED_BY, over)
-            prune = is_judged and not over and self.trial.should_prune()
         except StorageLostError as error:
             if not self.lost:
                 log.warning("trial %d goes on without being pruned: %s", self.number, error)

@@ -2,9 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
+from typing import Any
 
 import torch
 from torch.optim import SGD, Optimizer
@@ -14,6 +15,7 @@ from tuner.device import is_out_of_memory
 log = logging.getLogger(__name__)
 # Eager steps per set of shapes before its capture. The first one creates the optimizer's state and cuBLAS's workspace.
 WARM_UP = 2
+BRANCHES = 8  # of a graph; 4 and 16 are as fast
 Shapes = tuple[torch.Size, ...]
 
 
@@ -38,6 +40,29 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+@cache
+def _branches(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(BRANCHES)]
+
+
+@contextmanager
+def side_by_side(device: torch.device) -> Iterator[Callable[[int], AbstractContextManager[Any]]]:
+    """In a step that is being captured: gives a function from a number to a context. Operations in contexts of
+    different numbers may run at the same time. Elsewhere the contexts have no effect.
+
+    The operations of a single head are too small to fill a GPU.
+    """
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        yield lambda _: nullcontext()
+        return
+    current, branches = torch.cuda.current_stream(device), _branches(device)
+    for stream in branches:
+        stream.wait_stream(current)
+    yield lambda number: torch.cuda.stream(branches[number % BRANCHES])
+    for stream in branches:
+        current.wait_stream(stream)
+
+
 class CapturedSteps:
     """Runs `step(*tensors)` as a CUDA graph. All other tensors that the step uses must keep their addresses.
 
@@ -50,6 +75,21 @@ class CapturedSteps:
     def __init__(self, device: torch.device):
         self.device, self.failed = device, False
         self.reset()
+
+    def step(self, optimizer: Optimizer) -> None:
+        """A step of the optimizer. In a graph its parameter groups, which share nothing, run side by side."""
+        if not torch.cuda.is_current_stream_capturing():
+            optimizer.step()
+            return
+        groups = optimizer.param_groups
+        with side_by_side(self.device) as branch:
+            try:
+                for i in range(min(BRANCHES, len(groups))):
+                    optimizer.param_groups = groups[i::BRANCHES]
+                    with branch(i):
+                        optimizer.step()
+            finally:
+                optimizer.param_groups = groups
 
     def reset(self) -> None:
         """Discard the graphs, for example because the step's tensors have moved."""

@@ -11,7 +11,17 @@ import torch.nn.functional as F
 from torch.optim import Optimizer
 
 from tuner import InputError, earlier
-from tuner.device import Batches, exact_float32, has_graphs, repeatable, rng_state, send, set_rng_state, widest_float
+from tuner.device import (
+    Batches,
+    exact_float32,
+    has_graphs,
+    head_rows,
+    repeatable,
+    rng_state,
+    send,
+    set_rng_state,
+    widest_float,
+)
 from tuner.networks.blocks import Blocks
 from tuner.runs.metrics import OBJECTIVES, scores
 from tuner.training.cuda_graph import CapturedSteps, capturable, lr_from_device
@@ -219,7 +229,10 @@ class _Training:
             if (clip := self.specs[k].grad_clip) is not None:
                 mine = [p for group in self.optimizer.param_groups if group["head"] == k for p in group["params"]]
                 torch.nn.utils.clip_grad_norm_(mine, clip)
-        self.optimizer.step()
+        if self.captured:
+            self.captured.step(self.optimizer)
+        else:
+            self.optimizer.step()
 
     def _backward(self, labels: _Labels, inputs: Sequence[torch.Tensor], size: int) -> None:
         """Add the gradient of these images, a part of the mean over `size`. labels: [inputs, B], with their shares."""
@@ -334,7 +347,8 @@ def predict(
         return F.log_softmax(model(*(i.flip(-1) if mirrored else i for i in inputs)), dim=2)
 
     with exact_float32(device):
-        return torch.cat(list(Batches(max(batch_size, 256), device)(log_p, range(len(rows[0])))), dim=1)
+        size = max(batch_size, head_rows(device) if model.trunk is None else 256)
+        return torch.cat(list(Batches(size, device)(log_p, range(len(rows[0])))), dim=1)
 
 
 def _stacked(weights: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:

@@ -13,6 +13,7 @@ from tuner import InputError
 from tuner.device import is_cpu
 from tuner.networks.blocks import Blocks
 from tuner.rules import BELOW_ONE, Rule, check_fields, shown, whole
+from tuner.training.cuda_graph import side_by_side
 
 WIDEST, DEEPEST = 2**16, 100  # units of a layer, layers
 
@@ -278,8 +279,11 @@ class Stack(nn.Module):
             h = _Product.apply(normalised[first.number], first.token, first)
             if first.members[0].head.widths:
                 h = _ReLUDropout.apply(h, first.drop(h) if self.training else None)
-            for member, part in zip(first.members, h.split(first.widths, dim=1), strict=True):
-                logits[member] = member.after_first(part, self.training)
+            parts = h.split(first.widths, dim=1)
+            with side_by_side(self.device) as branch:
+                for number, (member, part) in enumerate(zip(first.members, parts, strict=True)):
+                    with branch(number):
+                        logits[member] = member.after_first(part, self.training)
         return torch.stack([logits[member] for member in self.members])
 
 
