@@ -25,7 +25,7 @@ NOT_OF_THE_MODEL = (  # keys that do not affect the model
     *("study", "study_mixed", "cache_dir", "cache_limit", "data.cache_limit", "test", "plots"),
     *("model.budget", "model.screen"),
     *("objective", "config.device"),
-    *("final.seeds", "final.epochs", "final.temperature"),
+    *("final.seeds", "final.ensemble", "final.epochs", "final.temperature"),
 )
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     **{"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq},

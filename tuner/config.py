@@ -158,6 +158,7 @@ class FinalConfig:
     """`final`: the end of a search. `epochs` is given in the run that retrains its best trial, and only there."""
 
     seeds: Annotated[int, whole(0, 1000)] = 3
+    ensemble: Annotated[int, whole(0, 100)] = 0
     epochs: Annotated[int | None, or_null(COUNT)] = None
     temperature: Annotated[float | None, or_null(number(lambda v: 0.01 <= v <= 100, "from 0.01 to 100"))] = None
 
@@ -211,6 +212,11 @@ class RunConfig:
         if self.warm_start is not None and self.head_first:
             raise InputError(
                 f"warm_start={self.warm_start} brings a trained head: leave head_first={self.head_first} at 0"
+            )
+        if self.final.ensemble and not whole:
+            raise InputError(
+                f"final.ensemble={self.final.ensemble} averages heads over the same features, so no block may be "
+                f"trained: leave model.frozen at model.last_block, or final.ensemble at 0"
             )
         epochs, seeds = self.final.epochs, self.final.seeds
         if epochs is not None and not (epochs <= self.epochs and seeds):

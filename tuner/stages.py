@@ -21,10 +21,11 @@ from tuner.config import RunConfig, record_values
 from tuner.data import summary
 from tuner.device import describe
 from tuner.files import disk_error
+from tuner.runs.ensemble import Ensemble
 from tuner.runs.run import CHECKPOINT, Run
 from tuner.runs.trackers import open_tracker
 from tuner.sweep.trial import RunningTrial, TrialPruned
-from tuner.training import model_choice
+from tuner.training import merging, model_choice
 from tuner.training.checkpoint import with_checkpoints
 from tuner.training.fit import DivergedError
 from tuner.training.initial import with_initial_weights
@@ -40,7 +41,8 @@ log = logging.getLogger("tuner.train")
 class Prepared:
     """A run that is ready to train.
 
-    specs: one; where a search's best trial is retrained, one for each of `final.seeds`.
+    specs: one; where a search's best trial is retrained, one for each of `final.seeds`; where an ensemble is retrained,
+        so many for each of its members.
     """
 
     config: RunConfig
@@ -50,6 +52,7 @@ class Prepared:
     specs: list[Spec]
     bar: tqdm
     in_sweep: bool
+    ensemble: Ensemble | None = None
 
     def on_epoch(self, epoch: int, metrics: Metrics) -> None:
         """Record an epoch of the first head: in metrics.csv, on the bar or in the log, and in the study.
@@ -99,7 +102,11 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
         trial.check_images(config.plain["data"], setup.data.hashes)
     describe_setup(config, run, setup, in_sweep)
     run.result |= setup.cost(head)
-    specs = retraining_specs(config, run, setup) if config.final.epochs else training_specs(config, run, setup)
+    ensemble = trial.ensemble if trial and config.final.epochs else None
+    if ensemble:
+        specs = ensemble_specs(config, run, setup, ensemble)
+    else:
+        specs = retraining_specs(config, run, setup) if config.final.epochs else training_specs(config, run, setup)
     if trial and not config.final.epochs:
         screen(config, setup, trial)
     features(run, setup, "x")
@@ -114,7 +121,7 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     bar = tqdm(total=epochs, desc="training", unit="epoch", disable=in_sweep or None)
     if resume := specs[0].resume:
         bar.update(resume["fitted"]["epochs"])
-    return Prepared(config, run, trial, setup, specs, bar, in_sweep)
+    return Prepared(config, run, trial, setup, specs, bar, in_sweep, ensemble)
 
 
 def chosen_setup(config: RunConfig, run: Run, trial: RunningTrial | None, *, shared: bool) -> tuple[Setup, RunConfig]:
@@ -165,10 +172,27 @@ def retraining_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
     """The end of a search: `final.epochs` on train + validation, `final.seeds` times."""
     if config.final.temperature is None:
         log.info("temperature: 1 (there are no validation images to fit it on, and final.temperature is not given)")
+    rows, seeds = retraining_rows(config, run, setup)
+    return [spec_of(config, setup, seed, rows, None) for seed in seeds]
+
+
+def ensemble_specs(config: RunConfig, run: Run, setup: Setup, ensemble: Ensemble) -> list[Spec]:
+    """The end of a search with `final.ensemble`: each member, `final.seeds` times. Records the head that they make."""
+    rows, seeds = retraining_rows(config, run, setup)
+    specs = merging.specs_of(config, setup, ensemble, rows, seeds)
+    head = merging.merged_head([spec.head for spec in specs])
+    if head.widths:
+        record_values(run.folder, {"model.head.width": list(head.widths), "model.head.depth": None})
+    run.result |= {"ensemble": ensemble.record, **setup.cost(head)}
+    return specs
+
+
+def retraining_rows(config: RunConfig, run: Run, setup: Setup) -> tuple[torch.Tensor, list[int]]:
+    """The images and the seeds of a retraining, which are recorded."""
     rows = torch.cat([setup.data.train, setup.data.val])
     seeds = list(range(config.seed, config.seed + config.final.seeds))
     run.result |= {"n_train": len(rows), "n_val": 0, "seeds": seeds}
-    return [spec_of(config, setup, seed, rows, None) for seed in seeds]
+    return rows, seeds
 
 
 def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) -> None:
@@ -248,7 +272,11 @@ def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple
     try:
         if isinstance(fitted, BaseException):
             raise fitted
-        outcome = write_results(job.config, job.run, job.setup, job.specs, fitted, in_sweep=job.in_sweep)
+        specs = job.specs
+        if job.ensemble:
+            spec, merged = merging.merged_fit(specs, fitted, job.ensemble.weights)
+            specs, fitted = [spec], [merged]
+        outcome = write_results(job.config, job.run, job.setup, specs, fitted, in_sweep=job.in_sweep)
         if job.config.final.epochs:
             return float(outcome["test_accuracy"])
         value = job.specs[0].value(fitted[0].metrics)

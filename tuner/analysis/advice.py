@@ -26,6 +26,7 @@ def certainty(s: LoadedStudy) -> list[str]:
         return []
     lines = [*_against_default(s, s.best), *_against_others(s)]
     if tested := s.tested:
+        lines += report.ensemble_lines(tested)
         lines.append(f"retrained on train + validation and tested, {report.describe_test(tested, '')}")
     return lines
 

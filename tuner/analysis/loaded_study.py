@@ -225,7 +225,8 @@ class LoadedStudy:
                 raise InputError(f"{written} must be a list of overrides")
         else:
             lines = [*SearchSpace().overrides(trial.params), *self.study.user_attrs.get("fixed", {}).values()]
-        kept = [line for line in lines if line.split("=")[0] not in ("study", "hparams_search", "final.seeds")]
+        of_search = ("study", "hparams_search", "final.seeds", "final.ensemble")
+        kept = [line for line in lines if line.split("=")[0] not in of_search]
         hydra = written and written.with_name("hydra.yaml")
         options = config_options(yaml_file.mapping(hydra).get("hydra", {})) if hydra and hydra.exists() else []
         return [*options, *kept]

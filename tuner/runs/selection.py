@@ -1,7 +1,7 @@
 """The gain of the best of several trials over the default, corrected for having chosen it by the same images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,18 +55,35 @@ def gain(right: np.ndarray, default: int, seed: int = 0) -> Gain:
     trials, n = right.shape
     scores = right.astype(np.float32)
     difference = scores - scores[default]
+
+    def of_best(drawn: np.ndarray) -> np.ndarray:
+        return difference[(drawn.astype(np.float32) @ scores.T).argmax(1)]  # the earliest of equals, as in a study
+
+    return of_difference(difference[int(scores.sum(1).argmax())], left_out_mean(n, of_best, seed=seed), trials)
+
+
+def left_out_mean(
+    n: int, difference_of: Callable[[np.ndarray], np.ndarray], *, draws: int = DRAWS, seed: int = 0
+) -> float:
+    """The mean difference of two classifiers on images outside the bootstrap samples by which they were chosen.
+
+    n: number of images.   difference_of: how often samples have each image, int [S, n] -> difference, float [S, n].
+    """
     generator = np.random.default_rng(seed)
     total, times = np.zeros(n), np.zeros(n)
-    for _ in range(0, DRAWS, TOGETHER):
+    for _ in range(0, draws, TOGETHER):
         drawn = generator.multinomial(n, np.full(n, 1 / n), size=TOGETHER)
-        best = (drawn.astype(np.float32) @ scores.T).argmax(1)  # the earliest of equals, as in a study
         left_out = drawn == 0
-        total += (difference[best] * left_out).sum(0)
+        total += (difference_of(drawn) * left_out).sum(0)
         times += left_out.sum(0)
-    corrected = float((total / np.maximum(times, 1)).mean())
-    best = int(scores.sum(1).argmax())
-    error = float(difference[best].std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    return Gain(float(difference[best].mean()), corrected, corrected - Z * error, corrected + Z * error, n, trials)
+    return float((total / np.maximum(times, 1)).mean())
+
+
+def of_difference(difference: np.ndarray, corrected: float, trials: int) -> Gain:
+    """The gain, from the difference of two classifiers on each image, float [N], and its mean on other images."""
+    n = len(difference)
+    error = float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    return Gain(float(difference.mean()), corrected, corrected - Z * error, corrected + Z * error, n, trials)
 
 
 def gain_of(default: Path, others: Sequence[Path]) -> Gain | None:

@@ -29,11 +29,13 @@ def state(trial: FrozenTrial) -> str:
 
 def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The best complete trial, the earliest of equals. None without one, or with several objectives."""
-    candidates = complete(trials)
-    if not candidates or len(study.directions) > 1:
-        return None
+    return None if len(study.directions) > 1 else next(iter(ranked(study, trials)), None)
+
+
+def ranked(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials of a study with one objective, the best first, the earliest of equals first."""
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-    return min(candidates, key=lambda trial: (sign * trial.values[0], trial.number))
+    return sorted(complete(trials), key=lambda trial: (sign * trial.values[0], trial.number))
 
 
 def folder_of(trial: FrozenTrial, sweep: Path | None) -> Path | None:

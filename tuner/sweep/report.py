@@ -24,6 +24,7 @@ from tuner.sweep.stopping import ENDED_BY, TIMEOUT
 from tuner.sweep.study_folder import direction_names
 
 RESULTS = "optimization_results.yaml"
+GAIN = ("announced", "corrected", "low", "high", "images", "trials")  # the fields of runs.selection.Gain
 log = logging.getLogger("tuner.sweep.report")
 
 
@@ -77,7 +78,8 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
     if gain := ranking.gain(study, trials, folder):
         results["gain"] = asdict(gain)
     if best is not None and (tested := final_result(folder, best.number)):
-        results["final"] = {key: tested[key] for key in ("test_accuracy", "test_accuracy_std", "seeds")}
+        keys = ("test_accuracy", "test_accuracy_std", "seeds", "ensemble")
+        results["final"] = {key: tested[key] for key in keys if key in tested}
     return results
 
 
@@ -110,22 +112,45 @@ def final_result(folder: Path, number: int) -> dict[str, Any] | None:
     best = read_result(folder / "best")
     if best.get("status") != "complete" or best.get("trial") != number:
         return None
-    if not (is_number(best.get("test_accuracy")) and is_number(best.get("test_accuracy_std")) and _are_seeds(best)):
+    accuracies = best.get("test_accuracy"), best.get("test_accuracy_std")
+    if not (all(map(is_number, accuracies)) and _are_whole(best.get("seeds"))):
         log.warning("%s has no test accuracy, its standard deviation or seeds: it is damaged", folder / "best")
+        return None
+    if "ensemble" in best and not _is_ensemble(best["ensemble"]):
+        log.warning("%s has an ensemble without its trials or gain: it is damaged", folder / "best")
         return None
     return best
 
 
-def _are_seeds(result: dict[str, Any]) -> bool:
-    seeds = result.get("seeds")
-    return isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+def _are_whole(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(number) is int for number in numbers)
+
+
+def _is_ensemble(value: Any) -> bool:
+    if not isinstance(value, dict) or not _are_whole(value.get("trials")):
+        return False
+    gain = value.get("gain")
+    is_gain = isinstance(gain, dict) and gain.keys() == {*GAIN} and all(map(is_number, gain.values()))
+    return gain is None or is_gain
 
 
 def describe_test(tested: dict[str, Any], name: str) -> str:
-    """The test accuracy of the retrained best, with its standard deviation if there are several seeds."""
+    """The test accuracy of the retrained best, with its standard deviation, or that of the ensemble."""
     seeds = len(tested["seeds"])
+    of_seeds, accuracy = f"{seeds} seed{'s' * (seeds != 1)}", f"{name}{tested['test_accuracy']:.4f}"
+    if ensemble := tested.get("ensemble"):
+        trials = ", ".join(map(str, ensemble["trials"]))
+        return f"the ensemble of trial{'s' * (len(ensemble['trials']) != 1)} {trials}, {of_seeds} each: {accuracy}"
     spread = f", standard deviation {tested['test_accuracy_std']:.4f}" if seeds > 1 else ""
-    return f"{seeds} seed{'s' * (seeds != 1)}: {name}{tested['test_accuracy']:.4f}{spread}"
+    return f"{of_seeds}: {accuracy}{spread}"
+
+
+def ensemble_lines(tested: dict[str, Any]) -> list[str]:
+    """The gain of the ensemble over the best trial; nothing without an ensemble, or without an estimate."""
+    from tuner.runs.selection import Gain  # imports pandas, which trials do not need
+
+    gain = tested.get("ensemble", {}).get("gain")
+    return [f"gain of the ensemble over the best trial {Gain(**gain)}"] if gain else []
 
 
 def resume_command(config: DictConfig, study: str, shown: Sequence[str]) -> str:
@@ -155,9 +180,9 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         lines += [f"chosen for all trials: {text}"]
     if tested := results.get("final"):
         best_folder = shlex.quote(str(folder / "best"))
-        lines.append(f"on train + validation, {describe_test(tested, 'test accuracy ')}")
-        lines.append(f"model, tables and plots: {best_folder}")
-        lines.append(f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config")
+        again = f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config"
+        lines += [*ensemble_lines(tested), f"on train + validation, {describe_test(tested, 'test accuracy ')}"]
+        lines += [f"model, tables and plots: {best_folder}", *([again] if "ensemble" not in tested else [])]
     lines.append(f"results: {folder / RESULTS}, every trial: {folder / 'trials.csv'}")
     if results["storage"]:
         lines.append(f"look at it: python -m tuner.study {shlex.quote(str(folder))}")

@@ -1,10 +1,11 @@
-"""The end of a search: the best configuration is retrained on train + validation, and tested once."""
+"""The end of a search: the best configuration, or an ensemble, is retrained on train + validation, and tested once."""
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from hydra.core.utils import JobStatus
@@ -22,6 +23,9 @@ from tuner.sweep.job import LastRun
 from tuner.sweep.search_space import SearchSpace, as_override
 from tuner.sweep.settings import settings_of
 from tuner.sweep.trial import RunningTrial, Shared
+
+if TYPE_CHECKING:
+    from tuner.runs.ensemble import Ensemble
 
 log = logging.getLogger("tuner.sweep")
 
@@ -44,13 +48,19 @@ class Retraining:
     make_launcher: Callable[[TaskFunction], Launcher]
 
     def best_trial(self) -> int | None:
-        """The number of the trial to retrain. None if trials are left, or best/ holds that trial, or final.seeds=0."""
+        """The number of the trial to retrain. None if trials are left, best/ holds what is asked, or final.seeds=0."""
         if self.budget.has_room() or self.budget.running():
             return None
         best = ranking.best(self.budget.study, self.budget.trials())
         if best is None or not OmegaConf.select(self.config, "final.seeds"):
             return None
-        return None if report.final_result(self.folder, best.number) else best.number
+        tested = report.final_result(self.folder, best.number)
+        return None if tested and tested.get("ensemble", {}).get("asked") == self._asked() else best.number
+
+    def _asked(self) -> dict[str, int] | None:
+        """What the ensemble depends on, beside the best trial; None if no ensemble is asked."""
+        picks = OmegaConf.select(self.config, "final.ensemble")
+        return {"picks": picks, "complete_trials": len(ranking.complete(self.budget.trials()))} if picks else None
 
     def run(self) -> None:
         """Retrain the best trial, unless another sweep does. An earlier best/ is renamed."""
@@ -70,16 +80,23 @@ class Retraining:
         trial = self.budget.trial(number)
         folder = ranking.folder_of(trial, self.folder) or self.folder / str(number)
         result = report.read_result(folder)
-        epochs = result.get("saved_epoch")
+        epochs, temperature = result.get("saved_epoch"), result.get("temperature")
         if epochs is None:
             raise InputError(f"cannot retrain trial {number}, the best: {folder} has no result.json with saved_epoch")
-        log.info("retraining trial %d, the best, on train + validation for %d epochs, then testing it", number, epochs)
+        best = RunningTrial(self.budget.study.study_name, number, storage.redacted(self.spec), self.shared)
+        if asked := self._asked():
+            best.ensemble = self._ensemble(asked)
+            temperature = best.ensemble.temperature
+            numbers = ", ".join(str(member.trial) for member in best.ensemble.members)
+            log.info("retraining trials %s on train + validation, then testing their ensemble", numbers)
+        else:
+            log.info(
+                "retraining trial %d, the best, on train + validation for %d epochs, then testing it", number, epochs
+            )
         overrides = self._as_recorded(self.space.overrides(trial.params), folder)
         overrides += [f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
-        if "temperature" in result and "temperature" in self.config.final:
-            overrides.append(f"final.temperature={result['temperature']}")
-        spec = storage.redacted(self.spec)
-        best = RunningTrial(self.budget.study.study_name, number, spec, self.shared)
+        if temperature is not None and "temperature" in self.config.final:
+            overrides.append(f"final.temperature={temperature}")
         launcher = self.make_launcher(LastRun(self.task_function, best))
         try:
             [job] = launcher.launch([overrides], initial_job_idx=number)
@@ -93,6 +110,13 @@ class Retraining:
             if disk_error(reason):
                 raise reason
             raise InputError(f"retraining trial {number} failed: {reason}; see {log_file}, then sweep again")
+
+    def _ensemble(self, asked: dict[str, int]) -> "Ensemble":
+        from tuner.sweep import ensembling  # imports torch, which other programs may not have
+
+        best, *others = ranking.ranked(self.budget.study, self.budget.trials())
+        ensemble = ensembling.chosen(best, others, self.folder, self.shared.irrelevant, asked["picks"])
+        return replace(ensemble, record=ensemble.record | {"asked": asked})
 
     def _as_recorded(self, overrides: list[str], folder: Path) -> list[str]:
         """The overrides, and further ones that give the job exactly the config that the trial recorded.

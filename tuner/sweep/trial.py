@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
 from omegaconf import DictConfig
@@ -17,6 +17,9 @@ from tuner.sweep.outcome import Outcome, set_outcome
 from tuner.sweep.pruning import Pruning
 from tuner.sweep.stopping import ENDED_BY, TIMEOUT, StopRules
 from tuner.sweep.storage_files import StorageLostError
+
+if TYPE_CHECKING:
+    from tuner.runs.ensemble import Ensemble
 
 log = logging.getLogger("tuner.sweep")
 TrialPruned = optuna.TrialPruned
@@ -42,7 +45,10 @@ class RunningTrial:
 
     study: its name.   number: of the trial.   storage: a URL without a password, or None for a study in memory.
     shared: what the trials of the study have in common.   trial, pruning: None if it reports nothing.
+    ensemble: what is retrained together with the best trial, if `final.ensemble` asks for it.
     """
+
+    ensemble: "Ensemble | None" = None
 
     def __init__(
         self,

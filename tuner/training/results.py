@@ -15,7 +15,7 @@ from tuner.bank.neighbours import projected
 from tuner.config import RunConfig
 from tuner.data import Data, summary
 from tuner.data.files.pixels import RANGE
-from tuner.runs import calibration
+from tuner.runs import calibration, ensemble
 from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report
 from tuner.runs.run import Run
@@ -68,6 +68,9 @@ def write_results(
         heads = [head, *(trained_head(setup, *pair) for pair in zip(specs[1:], fitted[1:], strict=True))]
         _score_test_images(run, setup, heads, scores)
 
+    if in_sweep and not retrains:  # what an ensemble is chosen by
+        [val] = (part for part in scores.predictions if part.split == "validation")
+        ensemble.write(run.folder, val.log_p, val.labels)
     draw = is_on(config.plots, in_sweep and not retrains)
     write_report(run, scores.predictions, setup.data.classes, scores.accuracies, first.saved_epoch, draw=draw)
     outcome: dict[str, Any] = result_scores(scores.predictions)
@@ -190,6 +193,9 @@ def _log_summary(run: Run, data: Data, outcome: Mapping[str, Any]) -> None:
             outcome["near_copies"],
         )
     test = outcome["test_accuracy"]
+    if "ensemble" in run.result:
+        log.info("test accuracy %.4f, of the ensemble: %s", test, run.folder)
+        return
     if seeds := len(outcome.get("test_accuracies", ())):
         spread = f", standard deviation {outcome['test_accuracy_std']:.4f}" if seeds > 1 else ""
         log.info("test accuracy %.4f%s, of %d seed%s: %s", test, spread, seeds, "s" * (seeds > 1), run.folder)
