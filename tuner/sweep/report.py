@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from tuner.files import replacing
 from tuner.rules import is_number
-from tuner.runs import result
+from tuner.runs import baselines, result
 from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
 from tuner.sweep.settings import CHOSEN
@@ -80,7 +80,19 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
     if best is not None and (tested := final_result(folder, best.number)):
         keys = ("test_accuracy", "test_accuracy_std", "seeds", "ensemble")
         results["final"] = {key: tested[key] for key in keys if key in tested}
+        if found := baselines.of_result(tested):
+            results["baselines"] = found | {"best_trial": score_of(best, folder, found["metric"])}
     return results
+
+
+def score_of(trial: FrozenTrial, folder: Path | None, metric: str) -> float | None:
+    """A metric of a trial on the validation images, from its result.json; None if that does not have it.
+
+    folder: the sweep's.
+    """
+    own = ranking.folder_of(trial, folder)
+    value = read_result(own).get(f"val_{metric}") if own else None
+    return value if is_number(value) else None
 
 
 def _csv(study: Study) -> str:
@@ -178,6 +190,8 @@ def summary(results: dict[str, Any], folder: Path) -> str:
     for values in results.get("chosen", ()):
         text = " ".join(f"{key}={value}" for key, value in values.items())
         lines += [f"chosen for all trials: {text}"]
+    if found := results.get("baselines"):
+        lines += baselines.lines(found, found["best_trial"], "the best trial")
     if tested := results.get("final"):
         best_folder = shlex.quote(str(folder / "best"))
         again = f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config"

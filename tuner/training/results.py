@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from tuner import plots
+from tuner.bank import baselines as simple
 from tuner.bank.copies import copies
 from tuner.bank.neighbours import projected
 from tuner.config import RunConfig
 from tuner.data import Data, summary
 from tuner.data.files.pixels import RANGE
-from tuner.runs import calibration, ensemble
+from tuner.device import repeatable
+from tuner.runs import baselines, calibration, ensemble
 from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report
 from tuner.runs.run import Run
@@ -82,6 +84,8 @@ def write_results(
         spread = statistics.stdev(scores.tests) if len(scores.tests) > 1 else 0.0
         outcome |= {"test_accuracy_std": spread, "test_accuracies": scores.tests}
     outcome |= {"temperature": scores.temperature, "epochs": first.epochs, "saved_epoch": first.saved_epoch}
+    if retrains or not in_sweep:
+        outcome |= {"baselines": _baselines(setup, config.objective)}
     if not (in_sweep or retrains):
         outcome |= {"near_copies": _near_copies(setup, tested=bool(scores.tests))}
     run.finish("complete", **outcome, reported_split=scores.predictions[-1].split)
@@ -171,6 +175,29 @@ def _near_copies(setup: Setup, *, tested: bool) -> int | None:
     return len(torch.cat([pairs[forth, 1], pairs[back, 0]]).unique())
 
 
+def _baselines(setup: Setup, objective: str) -> dict[str, Any] | None:
+    """What classifiers that need no tuning make of the same features; None if blocks are trained.
+
+    A search computes them once, for the features of its best trial: with the splits of the trials, where the head is
+    retrained on both.
+    """
+    if not setup.trains_heads_alone:
+        return None
+    data, labels = setup.data, setup.data.pool.labels
+    size, start = setup.backbone.feature_size, time.perf_counter()
+    with torch.inference_mode(), repeatable(setup.device):
+        train = simple.sampled(labels, data.train, size=size, validated=len(data.val))
+        features = simple.Features(setup.x, setup.views, train, setup.device)
+        predictions: dict[str, simple.Predictions] = {
+            "majority_class": {0: simple.majority(labels, train, data.val)},
+            "nearest_neighbours": simple.neighbours(features, labels, train, data.val),
+            "ridge_regression": simple.ridge(features, labels, train, data.val),
+        }
+    scores = baselines.record(objective, predictions, labels[data.val], len(data.classes))
+    seconds = round(time.perf_counter() - start, 2)
+    return scores | {"n_train": len(train), "n_train_available": len(data.train), "seconds": seconds}
+
+
 def _model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
     """What the saved weights need beside the config to be a model."""
     pool = setup.data.pool
@@ -192,6 +219,9 @@ def _log_summary(run: Run, data: Data, outcome: Mapping[str, Any]) -> None:
             "this run, shows them",
             outcome["near_copies"],
         )
+    if (found := outcome.get("baselines")) and outcome["val_accuracy"] is not None:
+        for line in baselines.lines(found, outcome[f"val_{found['metric']}"], "the trained head"):
+            log.info("%s", line)
     test = outcome["test_accuracy"]
     if "ensemble" in run.result:
         log.info("test accuracy %.4f, of the ensemble: %s", test, run.folder)
