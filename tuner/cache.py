@@ -6,12 +6,12 @@ python -m tuner.cache --limit 20GB            # delete files unused for longest,
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from tuner import cache_files, output
 from tuner.cache_files import Entry, format_bytes
 from tuner.rules import SIZE, as_bytes
+from tuner.runs import readings
 
 CONTENT = {  # folder of the cache -> description of a file in it, from its key
     "banks": "{network} {block} pool={pool} {image_size} px {dtype}, {count:,} images",
@@ -36,7 +36,7 @@ def main() -> None:
         "python -m tuner.cache", description="List the cached features, images and unpacked archives, or delete some."
     )
     add = parser.add_argument
-    add("--cache-dir", default=os.environ.get("TUNER_CACHE", "~/.cache/tuner"), help="default %(default)s")
+    add("--cache-dir", default=str(cache_files.machine_cache()), help="default %(default)s")
     add("--prune", action="store_true", help="delete files instead of listing them")
     add("--days", type=float, default=0, help="only files unused for so many days")
     add("--limit", metavar="SIZE", help="delete the longest unused until the others take at most SIZE, as in 20GB")
@@ -60,6 +60,9 @@ def main() -> None:
             f"{deleted}{entry.path.name}  {size:>7}  used {days:.1f} days ago  {contents.get(entry, 'new')}"
         )
         total += entry.size
+    if args.limit is None and not args.prune:
+        for split_hash, read in readings.of_cache(folder).items():
+            print(f"the test split {split_hash} {read} (a record that is kept)")
     done = f"freed, {format_bytes(left)} used" if args.limit else "freed" if args.prune else "used"
     print(f"{format_bytes(total)} {done} in {folder}")
     if args.limit is not None and left > as_bytes(args.limit):

@@ -66,6 +66,11 @@ class Cache:
         return cls(Path(cache_dir).expanduser(), None if cache_limit is None else as_bytes(cache_limit))
 
 
+def machine_cache() -> Path:
+    """The cache folder of this machine, unless `cache_dir` names another."""
+    return Path(os.environ.get("TUNER_CACHE", "~/.cache/tuner")).expanduser()
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file of a cache, or the folder of an unpacked archive.   size: in bytes.   used: time of last use, seconds."""

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from tuner import InputError, output, plots
 from tuner.analysis import paired
 from tuner.rules import as_number
+from tuner.runs import readings
 from tuner.runs import table as runs
 
 log = logging.getLogger("tuner.compare")
@@ -151,7 +152,8 @@ def pair(a: Path, b: Path) -> dict[str, Any]:
     """Two runs side by side: configs, results, accuracies by class, and whether they differ by more than chance.
 
     Keys: `a` and `b`, the folders; `config`, `results` and `classes`, tables with columns a and b; `split`, `images`
-    and `p_value` of McNemar's test on the images that both have predictions for, None if there are none.
+    and `p_value` of McNemar's test on the images that both have predictions for, None if there are none;
+    `test_readings`, lines.
     """
     written = pd.concat([runs.load(folder, resolve=False).head(1) for folder in (a, b)], ignore_index=True)
     if len(written) < 2:
@@ -162,8 +164,16 @@ def pair(a: Path, b: Path) -> dict[str, Any]:
     config = _side_by_side(frame, [key for key in keys if _differ(written[key]) and _differ(frame[key])])
     results = _side_by_side(frame, [key for key in runs.RESULTS if key != "trial" and frame[key].notna().any()])
     results["difference"] = [_difference(x, y) for x, y in zip(results.a, results.b, strict=True)]
-    sides = {"a": str(a), "b": str(b), "config": config, "results": results}
+    sides = {"a": str(a), "b": str(b), "config": config, "results": results, "test_readings": test_readings(written)}
     return sides | paired.on_the_same_images(a, b)
+
+
+def test_readings(frame: pd.DataFrame) -> list[str]:
+    """A line for each test split that runs of a table have read: how often it was read on this machine."""
+    runs_by_split = frame.test_split.value_counts()
+    read = {split: readings.of_split(split) for split in runs_by_split.index}
+    named = {split: f"the test split {split} ({n} run{'s' * (n != 1)})" for split, n in runs_by_split.items()}
+    return [f"{named[split]} {found}" for split, found in read.items() if found]
 
 
 def _differ(two: pd.Series) -> bool:
@@ -235,6 +245,8 @@ def show_runs(args: argparse.Namespace) -> None:
         output.terminal(short[chosen])
         more = f"; {len(table) - len(top):,} more with --top 0" if len(top) < len(table) else ""
         output.print_text(f"\n{summary}{more}")
+        for line in test_readings(written):
+            output.print_text(line)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -293,6 +305,8 @@ def show_pair(args: argparse.Namespace) -> None:
         output.terminal(frame, titles[name]) if len(frame) else print(titles[name])
         print()
     print(paired.verdict(both))
+    for line in both["test_readings"]:
+        output.print_text(line)
 
 
 def write(

@@ -21,7 +21,7 @@ from tuner.data import Data, Samples, copies, exclusion
 from tuner.device import CHOICES, Batches, send
 from tuner.inference import model
 from tuner.inference.model import Model
-from tuner.runs import metrics
+from tuner.runs import metrics, readings
 from tuner.runs.predictions import Predictions, concatenated
 from tuner.runs.predictions import summary as scores_of
 from tuner.runs.report import figures, tables
@@ -175,6 +175,12 @@ def _possibly_seen(config: RunConfig, overrides: Sequence[str], split: str) -> s
     return "the last run of a search also trains on validation images" if retrained and split == "val" else None
 
 
+def _record_reading(data: Data, split: str, folder: Path) -> None:
+    """Record that a run's model is scored on a test split, if it is, and log how often that happened."""
+    if split in ("test", "all") and len(data.test) and (read := readings.record(data.hashes["test"], folder)):
+        log.info("this test split %s", read)
+
+
 def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) -> None:
     """Write per_class.csv, confusion_matrix.csv, predictions.csv and plots, of all parts together."""
     try:
@@ -214,6 +220,7 @@ def main() -> None:
     theirs, ours = (list(shape) for shape in (data.pool.images.shape[1:], trained.input_shape))
     if theirs != ours:
         log.info("images are converted from %s to %s, as files would be: fit=%s", theirs, ours, trained.fit)
+    _record_reading(data, split, folder)
     parts = scored(trained, data, split)
     results = {"run": str(args.run), "split": split} | summary(parts, trained.classes)
     if args.out:

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from tuner.analysis import paired
 from tuner.analysis.loaded_study import LoadedStudy
 from tuner.plots import Parameter
-from tuner.runs import baselines
+from tuner.runs import baselines, readings
 from tuner.sweep import budget, ranking, report
 from tuner.sweep.optuna_private import GRID_ID
 from tuner.sweep.stopping import ENDED_BY
@@ -31,6 +31,8 @@ def certainty(s: LoadedStudy) -> list[str]:
         if found := baselines.of_result(tested):
             lines += baselines.lines(found, report.score_of(s.best, s.folder, found["metric"]), "the best trial")
         lines.append(f"retrained on train + validation and tested, {report.describe_test(tested, '')}")
+        if read := readings.of_result(tested):
+            lines.append(f"this test split {read}")
     return lines
 
 

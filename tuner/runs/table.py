@@ -103,10 +103,11 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
     """A table with one row per run in or below the given folders; by default, in outputs/ and multirun/.
 
-    Columns: `folder`; RESULTS; `started`; all other scores of these runs, such as val_auroc; and the keys of the
-    config, such as optimizer.lr. A key with the name of a result is `config.KEY`. `status` is complete, pruned, failed,
-    or unfinished (still running, or killed). For failed and unfinished runs epochs, val_accuracy and val_loss are the
-    last of metrics.csv. A damaged folder is logged and left out.
+    Columns: `folder`; RESULTS; `started`; `test_split`, the hash of the test split, if it was read; all other scores of
+    these runs, such as val_auroc; and the keys of the config, such as optimizer.lr. A key with the name of a result is
+    `config.KEY`. `status` is complete, pruned, failed, or unfinished (still running, or killed). For failed and
+    unfinished runs epochs, val_accuracy and val_loss are the last of metrics.csv. A damaged folder is logged and left
+    out.
     resolve: a key that refers to another, such as data.seed: ${seed}, shows the resolved value.
     Raises InputError if a given folder is missing.
     """
@@ -117,7 +118,7 @@ def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).removeprefix(f"{folder}{os.sep}").split())
             log.warning("skipped %s: %s", folder, reason)
-    frame = pd.DataFrame(rows, columns=None if rows else ["folder", *RESULTS, "started"])
+    frame = pd.DataFrame(rows, columns=None if rows else ["folder", *RESULTS, "started", "test_split"])
     frame = frame.astype(dict.fromkeys(NUMBERS, float))
     return resolved(frame) if resolve else frame
 
@@ -137,6 +138,8 @@ def _row(folder: Path) -> dict[str, Any]:
         others = {name: value for name, value in result.items() if SCORE.fullmatch(name) and name not in RESULTS}
         scores = {name: float(value) for name, value in others.items() if type(value) in (int, float)}
     row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started} | scores
+    hashes = result.get("split_hashes")
+    row["test_split"] = hashes.get("test") if isinstance(hashes, dict) and row["test_accuracy"] is not None else None
     return row | {f"config.{key}" if key in row or is_result(key) else key: value for key, value in config.items()}
 
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from tuner.files import replacing
 from tuner.rules import is_number
-from tuner.runs import baselines, result
+from tuner.runs import baselines, readings, result
 from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
 from tuner.sweep.settings import CHOSEN
@@ -80,6 +80,8 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
     if best is not None and (tested := final_result(folder, best.number)):
         keys = ("test_accuracy", "test_accuracy_std", "seeds", "ensemble")
         results["final"] = {key: tested[key] for key in keys if key in tested}
+        if read := readings.of_result(tested):
+            results["final"]["test_readings"] = asdict(read)
         if found := baselines.of_result(tested):
             results["baselines"] = found | {"best_trial": score_of(best, folder, found["metric"])}
     return results
@@ -196,6 +198,8 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         best_folder = shlex.quote(str(folder / "best"))
         again = f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config"
         lines += [*ensemble_lines(tested), f"on train + validation, {describe_test(tested, 'test accuracy ')}"]
+        if read := tested.get("test_readings"):
+            lines.append(f"this test split {readings.Readings(**read)}")
         lines += [f"model, tables and plots: {best_folder}", *([again] if "ensemble" not in tested else [])]
     lines.append(f"results: {folder / RESULTS}, every trial: {folder / 'trials.csv'}")
     if results["storage"]:

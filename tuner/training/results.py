@@ -4,7 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from tuner.config import RunConfig
 from tuner.data import Data, summary
 from tuner.data.files.pixels import RANGE
 from tuner.device import repeatable
-from tuner.runs import baselines, calibration, ensemble
+from tuner.runs import baselines, calibration, ensemble, readings
 from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report
 from tuner.runs.run import Run
@@ -66,7 +66,9 @@ def write_results(
         result.raise_error()
         name = "model.safetensors" if spec is specs[0] else f"model-{spec.seed}.safetensors"
         run.save_model(result.state, _model_metadata(setup, scores.temperature), name)
+    read = None
     if retrains or is_on(config.test, in_sweep):  # the test split is read here, once, or not at all
+        read = _record_reading(run)
         heads = [head, *(trained_head(setup, *pair) for pair in zip(specs[1:], fitted[1:], strict=True))]
         _score_test_images(run, setup, heads, scores)
 
@@ -83,6 +85,7 @@ def write_results(
     if retrains:
         spread = statistics.stdev(scores.tests) if len(scores.tests) > 1 else 0.0
         outcome |= {"test_accuracy_std": spread, "test_accuracies": scores.tests}
+    outcome |= {"test_readings": asdict(read) if read else None}
     outcome |= {"temperature": scores.temperature, "epochs": first.epochs, "saved_epoch": first.saved_epoch}
     if retrains or not in_sweep:
         outcome |= {"baselines": _baselines(setup, config.objective)}
@@ -131,6 +134,11 @@ def features(run: Run, setup: Setup, name: str) -> torch.Tensor:
 def is_on(choice: bool | str, in_sweep: bool) -> bool:
     """Whether `test` or `plots` is on: auto means in a single run, not inside a sweep."""
     return not in_sweep if choice == "auto" else bool(choice)
+
+
+def _record_reading(run: Run) -> readings.Readings | None:
+    result = run.result
+    return readings.record(result["split_hashes"]["test"], run.folder, result["study"], result["storage"])
 
 
 def _score_training_images(config: RunConfig, setup: Setup, spec: Spec, fitted: Fitted, head: TrainedHead) -> _Scores:
@@ -222,6 +230,8 @@ def _log_summary(run: Run, data: Data, outcome: Mapping[str, Any]) -> None:
     if (found := outcome.get("baselines")) and outcome["val_accuracy"] is not None:
         for line in baselines.lines(found, outcome[f"val_{found['metric']}"], "the trained head"):
             log.info("%s", line)
+    if read := outcome["test_readings"]:
+        log.info("this test split %s", readings.Readings(**read))
     test = outcome["test_accuracy"]
     if "ensemble" in run.result:
         log.info("test accuracy %.4f, of the ensemble: %s", test, run.folder)
