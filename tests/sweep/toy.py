@@ -96,6 +96,16 @@ def near_fixed(cfg, trial):
     trial.suggest_float("+w", 0.0, 1.0)
 
 
+def one_more(cfg, trial):
+    """A custom search space with two configurations for each x."""
+    trial.suggest_int("n", 1, 2)
+
+
+def no_more(cfg, trial):
+    """A custom search space with one configuration for each x."""
+    trial.suggest_int("n", 1, 1)
+
+
 def main():
     hydra.main(config_path=os.environ["TOY_CONFIG"], config_name="toy", execution_whitelist=("toy.*",))(objective)()
 

@@ -6,19 +6,21 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tuner.sweep import optuna_private
+from tuner.sweep import duplicates, optuna_private
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
 from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
 from tuner.sweep.patient_storage import SURPLUS
+from tuner.sweep.settings import MIXED, SAME_AS
 from tuner.sweep.stopping import ENDED_BY, TIMEOUT, StopRules
 from tuner.sweep.storage_files import Place, StorageLostError
 
@@ -34,9 +36,11 @@ class Budget:
 
     A trial counts while it runs, and once it is complete, pruned or failed. A trial whose process was killed or
     interrupted is lost. It does not count: a copy with the same parameters replaces it, at most `retries` times.
+    A duplicate of another trial does not count either.
 
     locks: a folder shared by the sweeps. It holds a lock for the study, and one for each running sweep.
     owner: this sweep's name, from `new_owner`.   rules: may end the study before `n_trials`.
+    space: the study ends when all its configurations have been tried. None: trials may have further parameters.
     on_trial_end: called with the number and the outcome of each trial that this sweep tells to the study.
     """
 
@@ -49,14 +53,18 @@ class Budget:
         n_trials: int,
         retries: int,
         rules: StopRules | None = None,
+        space: Mapping[str, BaseDistribution] | None = None,
         on_trial_end: Callable[[int, Outcome], None] = lambda _number, _outcome: None,
     ):
         self.study, self.locks, self.owner = study, locks, owner
         self.n_trials, self.retries, self.on_trial_end = n_trials, retries, on_trial_end
         self.rules = rules or StopRules()
+        self.space = space or {}
+        self.configurations = None if space is None else duplicates.size(space)
         self.place = Place.of(locks.parent)
         self.lock = FileLock(locks / "study.lock", poll_interval=0.005)
         self.sampler_exhausted = threading.Event()  # a grid has no more points
+        self.nothing_new = threading.Event()  # the sampler draws duplicates only
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -112,15 +120,30 @@ class Budget:
         """The trials that count towards the budget."""
         return counted(self.trials())
 
-    def has_room(self, counted_trials: list[FrozenTrial] | None = None) -> bool:
-        """Whether another trial may start."""
-        used = self.counted() if counted_trials is None else counted_trials
-        more = not self.sampler_exhausted.is_set() or any(t.state == TrialState.WAITING for t in self.trials())
-        return len(used) < self.n_trials and more and self.stopped() is None
+    def has_room(self, trials: list[FrozenTrial] | None = None) -> bool:
+        """Whether another trial may start.   trials: all of the study, if they have just been read."""
+        trials = self.trials() if trials is None else trials
+        more = any(trial.state == TrialState.WAITING for trial in trials) or not (
+            self.sampler_exhausted.is_set() or self._exhausted(trials)
+        )
+        return len(counted(trials)) < self.n_trials and more and self.rules.reason(self.study, trials) is None
 
     def stopped(self) -> str | None:
         """Why no more trials should start before `n_trials` are done; None without a reason."""
-        return self.rules.reason(self.study, self.trials())
+        trials = self.trials()
+        return self.rules.reason(self.study, trials) or self._exhausted(trials)
+
+    def _exhausted(self, trials: Sequence[FrozenTrial]) -> str | None:
+        """Why there is no new configuration; None if there may be one."""
+        if self.nothing_new.is_set():
+            return f"the last {duplicates.IN_A_ROW} draws gave no new configuration"
+        n = self.configurations
+        if n is None or len(trials) < n:
+            return None
+        own = [trial for trial in counted(trials) if MIXED not in trial.user_attrs]
+        which = "the only configuration" if n == 1 else f"all {n} configurations"
+        tried = f"{which} of the space {'has' if n == 1 else 'have'} been evaluated"
+        return tried if duplicates.tried(own, self.space) >= n else None
 
     def running(self) -> int:
         """The number of running trials, those of other sweeps included."""
@@ -136,14 +159,13 @@ class Budget:
         """The next trial, or None if the budget is used up. Raises StorageLostError if the study's folder has moved."""
         self.place.check()
         with self.lock:
-            earlier = self.counted()
+            earlier = self.trials()
             if not self.has_room(earlier):
                 return None
             trial = optuna_private.ask(self.study, {OWNER: self.owner})
-            if trial.number > max((t.number for t in earlier), default=-1) + 1:
-                # numbers are not contiguous: another sweep asked in between, or lost trials don't count
-                earlier = [t for t in self.counted() if t.number < trial.number]
-        if len(earlier) < self.n_trials:
+            if trial.number > len(earlier):  # another sweep asked in between
+                earlier = [t for t in self.trials() if t.number < trial.number]
+        if len(counted(earlier)) < self.n_trials:
             return trial
         set_system_attr(self.study, trial, SURPLUS, True)  # a sweep that does not share this lock was faster
         self.study.tell(trial, state=TrialState.FAIL)
@@ -162,6 +184,33 @@ class Budget:
         if optuna_private.tell(self.study, number, outcome.values, outcome.trial_state):
             self.sampler_exhausted.set()
         self.on_trial_end(number, outcome)
+
+    def original(self, trial: Trial) -> FrozenTrial | None:
+        """The trial that this one, whose parameters are drawn, would repeat; None if it is new.
+
+        Running trials of programs that are not sweeps are no originals: they may never end.
+        """
+        known = [t for t in self.trials() if t.state != TrialState.RUNNING or OWNER in t.system_attrs]
+        return duplicates.find(known, trial.number, trial.params)
+
+    def tell_duplicate(self, trial: Trial, original: FrozenTrial) -> None:
+        """Give a trial the outcome of the one with the same parameters, from which the sampler learns.
+
+        The outcome of a running trial is not known yet: its duplicate fails, which samplers ignore.
+        """
+        trial.set_user_attr(SAME_AS, original.number)
+        same = f"same as trial {original.number}"
+        if original.state == TrialState.COMPLETE:
+            values = ", ".join(f"{value:.6g}" for value in original.values)
+            outcome = Outcome("COMPLETE", list(original.values), reason=f"{same}, {values}: not trained again")
+        elif original.state == TrialState.PRUNED:
+            if original.intermediate_values:  # by its last one, TPE ranks a pruned trial
+                step, value = max(original.intermediate_values.items())
+                trial.report(value, step)
+            outcome = Outcome("PRUNED", reason=f"{same}, pruned: not trained again")
+        else:
+            outcome = Outcome("FAIL", reason=f"{same}, which still runs: not trained twice")
+        self.tell(trial.number, outcome)
 
     def _put_off(self, number: int) -> None:
         """Queue a trial again that ended only because the search's time was over: it runs when there is more time."""
@@ -254,12 +303,15 @@ def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:
 
 
 def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that count towards a study's budget: all but waiting, retried and surplus ones."""
+    """The trials that count towards a study's budget: all but waiting, retried and surplus ones, and duplicates."""
     retried = {trial.system_attrs[RETRY_HISTORY][-1] for trial in trials if RETRY_HISTORY in trial.system_attrs}
     return [
         trial
         for trial in trials
-        if trial.state != TrialState.WAITING and trial.number not in retried and SURPLUS not in trial.system_attrs
+        if trial.state != TrialState.WAITING
+        and trial.number not in retried
+        and SURPLUS not in trial.system_attrs
+        and SAME_AS not in trial.user_attrs
     ]
 
 

@@ -100,10 +100,13 @@ class Fused:
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run jobs with the numbers `first`, `first` + 1, ... Returns what each returned, or its error."""
+        return self.launch_jobs(list(enumerate(job_overrides, first)))
+
+    def launch_jobs(self, jobs: Sequence[tuple[int, Sequence[str]]]) -> list[JobReturn]:
+        """Run jobs, given by their numbers and overrides. Returns what each returned, or its error."""
         hydra_private.setup_globals()
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         stages, size = stages_of(self.task_function), self.size()
-        jobs = list(enumerate(job_overrides, first))
         try:
             if stages is None:
                 return [self._run_whole(number, overrides) for number, overrides in jobs]

@@ -11,7 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from tuner.sweep import ranking
+from tuner.sweep.budget import counted
 from tuner.sweep.outcome import OUTCOME, Outcome
+from tuner.sweep.settings import SAME_AS
 from tuner.sweep.stopping import StopRules, duration
 
 log = logging.getLogger("tuner.sweep")
@@ -20,8 +22,8 @@ log = logging.getLogger("tuner.sweep")
 class Progress:
     """In a terminal, a progress bar; elsewhere, a log line for each trial that ends."""
 
-    def __init__(self, study: Study, n_trials: int, counted_trials: Callable[[], list[FrozenTrial]], rules: StopRules):
-        self.study, self.n_trials, self.counted_trials, self.rules = study, n_trials, counted_trials, rules
+    def __init__(self, study: Study, n_trials: int, trials: Callable[[], list[FrozenTrial]], rules: StopRules):
+        self.study, self.n_trials, self.trials, self.rules = study, n_trials, trials, rules
         self.bar: tqdm | None = None
         self.start, self.finished_before = time.monotonic(), 0
 
@@ -43,8 +45,8 @@ class Progress:
         if self.bar is not None:
             self.refresh()
             return
-        values = ", ".join(f"{value:.6g}" for value in outcome.values or ()) or outcome.reason or outcome.state.lower()
-        log.info("trial %d: %s | %s", number, values, self.line())
+        values = ", ".join(f"{value:.6g}" for value in outcome.values or ())
+        log.info("trial %d: %s | %s", number, outcome.reason or values or outcome.state.lower(), self.line())
 
     def refresh(self) -> None:
         """Update the bar, if there is one: other sweeps may have run trials."""
@@ -53,16 +55,19 @@ class Progress:
             self.bar.set_description_str(self.line())
 
     def _finished(self) -> int:
-        return sum(trial.state.is_finished() for trial in self.counted_trials())
+        return sum(trial.state.is_finished() for trial in counted(self.trials()))
 
     def line(self) -> str:
         """The state of the study, such as "12/30 trials, 3 pruned, best 0.91 (trial 7), 2 min 5 s left"."""
-        trials = self.counted_trials()
+        everything = self.trials()
+        trials = counted(everything)
         counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
         finished = sum(trial.state.is_finished() for trial in trials)
         parts = [f"{finished}/{self.n_trials} trials"]
         parts += [f"{counts[TrialState.PRUNED]} pruned"] if counts[TrialState.PRUNED] else []
         parts += [f"{counts[TrialState.FAIL]} failed"] if counts[TrialState.FAIL] else []
+        if duplicates := sum(SAME_AS in trial.user_attrs for trial in everything):
+            parts.append(f"{duplicates} duplicate{'s' * (duplicates != 1)}")
         if best := ranking.best(self.study, trials):
             parts.append(f"best {best.value:.6g} (trial {best.number})")
         parts += self.rules.state(self.study, trials)

@@ -1,6 +1,6 @@
 """Which trials of a study are complete, the best, on the Pareto front, and the default config's; where they are.
 
-A trial that differs from its study (study_mixed=true) is none of these.
+A trial that differs from its study (study_mixed=true) is none of these, and neither is a duplicate of another one.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.runs.result import PREDICTIONS
-from tuner.sweep.settings import MIXED
+from tuner.sweep.settings import MIXED, SAME_AS
 
 if TYPE_CHECKING:
     from tuner.runs.selection import Gain
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that have ended with a value."""
-    return [trial for trial in trials if trial.state == TrialState.COMPLETE and MIXED not in trial.user_attrs]
+    return [trial for trial in trials if state(trial) == TrialState.COMPLETE.name]
 
 
 def state(trial: FrozenTrial) -> str:
-    """COMPLETE, PRUNED, FAIL, RUNNING or WAITING; MIXED for a trial that differs from its study."""
+    """COMPLETE, PRUNED, FAIL, RUNNING or WAITING; MIXED for a trial that differs from its study; DUPLICATE."""
+    if SAME_AS in trial.user_attrs:
+        return "DUPLICATE"
     return "MIXED" if MIXED in trial.user_attrs else trial.state.name
 
 

@@ -20,7 +20,7 @@ from tuner.runs import baselines, readings, result
 from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
 from tuner.sweep.settings import CHOSEN
-from tuner.sweep.stopping import ENDED_BY, TIMEOUT
+from tuner.sweep.stopping import ENDED_BY, TIMEOUT, because
 from tuner.sweep.study_folder import direction_names
 
 RESULTS = "optimization_results.yaml"
@@ -33,7 +33,7 @@ def write(
 ) -> dict[str, Any]:
     """Write optimization_results.yaml and trials.csv into the sweep's folder, and return the contents of the former.
 
-    spec: the study's storage.   stopped: the rule that ended the study before its n_trials.
+    spec: the study's storage.   stopped: why the study ended before its n_trials.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"name": "optuna", **_best(study, trials, folder)}
@@ -187,8 +187,8 @@ def summary(results: dict[str, Any], folder: Path) -> str:
     else:
         lines = [f"no trial was completed; {_advice(results)}"]
     if "stopped" in results:
-        ran = sum(count for state, count in results["trials"].items() if state != "waiting")
-        lines.append(f"the search ended after {ran} trials, by {results['stopped']}")
+        ran = sum(count for state, count in results["trials"].items() if state not in ("waiting", "duplicate"))
+        lines.append(f"the search ended after {ran} trials, {because(results['stopped'])}")
     for values in results.get("chosen", ()):
         text = " ".join(f"{key}={value}" for key, value in values.items())
         lines += [f"chosen for all trials: {text}"]

@@ -19,6 +19,7 @@ IMAGES = "images:"  # attributes of a study: for each config of its data, the ha
 CHOSEN = "chosen:"  # attributes of a study: config keys and values that a trial chose for all trials
 SCORE = "cut_score"  # attribute of a trial: the closed-form score of its cut
 MIXED = "mixed"  # attribute of a trial: how it differs from its study
+SAME_AS = "same_as"  # attribute of a trial: the number of the one with the same parameters, which it does not repeat
 
 
 class MixedStudyError(InputError):

@@ -14,8 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner import InputError, rules
 from tuner.sweep import ranking
+from tuner.sweep.settings import SAME_AS
 
 ENDED_BY = "ended_by"  # attribute of a trial: the rule that ended it
+RULES = ("timeout", "target", "stop_when_flat")  # that end a study
 TIMEOUT = "timeout"  # the rule that ends a trial only for now: it runs again when the search gets more time
 SECONDS = "seconds"  # attribute of a trial: how long its job took. A lost trial has none.
 
@@ -73,6 +75,11 @@ class StopRules:
         return longest * self.retrains
 
 
+def because(reason: str, group: str = "") -> str:
+    """The reason why a study ended, for the end of a sentence.   group: of the rules' keys, with its dot."""
+    return f"by {group}{reason}" if reason.split(":")[0] in RULES else f"as {reason}"
+
+
 def of_options(options: dict[str, Any], *, objectives: int, retrains: bool) -> StopRules:
     """The rules from the options of hydra.sweeper. Raises InputError for a value that a rule can't have."""
     times: dict[str, float | None] = {}
@@ -109,10 +116,10 @@ def _interval(trial: FrozenTrial, now: datetime) -> tuple[datetime, datetime] | 
 
 
 def _since(best: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
-    """The number of trials after the best that have ended, complete or pruned."""
+    """The number of trials after the best that have ended, complete or pruned, duplicates left out."""
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    later = [trial for trial in trials if trial.number > best.number and trial.state in ended]
-    return sum(trial.user_attrs.get(ENDED_BY) != TIMEOUT for trial in later)
+    later = [trial.user_attrs for trial in trials if trial.number > best.number and trial.state in ended]
+    return sum(SAME_AS not in attributes and attributes.get(ENDED_BY) != TIMEOUT for attributes in later)
 
 
 def duration(seconds: float) -> str:

@@ -201,8 +201,15 @@ class AsyncSweeper:
         self.study.pruner = self.pruner
         locks = self.folder / LOCKS
         locks.mkdir(exist_ok=True)
+        is_whole = not (self.custom_space or self.study_mixed)
         self.budget = Budget(
-            self.study, locks, new_owner(), n_trials=self.n_trials, retries=self.retries, rules=self.rules
+            self.study,
+            locks,
+            new_owner(),
+            n_trials=self.n_trials,
+            retries=self.retries,
+            rules=self.rules,
+            space=self.space.distributions if is_whole else None,
         )
 
     def _compare_search(self) -> None:
@@ -235,7 +242,7 @@ class AsyncSweeper:
             raise InputError("enqueue: a grid runs only its own points; leave enqueue out, or take another sampler")
         if grid:
             self.budget.n_trials = min(self.n_trials, sampling.grid_size(distributions))
-        progress = Progress(self.study, self.budget.n_trials, self.budget.counted, self.rules)
+        progress = Progress(self.study, self.budget.n_trials, self.budget.trials, self.rules)
         limit = allowed_failures(self.max_failure_rate, self.budget.n_trials)
         self.monitor = Monitor(self.budget, progress, limit)
         self.budget.on_trial_end = self.monitor.trial_ended
@@ -289,8 +296,9 @@ class AsyncSweeper:
         log.info("study %s in %s: %s %s trials, in %s", name, place, verb, count, self.folder)
         if done >= n_trials:
             return
-        if stopped := self.budget.stopped():
-            log.info("no more trials, by hydra.sweeper.%s", stopped)
+        if not self.budget.has_room():
+            if stopped := self.budget.stopped():
+                log.info("no more trials, %s", stopping.because(stopped, "hydra.sweeper."))
             return
         if self.spec is not None:
             log.info("if it is stopped, continue with: %s", self._resume_command())
@@ -312,6 +320,7 @@ class AsyncSweeper:
             self.custom_space,
             self.folder,
             self.mixed,
+            reuses=not self.study_mixed,  # or the images may be others
         )
         # Ray installs signal handlers when it starts, so `interruptible` comes second
         with launchers.workers_end_with_sweep(self.launcher, self.spec), interruptible(self.slots):

@@ -13,13 +13,14 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from tuner import InputError
 from tuner.files import disk_error
 from tuner.sweep import hydra_private, launchers, sampling
-from tuner.sweep.budget import Budget
+from tuner.sweep.budget import OWNER, Budget, counted
 from tuner.sweep.config_cache import CachingConfigLoader
+from tuner.sweep.duplicates import IN_A_ROW, WHILE_RUNNING
 from tuner.sweep.launchers import Slots
 from tuner.sweep.outcome import Outcome, ends_sweep
 from tuner.sweep.progress import Progress
@@ -28,6 +29,7 @@ from tuner.sweep.settings import MIXED
 from tuner.sweep.storage_files import StorageLostError
 
 log = logging.getLogger("tuner.sweep")
+PAUSE = 0.5  # seconds between looks at the running trials
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Monitor:
     def trial_ended(self, number: int, outcome: Outcome) -> None:
         """Called once for each trial that this sweep tells to the study."""
         self.progress.trial_ended(number, outcome)
-        if outcome.state == "FAIL":
+        if outcome.error:
             self.last_failure = outcome
             if self.budget.failures() > self.allowed_failures:
                 self.stopping.set()
@@ -57,6 +59,7 @@ class TrialLoop:
     config: the sweep's. loader: composes the jobs' configs. folder: the sweep's; trial N runs in its subfolder N.
     custom_space: a function (config, trial) that draws further parameters.
     mixed: how the trials differ from the study's others, or None.
+    reuses: whether a configuration that was tried is not trained again.
     """
 
     monitor: Monitor
@@ -68,6 +71,7 @@ class TrialLoop:
     custom_space: Callable[[DictConfig, Trial], None] | None
     folder: Path
     mixed: str | None
+    reuses: bool
     any_job_returned: bool = False
 
     @property
@@ -106,16 +110,57 @@ class TrialLoop:
     def _run_trials(self) -> None:
         """Run trials one after another, or batch after batch, until the budget is used up."""
         while not self.monitor.stopping.is_set():
-            trials: list[Trial] = []
-            while len(trials) < self.slots.batch and (trial := self.budget.ask()):
-                trials.append(trial)
-            if not trials:
+            jobs, only_duplicates = self._draw_jobs()
+            if jobs:
+                self._run_batch(jobs)
+            elif only_duplicates:
+                self._wait_for_result()
+            else:
                 return
-            self._run_batch(trials)
 
-    def _run_batch(self, trials: Sequence[Trial]) -> None:
-        """Launch trials together, and tell the study each outcome."""
-        jobs = [(trial.number, overrides) for trial in trials if (overrides := self._overrides(trial)) is not None]
+    def _draw_jobs(self) -> tuple[list[tuple[int, list[str]]], bool]:
+        """New configurations, as many as are launched together: the numbers of their trials, and their overrides.
+
+        There are fewer if the budget is used up, or, as the second value says, if duplicates are drawn again and again.
+        """
+        jobs: list[tuple[int, list[str]]] = []
+        in_a_row = of_running = 0  # duplicates, and those among them of running trials
+        while len(jobs) < self.slots.batch and not self.monitor.stopping.is_set():
+            with self.budget.lock:  # another sweep does not draw the same configuration meanwhile
+                trial = self.budget.ask()
+                if trial is None:
+                    return jobs, False
+                overrides = self._overrides(trial)
+                original = self.budget.original(trial) if self.reuses and overrides is not None else None
+                if original:
+                    self.budget.tell_duplicate(trial, original)
+            if original:
+                in_a_row += 1
+                of_running += original.state == TrialState.RUNNING
+                if in_a_row >= IN_A_ROW or of_running >= WHILE_RUNNING:
+                    return jobs, True
+            elif overrides is not None:
+                jobs.append((trial.number, overrides))
+                in_a_row = of_running = 0
+        return jobs, False
+
+    def _wait_for_result(self) -> None:
+        """Wait for a running trial to end: the sampler may then draw something new. If none runs, the search ends."""
+        before = None
+        while not self.monitor.stopping.is_set():
+            trials = self.budget.trials()
+            ended = sum(trial.state.is_finished() for trial in counted(trials))
+            if before not in (None, ended):
+                return
+            before = ended
+            if not any(trial.state == TrialState.RUNNING and OWNER in trial.system_attrs for trial in counted(trials)):
+                self.budget.nothing_new.set()
+                return
+            self.monitor.stopping.wait(PAUSE)
+            self.budget.recover()
+
+    def _run_batch(self, jobs: Sequence[tuple[int, list[str]]]) -> None:
+        """Launch jobs together, and tell the study each outcome."""
         for number, _ in jobs:
             move_aside(self.folder / str(number))
         try:
@@ -159,7 +204,12 @@ class TrialLoop:
             self.budget.finish_lost(number, reason, interrupted=interrupted)
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> Sequence[JobReturn]:
-        """One call of the launcher for each run of contiguous numbers; other sweeps may have the numbers in between."""
+        """One call of the launcher for each run of contiguous numbers: duplicates and other sweeps have the others.
+
+        The fused launcher takes any numbers.
+        """
+        if type(self.launcher).__name__ == "FusedLauncher":
+            return list(self.launcher.fused.launch_jobs(jobs))  # type: ignore[attr-defined]
         returns: list[JobReturn] = []
         while jobs:
             first = jobs[0][0]

@@ -1,0 +1,80 @@
+"""Configurations that a study has tried before: none is trained twice, and a space without others ends the search.
+
+A trial depends on its parameters alone: everything else, the seed included, is the same in all trials of a study.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.sweep.optuna_private import contains
+from tuner.sweep.settings import MIXED, SAME_AS
+from tuner.sweep.stopping import ENDED_BY
+
+IN_A_ROW = 100  # duplicates, after which a sampler is taken to have nothing new: NSGA-II had 52 before its last of 12
+WHILE_RUNNING = 10  # duplicates of running trials in a row, after which their results are waited for
+
+
+def find(trials: Sequence[FrozenTrial], number: int, params: Mapping[str, Any]) -> FrozenTrial | None:
+    """The trial among `trials` that trial `number` with these parameters would repeat; None if it is new.
+
+    A complete trial is preferred, then a pruned one, then one that runs. A failed trial may be tried again, and so may
+    one that ended by its time.
+    """
+    text = _text(params)
+    same = [
+        trial
+        for trial in trials
+        if trial.state in _ORDER
+        and trial.number != number
+        and not {SAME_AS, MIXED, ENDED_BY} & trial.user_attrs.keys()
+        and trial.params == params
+        and _text(trial.params) == text
+    ]
+    return min(same, key=lambda trial: (_ORDER.index(trial.state), trial.number), default=None)
+
+
+_ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+
+
+def _text(params: Mapping[str, Any]) -> str:
+    """The parameters as text that tells 1, 1.0, true and "1" apart, as an override does."""
+    return json.dumps(dict(params), sort_keys=True)
+
+
+def size(space: Mapping[str, BaseDistribution]) -> int | None:
+    """The number of configurations of a space; None if there is no end of them."""
+    counts = [_size(distribution) for distribution in space.values()]
+    return None if None in counts else math.prod(filter(None, counts))
+
+
+def _size(distribution: BaseDistribution) -> int | None:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.low == distribution.high:
+        return 1
+    if distribution.step is None:
+        return None
+    return round((distribution.high - distribution.low) / distribution.step) + 1
+
+
+def tried(trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> int:
+    """The number of configurations of a finite space that these trials have, in whatever state."""
+    points = set()
+    for trial in trials:
+        if trial.params.keys() == space.keys() and all(contains(space[k], v) for k, v in trial.params.items()):
+            points.add(tuple(_place(distribution, trial.params[name]) for name, distribution in space.items()))
+    return len(points)
+
+
+def _place(distribution: BaseDistribution, value: Any) -> int:
+    """The index of a value: values of a range with a step may differ by rounding."""
+    if isinstance(distribution, CategoricalDistribution):
+        return int(distribution.to_internal_repr(value))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return round((value - distribution.low) / (distribution.step or 1))
