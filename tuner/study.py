@@ -156,7 +156,9 @@ def listed(s: LoadedStudy, trials: pd.DataFrame) -> pd.DataFrame:
     """Trials with the main columns; values have the objectives' names."""
     searched = [p.name for p in s.parameters]
     number = trials.number.astype(str) + trials.baseline.map({True: " (default)", False: ""})
-    table = trials.assign(trial=number, folder=[folder and output.near(folder) for folder in trials.folder])
+    table = trials.assign(
+        trial=number, folder=[output.near(folder) if pd.notna(folder) else None for folder in trials.folder]
+    )
     return table[["trial", *s.values, *searched, "epochs", "seconds", "folder"]].rename(
         columns=dict(zip(s.values, s.objectives, strict=True))
     )
@@ -238,7 +240,7 @@ def write_page(s: LoadedStudy, path: Path) -> None:
     sections += [(title, output.html_figure(figure)) for title, figure in interactive(s)]
     named = {"number": "trial"} | dict(zip(s.values, s.objectives, strict=True))
     everything = s.trials.drop(columns="baseline").dropna(axis=1, how="all").rename(columns=named)
-    everything["folder"] = [folder and output.near(folder) for folder in s.trials.folder]
+    everything["folder"] = [output.near(folder) if pd.notna(folder) else None for folder in s.trials.folder]
     sections.append(("All trials", output.html_table(everything, path.parent)))
     output.page(path, f"Study {s.study.study_name}", sections)
 

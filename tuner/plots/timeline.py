@@ -19,7 +19,7 @@ def timeline(trials: pd.DataFrame) -> Figure:
 
     trials: one row per trial, with the columns number, state, start and end, which may be NaT.
     """
-    started = trials[trials["start"].notna()]
+    started = trials[trials["start"].notna() & trials["state"].isin(STATES)]  # duplicates took no time
     if started.empty:
         return style.figure("No trial has started yet", height=1)
     begin, end, cuts, idle = _without_idle(*_seconds(started))
