@@ -14,7 +14,8 @@ from tuner.analysis.findings import COLUMNS, Images, confusions, duplicates, out
 from tuner.analysis.label_errors import label_errors
 from tuner.bank.copies import Copies
 from tuner.data import Data, Samples, synthetic
-from tuner.training.out_of_fold import FOLDS, folds
+from tuner.training.folds import fold_numbers
+from tuner.training.out_of_fold import FOLDS
 
 EASY = (*TINY, "epochs=10")
 
@@ -125,11 +126,11 @@ def test_folds_are_stratified_and_keep_groups_together():
     labels = torch.arange(100) % 4
     groups = torch.arange(100)
     groups[1::4][:10] = 1  # ten copies
-    fold = folds(labels, groups, seed=0)
+    fold = fold_numbers(labels, groups, FOLDS, seed=0)
     assert fold[groups == 1].unique().numel() == 1
     for label in (0, 2, 3):
         assert torch.bincount(fold[labels == label], minlength=FOLDS).tolist() == [5] * FOLDS
-    assert not torch.equal(fold, folds(labels, groups, seed=1))
+    assert not torch.equal(fold, fold_numbers(labels, groups, FOLDS, seed=1))
 
 
 def images(labels, splits):

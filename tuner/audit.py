@@ -26,8 +26,9 @@ from tuner.config import CONF, RunConfig, parse
 from tuner.data import exclusion, summary
 from tuner.files import replacing
 from tuner.training.fit import DivergedError
+from tuner.training.folds import fold_numbers
 from tuner.training.model_choice import SIZES, with_size
-from tuner.training.out_of_fold import FOLDS, folds, out_of_fold
+from tuner.training.out_of_fold import FOLDS, out_of_fold
 from tuner.training.setup import Setup, setup_of
 
 log = logging.getLogger("tuner.audit")
@@ -92,7 +93,7 @@ def audit(config: RunConfig, setup: Setup) -> Audit:
     distance = distance_within_class(vectors[rows], pool.labels[rows])
     log.info("searched %d images for copies and outliers in %.0f s", len(vectors), time.perf_counter() - start)
     # 2. Labels, from out-of-fold predictions
-    fold = folds(pool.labels[rows], found.groups(len(images.labels))[rows], config.seed)
+    fold = fold_numbers(pool.labels[rows], found.groups(len(images.labels))[rows], FOLDS, config.seed)
     log_p = out_of_fold(config, setup, rows, fold)
     errors = label_errors(log_p.exp(), pool.labels[rows])
     # 3. The table, and what leaving images out does

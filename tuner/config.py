@@ -133,6 +133,7 @@ class DataConfig:
     views: Annotated[int, whole(1, 1000)] = 1
     test_views: Annotated[int, Rule(lambda v: v in (1, 2), "1, or 2 for the mirror image, too")] = 1
     exclude: Annotated[str | None, or_null(TEXT)] = None
+    folds: Annotated[int | None, or_null(whole(2, 100))] = None
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
@@ -218,11 +219,25 @@ class RunConfig:
                 f"final.ensemble={self.final.ensemble} averages heads over the same features, so no block may be "
                 f"trained: leave model.frozen at model.last_block, or final.ensemble at 0"
             )
+        if self.data.folds:
+            self._check_folds(whole)
         epochs, seeds = self.final.epochs, self.final.seeds
         if epochs is not None and not (epochs <= self.epochs and seeds):
             raise InputError(
                 f"final.epochs={epochs} must be at most epochs={self.epochs}, and final.seeds={seeds} at least 1"
             )
+
+    def _check_folds(self, whole: bool) -> None:
+        """Raises InputError for options that contradict data.folds.   whole: whether only a head is trained."""
+        rules = {
+            "is for heads on cached features: set model.frozen to model.last_block": not whole,
+            "needs keep=last: the best epoch of each fold would be chosen by the images that score it": self.keep
+            != "last",
+            f"can't start from warm_start={self.warm_start}, which has seen the images of all folds": self.warm_start,
+        }
+        for text, broken in rules.items():
+            if broken and self.final.epochs is None:
+                raise InputError(f"data.folds={self.data.folds} {text}")
 
     @property
     def cache(self) -> Cache:

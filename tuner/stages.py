@@ -28,6 +28,7 @@ from tuner.sweep.trial import RunningTrial, TrialPruned
 from tuner.training import merging, model_choice
 from tuner.training.checkpoint import with_checkpoints
 from tuner.training.fit import DivergedError
+from tuner.training.folds import Fold, folds_of, means
 from tuner.training.initial import with_initial_weights
 from tuner.training.results import draw_choice, draw_data, features, is_on, write_results
 from tuner.training.setup import Setup, setup_of
@@ -41,8 +42,8 @@ log = logging.getLogger("tuner.train")
 class Prepared:
     """A run that is ready to train.
 
-    specs: one; where a search's best trial is retrained, one for each of `final.seeds`; where an ensemble is retrained,
-        so many for each of its members.
+    specs: one; with data.folds, one for each of `folds`; where a search's best trial is retrained, one for each of
+        `final.seeds`; where an ensemble is retrained, so many for each of its members.
     """
 
     config: RunConfig
@@ -53,9 +54,18 @@ class Prepared:
     bar: tqdm
     in_sweep: bool
     ensemble: Ensemble | None = None
+    folds: Sequence[Fold] = ()
+
+    def metrics(self, metrics: Mapping[Spec, Metrics]) -> Metrics | None:
+        """The metrics of the run in an epoch, from those of all heads: of its first head, or means over its folds.
+
+        None if a head is not trained any more.
+        """
+        specs = self.specs if self.folds else self.specs[:1]
+        return means([metrics[spec] for spec in specs]) if all(spec in metrics for spec in specs) else None
 
     def on_epoch(self, epoch: int, metrics: Metrics) -> None:
-        """Record an epoch of the first head: in metrics.csv, on the bar or in the log, and in the study.
+        """Record an epoch: in metrics.csv, on the bar or in the log, and in the study.
 
         Raises TrialPruned if the pruner ends the trial.
         """
@@ -103,14 +113,14 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     describe_setup(config, run, setup, in_sweep)
     run.result |= setup.cost(head)
     ensemble = trial.ensemble if trial and config.final.epochs else None
-    if ensemble:
-        specs = ensemble_specs(config, run, setup, ensemble)
-    else:
-        specs = retraining_specs(config, run, setup) if config.final.epochs else training_specs(config, run, setup)
+    folds = (
+        folds_of(setup.data, config.data.folds, config.seed) if config.data.folds and not config.final.epochs else []
+    )
+    specs = specs_for(config, run, setup, ensemble, folds)
     if trial and not config.final.epochs:
         screen(config, setup, trial)
     features(run, setup, "x")
-    if not (in_sweep or config.final.epochs):
+    if not (in_sweep or config.final.epochs or folds):
         specs = [with_checkpoints(spec, run, config, setup.data.hashes) for spec in specs]
     specs = [spec if spec.resume else with_initial_weights(config, setup, spec) for spec in specs]
     if is_on(config.plots, in_sweep and not config.final.epochs):
@@ -121,7 +131,7 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
     bar = tqdm(total=epochs, desc="training", unit="epoch", disable=in_sweep or None)
     if resume := specs[0].resume:
         bar.update(resume["fitted"]["epochs"])
-    return Prepared(config, run, trial, setup, specs, bar, in_sweep, ensemble)
+    return Prepared(config, run, trial, setup, specs, bar, in_sweep, ensemble, folds)
 
 
 def chosen_setup(config: RunConfig, run: Run, trial: RunningTrial | None, *, shared: bool) -> tuple[Setup, RunConfig]:
@@ -161,11 +171,28 @@ def screen(config: RunConfig, setup: Setup, trial: RunningTrial) -> None:
     trial.screen(cuts.score(backbone, setup.data, seed=config.seed, cache=cache, device=device, dtype=dtype))
 
 
+def specs_for(
+    config: RunConfig, run: Run, setup: Setup, ensemble: Ensemble | None, folds: Sequence[Fold]
+) -> list[Spec]:
+    """How the heads of the run are trained; see Prepared.specs. Records the number of images."""
+    if ensemble:
+        return ensemble_specs(config, run, setup, ensemble)
+    if config.final.epochs:
+        return retraining_specs(config, run, setup)
+    return fold_specs(config, run, setup, folds) if folds else training_specs(config, run, setup)
+
+
 def training_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
     """How the head is trained: on the training split, validated on the validation split."""
     data = setup.data
     run.result |= {"n_train": len(data.train), "n_val": len(data.val)}
     return [spec_of(config, setup, config.seed, data.train, data.val)]
+
+
+def fold_specs(config: RunConfig, run: Run, setup: Setup, folds: Sequence[Fold]) -> list[Spec]:
+    """How the heads of a cross-validation are trained: each on all folds but one, which it is validated on."""
+    run.result |= {"n_train": len(folds[0].train), "n_val": sum(len(fold.images) for fold in folds)}
+    return [spec_of(config, setup, config.seed, fold.train, fold.val, folds=len(folds)) for fold in folds]
 
 
 def retraining_specs(config: RunConfig, run: Run, setup: Setup) -> list[Spec]:
@@ -226,14 +253,17 @@ def fit_together(jobs: Sequence[Prepared]) -> Iterator[tuple[int, list[Fitted]]]
     ended: set[Spec] = set()  # heads of runs that have failed
 
     def on_epoch(epoch: int, metrics: Mapping[Spec, Metrics]) -> Collection[Spec]:
-        for spec, m in metrics.items():
-            job = jobs[index_of[spec]]
-            if spec is job.specs[0]:  # a run's curve is that of its first spec
-                try:
-                    job.on_epoch(epoch, m)
-                except Exception as error:  # noqa: BLE001 - it ends this run alone, whose last stage raises it
-                    errors[spec] = _recorded_end(job.run, error)
-                    ended.update(job.specs)
+        for job in {index_of[spec]: jobs[index_of[spec]] for spec in metrics}.values():
+            own = job.metrics(metrics)
+            if own is None and job.folds:  # a fold has diverged
+                ended.update(job.specs)
+            if own is None:
+                continue
+            try:
+                job.on_epoch(epoch, own)
+            except Exception as error:  # noqa: BLE001 - it ends this run alone, whose last stage raises it
+                errors[job.specs[0]] = _recorded_end(job.run, error)
+                ended.update(job.specs)
         return ended
 
     for spec, result in fit_all([(job.setup, spec) for job in jobs for spec in job.specs], on_epoch, ended):
@@ -276,10 +306,10 @@ def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple
         if job.ensemble:
             spec, merged = merging.merged_fit(specs, fitted, job.ensemble.weights)
             specs, fitted = [spec], [merged]
-        outcome = write_results(job.config, job.run, job.setup, specs, fitted, in_sweep=job.in_sweep)
+        outcome = write_results(job.config, job.run, job.setup, specs, fitted, in_sweep=job.in_sweep, folds=job.folds)
         if job.config.final.epochs:
             return float(outcome["test_accuracy"])
-        value = job.specs[0].value(fitted[0].metrics)
+        value = job.specs[0].value(outcome)
         return (value, job.run.result["gmacs"]) if job.config.objective == "accuracy_and_cost" else value
     except BaseException as error:
         record_end(job.run, error)

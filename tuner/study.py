@@ -156,9 +156,8 @@ def listed(s: LoadedStudy, trials: pd.DataFrame) -> pd.DataFrame:
     """Trials with the main columns; values have the objectives' names."""
     searched = [p.name for p in s.parameters]
     number = trials.number.astype(str) + trials.baseline.map({True: " (default)", False: ""})
-    table = trials.assign(
-        trial=number, folder=[output.near(folder) if pd.notna(folder) else None for folder in trials.folder]
-    )
+    folders: list[Any] = [output.near(folder) if pd.notna(folder) else None for folder in trials.folder]
+    table = trials.assign(trial=number, folder=folders)
     return table[["trial", *s.values, *searched, "epochs", "seconds", "folder"]].rename(
         columns=dict(zip(s.values, s.objectives, strict=True))
     )

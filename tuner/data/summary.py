@@ -10,6 +10,7 @@ from tuner.data import Data, Samples, copies
 
 NAMES = 10  # classes that are named
 AT = 0.8  # the accuracy for which the standard error is given
+FOLDS = 5  # that are recommended
 COARSE = 0.05  # two standard errors; those of 256 images
 
 
@@ -59,8 +60,8 @@ def files(*parts: Samples) -> dict[str, Any] | None:
     return {"modes": dict(modes), "widths": sizes("widths"), "heights": sizes("heights"), "skipped": skipped}
 
 
-def lines(data: Data) -> list[str]:
-    """The summary in a few lines, for people."""
+def lines(data: Data, folds: int | None = None) -> list[str]:
+    """The summary in a few lines, for people.   folds: of a cross-validation, if there is one."""
     s = summary(data)
     fewest, most = s["fewest"], s["most"]
     each = f"{most['images']:,} of each"
@@ -69,17 +70,19 @@ def lines(data: Data) -> list[str]:
     names = ", ".join(s["names"]) + (", ..." if s["classes"] > NAMES else "")
     splits = s["splits"]
     c, h, w = s["shape"]
+    parts = f"{splits['train']:,} to train, {splits['validation']:,} for validation"
+    if folds:
+        parts = f"{splits['train'] + splits['validation']:,} in {folds} folds to train and for validation"
     text = [
         f"data: {sum(splits.values()):,} images of {s['classes']:,} classes ({names}), {each}",
-        f"splits: {splits['train']:,} to train, {splits['validation']:,} for validation, {splits['test']:,} to test; "
-        f"{'gray' if c == 1 else 'RGB'}, {h} x {w} pixels",
+        f"splits: {parts}, {splits['test']:,} to test; {'gray' if c == 1 else 'RGB'}, {h} x {w} pixels",
     ]
     if data.excluded:
         images = f"{data.excluded:,} image{'s' * (data.excluded > 1)}"
         text.append(f"data.exclude: {images} left out of training and validation")
     if s["files"]:
         text.append(_files_line(s["files"]))
-    return [*text, *_precision_lines(s)]
+    return [*text, *_precision_lines(s, folds)]
 
 
 def _files_line(found: dict[str, Any]) -> str:
@@ -90,24 +93,30 @@ def _files_line(found: dict[str, Any]) -> str:
     return f"files: {modes}; {sizes} pixels{skipped}"
 
 
-def _precision_lines(s: dict[str, Any]) -> list[str]:
-    images, error = s["splits"]["validation"], s["validation_two_standard_errors"]
-    if error is None:
+def _precision_lines(s: dict[str, Any], folds: int | None) -> list[str]:
+    train, images = s["splits"]["train"], s["splits"]["validation"]
+    if not images:
         return []
+    images += train if folds else 0
+    error = two_standard_errors(images)
     count = f"{images:,} validation image{'s' * (images != 1)}"
     text = f"an accuracy of {AT} on {count} has two standard errors of {error:.3f}"
-    if error <= COARSE:
+    if error is None or error <= COARSE:
         return [text]
-    return [f"{text}, which is coarse: a smaller difference between two runs says nothing. {_way_out(s)}"]
+    return [f"{text}, which is coarse: a smaller difference between two runs says nothing. {_way_out(s, folds)}"]
 
 
-def _way_out(s: dict[str, Any]) -> str:
+def _way_out(s: dict[str, Any], folds: int | None) -> str:
+    """Validation on more images. Cross-validation scores each training image, too, but needs heads on cached features."""
     train, images = s["splits"]["train"], s["splits"]["validation"]
-    more = round(0.3 * (train + images))
-    if more > 1.3 * images:
-        better = two_standard_errors(more)
-        return f"Set data.val_share=0.3 ({better:.3f}), compare several seeds, or add images"
-    return "Compare several seeds, or add images"
+    all_images, more = two_standard_errors(train + images), round(0.3 * (train + images))
+    ways = ["compare several seeds", "or add images"]
+    if not folds and s["fewest"]["images"] >= 2 * FOLDS:
+        ways.insert(0, f"set data.folds={FOLDS} ({all_images:.3f})")
+    elif not folds and more > 1.3 * images:
+        ways.insert(0, f"set data.val_share=0.3 ({two_standard_errors(more):.3f})")
+    text = ", ".join(ways) if len(ways) > 2 else " ".join(ways)
+    return text[0].upper() + text[1:]
 
 
 def examples(data: Data, classes: int, each: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -154,10 +154,7 @@ class _Training:
         if rows:
             log_p = predict(self.model, self.x, [r * self.views for r in rows], batch_size=self.batch_size)
             labels = torch.stack([self.labels[r.to(self.labels.device)] for r in rows]).to(self.device)[self.inputs_of]
-            names = {"log_loss", "accuracy", "balanced_accuracy", *(OBJECTIVES[s.objective].name for s in self.specs)}
-            scores_of = scores(log_p, labels, sorted(names))
-            columns["val_loss"] = scores_of.pop("log_loss")
-            columns |= {f"val_{name}": values for name, values in scores_of.items()}
+            columns |= validation_columns(log_p, labels, [spec.objective for spec in self.specs])
         seconds = time.perf_counter() - start
         metrics, ended = {}, set()
         for k in self.live:
@@ -302,6 +299,18 @@ class _Training:
             if self.specs[k].keep == "last":
                 self.fitted[k].state = _copied(self.model.state(self.stacked.index(k)))
         return self.fitted
+
+
+def validation_columns(
+    log_p: torch.Tensor, labels: torch.Tensor, objectives: Collection[str]
+) -> dict[str, list[float]]:
+    """The validation metrics of an epoch, with those of the objectives: val_NAME -> a value for each head.
+
+    log_p: [K, N, classes].   labels: int64 [N], or [K, N].
+    """
+    names = {"log_loss", "accuracy", "balanced_accuracy", *(OBJECTIVES[objective].name for objective in objectives)}
+    columns = scores(log_p, labels, sorted(names))
+    return {"val_loss" if name == "log_loss" else f"val_{name}": values for name, values in columns.items()}
 
 
 def _has_ended(fitted: Fitted, model: Classifier, place: int, epoch: int, metrics: Metrics, spec: Spec) -> bool:

@@ -4,7 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from tuner.runs import baselines, calibration, ensemble, readings
 from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report
 from tuner.runs.run import Run
+from tuner.training.fit import validation_columns
+from tuner.training.folds import Fold, means, standard_error
+from tuner.training.merging import merged_fit
 from tuner.training.model_choice import Choice
 from tuner.training.setup import Setup
 from tuner.training.spec import Fitted, Spec
@@ -36,12 +39,14 @@ class _Scores:
     """accuracies: of the first head, by split.   predictions: of the first head, for validation and test.
 
     tests: test accuracies of all heads; empty if the test split is not read.
+    over_folds: the objective's value for each fold of a cross-validation, and their standard error, for result.json.
     """
 
     temperature: float
     accuracies: dict[str, float] = field(default_factory=dict)
     predictions: list[Predictions] = field(default_factory=list)
     tests: list[float] = field(default_factory=list)
+    over_folds: dict[str, Any] = field(default_factory=dict)
 
 
 def write_results(
@@ -52,24 +57,29 @@ def write_results(
     fitted: Sequence[Fitted],
     *,
     in_sweep: bool,
+    folds: Sequence[Fold] = (),
 ) -> dict[str, Any]:
     """Write the results of a run, result.json last. Returns the scores in it.
 
-    specs, fitted: one; where a search's best trial is retrained, one for each seed. The curve, the tables and the plots
-    are those of the first.
+    specs, fitted: one, or one for each of `folds`; where a search's best trial is retrained, one for each seed. The
+        curve, the tables and the plots are those of the first, or of all folds.
+    A cross-validated run keeps the mean of its heads' logits as its model; inside a sweep it has none.
     Raises what ended the training of a head.
     """
+    if folds:
+        scores, specs, fitted = _score_folds(setup, specs, fitted, folds)
+    else:
+        scores = _score_training_images(config, setup, specs[0], fitted[0])
     first, retrains = fitted[0], config.final.epochs is not None
-    head = trained_head(setup, specs[0], first)
-    scores = _score_training_images(config, setup, specs[0], first, head)
     for spec, result in zip(specs, fitted, strict=True):
         result.raise_error()
         name = "model.safetensors" if spec is specs[0] else f"model-{spec.seed}.safetensors"
-        run.save_model(result.state, _model_metadata(setup, scores.temperature), name)
+        if not (folds and in_sweep):
+            run.save_model(result.state, _model_metadata(setup, scores.temperature), name)
     read = None
     if retrains or is_on(config.test, in_sweep):  # the test split is read here, once, or not at all
         read = _record_reading(run)
-        heads = [head, *(trained_head(setup, *pair) for pair in zip(specs[1:], fitted[1:], strict=True))]
+        heads = [trained_head(setup, *pair) for pair in zip(specs, fitted, strict=True)]
         _score_test_images(run, setup, heads, scores)
 
     if in_sweep and not retrains:  # what an ensemble is chosen by
@@ -80,7 +90,7 @@ def write_results(
     outcome: dict[str, Any] = result_scores(scores.predictions)
     outcome |= {"val_accuracy": None, "val_loss": None}
     outcome |= {name: value for name, value in first.metrics.items() if name.startswith("val_")}  # as searches see them
-    outcome |= {"train_accuracy": scores.accuracies["train"]}
+    outcome |= {"train_accuracy": scores.accuracies["train"], **scores.over_folds}
     outcome |= {"test_accuracy": statistics.mean(scores.tests) if scores.tests else None}
     if retrains:
         spread = statistics.stdev(scores.tests) if len(scores.tests) > 1 else 0.0
@@ -141,8 +151,9 @@ def _record_reading(run: Run) -> readings.Readings | None:
     return readings.record(result["split_hashes"]["test"], run.folder, result["study"], result["storage"])
 
 
-def _score_training_images(config: RunConfig, setup: Setup, spec: Spec, fitted: Fitted, head: TrainedHead) -> _Scores:
+def _score_training_images(config: RunConfig, setup: Setup, spec: Spec, fitted: Fitted) -> _Scores:
     """Score the training and the validation split. The temperature is fitted on the latter, or given by the config."""
+    head = trained_head(setup, spec, fitted)
     x, labels = setup.x, setup.data.pool.labels
     scores = _Scores(config.final.temperature or 1.0)
     _, scores.accuracies["train"] = head.score(x, labels, spec.train)
@@ -152,6 +163,32 @@ def _score_training_images(config: RunConfig, setup: Setup, spec: Spec, fitted: 
         scores.temperature = calibration.temperature(log_p, labels[spec.val])
         scores.predictions.append(Predictions("validation", setup.data.pool, spec.val, log_p, scores.temperature))
     return scores
+
+
+def _score_folds(
+    setup: Setup, specs: Sequence[Spec], fitted: Sequence[Fitted], folds: Sequence[Fold]
+) -> tuple[_Scores, list[Spec], list[Fitted]]:
+    """Score each image by the head that was not trained on it. The temperature is fitted on these predictions.
+
+    Also returns the mean of the heads' logits as one head. Its metrics are means over the folds.
+    """
+    x, labels = setup.x, setup.data.pool.labels
+    log_p = torch.zeros(len(labels), len(setup.data.classes))
+    trained, metrics = [], []
+    for spec, result, fold in zip(specs, fitted, folds, strict=True):
+        head = trained_head(setup, spec, result)
+        trained.append(head.score(x, labels, spec.train)[1])
+        log_p[fold.images], _ = head.score(x, labels, fold.images)
+        columns = validation_columns(log_p[fold.images][None], labels[fold.images], [spec.objective])
+        metrics.append({name: values[0] for name, values in columns.items()})
+    rows = torch.cat([fold.images for fold in folds]).sort().values
+    scores = _Scores(calibration.temperature(log_p[rows], labels[rows]))
+    scores.predictions.append(Predictions("validation", setup.data.pool, rows, log_p[rows], scores.temperature))
+    validation, values = means(metrics), [specs[0].value(fold) for fold in metrics]
+    scores.accuracies |= {"train": statistics.fmean(trained), "validation": validation["val_accuracy"]}
+    scores.over_folds |= {"fold_values": values, "standard_error": standard_error(values)}
+    spec, mean_head = merged_fit(specs, fitted, [1 / len(folds)] * len(folds))
+    return scores, [spec], [replace(mean_head, metrics=validation)]
 
 
 def _score_test_images(run: Run, setup: Setup, heads: Sequence[TrainedHead], scores: _Scores) -> None:
@@ -241,7 +278,12 @@ def _log_summary(run: Run, data: Data, outcome: Mapping[str, Any]) -> None:
         log.info("test accuracy %.4f%s, of %d seed%s: %s", test, spread, seeds, "s" * (seeds > 1), run.folder)
         return
     tested = "" if test is None else f", test accuracy {test:.4f} ({len(data.test):,} images)"
-    log.info("validation accuracy %.4f%s, %.0f s: %s", outcome["val_accuracy"], tested, run.seconds(), run.folder)
+    mean = ""
+    if values := outcome.get("fold_values"):
+        mean = f" (mean of {len(values)} folds, standard error {outcome['standard_error']:.4f})"
+    log.info(
+        "validation accuracy %.4f%s%s, %.0f s: %s", outcome["val_accuracy"], mean, tested, run.seconds(), run.folder
+    )
     if data.is_uneven:
         keys = {"validation": "val_balanced_accuracy", "test": "test_balanced_accuracy"}
         balanced = [f"{split} {outcome[key]:.4f}" for split, key in keys.items() if outcome[key] is not None]

@@ -135,7 +135,7 @@ def setup_of(config: RunConfig, *, shared: bool) -> Setup:
             if config.data.exclude:
                 log.info("model: data.exclude applies after the choice, as its list knows the images at another size")
     data = exclusion.load(first)
-    for line in summary.lines(data):
+    for line in summary.lines(data, config.data.folds):
         log.info("%s", line)
     if is_auto(config.model):
         choice = choose(

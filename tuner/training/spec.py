@@ -64,6 +64,7 @@ class Spec:
     keep: the epoch whose weights are kept: "last", or "best" by `objective` (the latest of equals).
     objective: one of runs.metrics.OBJECTIVES, on the validation split; larger is better.
     patience: epochs without a better value after which training ends, or None.
+    folds: the number of heads of its cross-validation, which are neighbours and stay in one stack.
 
     If blocks below the head are trained, the head is trained without others, and these apply:
     block_lr: factor of the lr for the block next to the head, and a further factor for each block below it.
@@ -91,6 +92,7 @@ class Spec:
     keep: str = "last"
     objective: str = "accuracy"
     patience: int | None = None
+    folds: int = 1
     block_lr: tuple[float, float] = (1.0, 1.0)
     micro_batch: int | None = None
     recompute: bool = False
@@ -102,7 +104,7 @@ class Spec:
     def kind(self) -> tuple[Any, ...]:
         """What the heads of a stack must have in common."""
         images = len(self.train), None if self.val is None else len(self.val)
-        return self.optimizer.func, self.epochs, self.stop, self.batch_size, *images
+        return self.optimizer.func, self.epochs, self.stop, self.batch_size, self.folds, *images
 
     def batches(self) -> tuple[Any, ...]:
         """What decides which images the head gets, and in which order: heads with equal batches share them."""
@@ -130,8 +132,13 @@ def head_of(config: HeadConfig, seed: int) -> Head:
     return Head(widths(config.width, config.depth), config.dropout, seed)
 
 
-def spec_of(config: RunConfig, setup: Setup, seed: int, train: torch.Tensor, val: torch.Tensor | None) -> Spec:
-    """How a config trains its head, and the blocks below it. Without `val`: for final.epochs, keeping the last."""
+def spec_of(
+    config: RunConfig, setup: Setup, seed: int, train: torch.Tensor, val: torch.Tensor | None, *, folds: int = 1
+) -> Spec:
+    """How a config trains its head, and the blocks below it. Without `val`: for final.epochs, keeping the last.
+
+    folds: the number of heads that are validated together.
+    """
     with argument_errors("optimizer"):
         optimizer = config.optimizer.target.build()
         _check(optimizer)
@@ -150,7 +157,7 @@ def spec_of(config: RunConfig, setup: Setup, seed: int, train: torch.Tensor, val
         options |= {"stop": config.final.epochs, "keep": "last", "patience": None}
     head = head_of(config.model.head, seed)
     _check_memory(config, setup, head)
-    return Spec(head, optimizer, schedule, seed, train, val, **options)
+    return Spec(head, optimizer, schedule, seed, train, val, folds=folds, **options)
 
 
 def _check_memory(config: RunConfig, setup: Setup, head: Head) -> None:

@@ -79,9 +79,9 @@ def fit_stack(setup: Setup, specs: Sequence[Spec], on_epoch: OnEpoch) -> list[Fi
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        if len(specs) == 1 or reported:
+        half = len(specs) // 2 // specs[0].folds * specs[0].folds
+        if half == 0 or reported:
             return [Fitted(error=error.with_traceback(None)) for _ in specs]  # its frames hold the memory
-        half = len(specs) // 2
         log.warning("%d heads are too many at once: %s", len(specs), str(error).splitlines()[0])
     log.warning("training %d, then %d: set hydra.launcher.stack=%d", half, len(specs) - half, half)
     release_memory(setup.device)
