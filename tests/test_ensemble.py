@@ -1,6 +1,8 @@
 """Ensembles of a study's trials: how they are chosen, their one head, and the search that ends with one."""
 
+import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from tuner.inference.model import Layers
 from tuner.runs import ensemble
 from tuner.runs.ensemble import Means, Member, choose
 from tuner.runs.selection import Gain
+from tuner.sweep.report import final_result
 from tuner.training.heads import Classifier, Head, Stack
 from tuner.training.merging import merged, merged_head
 
@@ -203,9 +206,10 @@ def test_a_search_ends_with_one_model_that_all_commands_take(command, call):
     code, out, err = call("evaluate", MINE / "best")
     assert code == 0, err
     assert f"{r['test_accuracy']:.4f}" in out
-    code, out, err = call("export", MINE / "best", "--format", "torchscript")
-    assert code == 0, err
-    assert "the top class of 0 images" in out
+    for form in ("torchscript", *(["onnx"] if find_spec("onnxruntime") and find_spec("onnxscript") else [])):
+        code, out, err = call("export", MINE / "best", "--format", form)
+        assert code == 0, err
+        assert "the top class of 0 images" in out
     code, out, err = call("predict", MINE / "best", MINE / "best/plots/accuracy.png", "--maps", "maps")
     assert code == 0, err
 
@@ -287,3 +291,14 @@ def test_heads_over_trained_blocks_are_refused(command):
     code, output = command(*TINY, "model.frozen=block1", "final.ensemble=2")
     assert code == 1
     assert "final.ensemble=2 averages heads over the same features, so no block may be trained" in output
+
+
+@pytest.mark.parametrize("record", [3, {}, {"trials": ["a"]}, {"trials": [0], "gain": {"low": 1}}])
+def test_a_damaged_record_of_an_ensemble_counts_as_none(tmp_path, caplog, record):
+    (tmp_path / "best").mkdir()
+    tested = {"status": "complete", "trial": 0, "test_accuracy": 0.5, "test_accuracy_std": 0.0, "seeds": [0]}
+    (tmp_path / "best/result.json").write_text(json.dumps(tested))
+    assert final_result(tmp_path, 0) == tested
+    (tmp_path / "best/result.json").write_text(json.dumps(tested | {"ensemble": record}))
+    assert final_result(tmp_path, 0) is None
+    assert "has an ensemble without its trials or gain: it is damaged" in caplog.text
