@@ -154,7 +154,8 @@ def describe_test(tested: dict[str, Any], name: str) -> str:
     of_seeds, accuracy = f"{seeds} seed{'s' * (seeds != 1)}", f"{name}{tested['test_accuracy']:.4f}"
     if ensemble := tested.get("ensemble"):
         trials = ", ".join(map(str, ensemble["trials"]))
-        return f"the ensemble of trial{'s' * (len(ensemble['trials']) != 1)} {trials}, {of_seeds} each: {accuracy}"
+        several = len(ensemble["trials"]) > 1
+        return f"the ensemble of trial{'s' * several} {trials}, {of_seeds}{' each' * several}: {accuracy}"
     spread = f", standard deviation {tested['test_accuracy_std']:.4f}" if seeds > 1 else ""
     return f"{of_seeds}: {accuracy}{spread}"
 

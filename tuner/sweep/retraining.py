@@ -88,7 +88,7 @@ class Retraining:
             best.ensemble = self._ensemble(asked)
             temperature = best.ensemble.temperature
             numbers = ", ".join(str(member.trial) for member in best.ensemble.members)
-            log.info("retraining trials %s on train + validation, then testing their ensemble", numbers)
+            log.info("retraining an ensemble on train + validation, then testing it; trials: %s", numbers)
         else:
             log.info(
                 "retraining trial %d, the best, on train + validation for %d epochs, then testing it", number, epochs
