@@ -194,23 +194,12 @@ class Budget:
         return duplicates.find(known, trial.number, trial.params)
 
     def tell_duplicate(self, trial: Trial, original: FrozenTrial) -> None:
-        """Give a trial the outcome of the one with the same parameters, from which the sampler learns.
-
-        The outcome of a running trial is not known yet: its duplicate fails, which samplers ignore.
-        """
+        """Mark a trial as a duplicate, and give it the outcome of the one with the same parameters."""
         trial.set_user_attr(SAME_AS, original.number)
-        same = f"same as trial {original.number}"
-        if original.state == TrialState.COMPLETE:
-            values = ", ".join(f"{value:.6g}" for value in original.values)
-            outcome = Outcome("COMPLETE", list(original.values), reason=f"{same}, {values}: not trained again")
-        elif original.state == TrialState.PRUNED:
-            if original.intermediate_values:  # by its last one, TPE ranks a pruned trial
-                step, value = max(original.intermediate_values.items())
-                trial.report(value, step)
-            outcome = Outcome("PRUNED", reason=f"{same}, pruned: not trained again")
-        else:
-            outcome = Outcome("FAIL", reason=f"{same}, which still runs: not trained twice")
-        self.tell(trial.number, outcome)
+        if original.state == TrialState.PRUNED and original.intermediate_values:  # TPE ranks it by the last one
+            step, value = max(original.intermediate_values.items())
+            trial.report(value, step)
+        self.tell(trial.number, duplicates.outcome(original))
 
     def _put_off(self, number: int) -> None:
         """Queue a trial again that ended only because the search's time was over: it runs when there is more time."""

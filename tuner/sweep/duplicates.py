@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.sweep.optuna_private import contains
+from tuner.sweep.outcome import Outcome
 from tuner.sweep.settings import MIXED, SAME_AS
 from tuner.sweep.stopping import ENDED_BY
 
@@ -36,6 +37,20 @@ def find(trials: Sequence[FrozenTrial], number: int, params: Mapping[str, Any]) 
         and _text(trial.params) == text
     ]
     return min(same, key=lambda trial: (_ORDER.index(trial.state), trial.number), default=None)
+
+
+def outcome(original: FrozenTrial) -> Outcome:
+    """The outcome of a duplicate, from which the sampler learns.
+
+    That of a running trial is not known yet: its duplicate fails, which samplers ignore.
+    """
+    same = f"same as trial {original.number}"
+    if original.state == TrialState.COMPLETE:
+        values = ", ".join(f"{value:.6g}" for value in original.values)
+        return Outcome("COMPLETE", list(original.values), reason=f"{same}, {values}: not trained again")
+    if original.state == TrialState.PRUNED:
+        return Outcome("PRUNED", reason=f"{same}, pruned: not trained again")
+    return Outcome("FAIL", reason=f"{same}, which still runs: not trained twice")
 
 
 _ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
