@@ -50,6 +50,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tuner.bank import features
+from tuner.bank.extraction import network_of
 from tuner.cache_files import Cache
 from tuner.config import CONF, parse
 from tuner.data import digests, fashion_mnist, fmnist_small
@@ -389,7 +390,7 @@ def extraction(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
                     network(images)
 
         batches = pool.to(device).split(batch)[:8]
-        run = partial(run_network, backbone.frozen_part(dtype).to(device), batches)
+        run = partial(run_network, network_of(backbone, device, dtype), batches)
         rates = [sum(map(len, batches)) / timed(run, device) for _ in range(6)][1:]
         beside = share_of_peak(rates, flops, args, device)
         yield [f"... the network alone, batches of {batch:,}", f"{results.spread(rates)} images/s", beside]

@@ -3,11 +3,20 @@
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from tuner.device import Batches, fetch, has_cudnn, is_cpu, repeatable, send
 from tuner.networks.backbone import Backbone
 from tuner.networks.fusion import fuse_relus
+
+
+def network_of(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> nn.Sequential:
+    """The frozen part on the device, with the fused operations that it has. Reads the weights."""
+    network = backbone.frozen_part(dtype).to(device)
+    if has_cudnn(device):
+        fuse_relus(network)
+    return network
 
 
 def extract(
@@ -23,9 +32,7 @@ def extract(
 
     views: batches of n views per image, to use instead of `images`.
     """
-    network = backbone.frozen_part(dtype).to(device)
-    if has_cudnn(device):
-        fuse_relus(network)
+    network = network_of(backbone, device, dtype)
     in_batches = Batches(backbone.batch_size(device), device)
 
     @torch.inference_mode()  # not around the yield: a caller that stops early would stay in inference mode

@@ -107,7 +107,7 @@ def _precision_lines(s: dict[str, Any], folds: int | None) -> list[str]:
 
 
 def _way_out(s: dict[str, Any], folds: int | None) -> str:
-    """Validation on more images. Cross-validation scores each training image, too, but needs heads on cached features."""
+    """What gives a finer measure: folds, which score the training images, too, or a larger validation split."""
     train, images = s["splits"]["train"], s["splits"]["validation"]
     all_images, more = two_standard_errors(train + images), round(0.3 * (train + images))
     ways = ["compare several seeds", "or add images"]
