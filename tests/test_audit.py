@@ -197,8 +197,8 @@ def test_the_summary_alone_and_a_config_of_ones_own(call, tmp_path):
         "data: 40 images of 2 classes (class0, class1), 20 of each",
         "splits: 26 to train, 6 for validation, 8 to test; gray, 8 x 8 pixels",
         "an accuracy of 0.8 on 6 validation images has two standard errors of 0.327, which is coarse: a "
-        "smaller difference between two runs says nothing. Set data.val_share=0.3 (0.253), compare several seeds, or "
-        "add images",
+        "smaller difference between two runs says nothing. Set data.folds=5 (0.141), compare several seeds, or add "
+        "images",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["my"]
     code, out, err = call("audit", "--config-dir", "nowhere")

@@ -44,18 +44,22 @@ def test_uneven_classes_and_many():
 @pytest.mark.parametrize(
     ("train", "val", "says"),
     [
-        (350, 255, r"two standard errors of 0.050, which is coarse: .*\. Compare several seeds, or add images"),
-        (
-            350,
-            50,
-            r"0.113, which is coarse: .*\. Set data.val_share=0.3 \(0.073\), compare several seeds, or add images",
-        ),
+        (350, 50, r"0.113, which is coarse: .*\. Set data.folds=5 \(0.040\), compare several seeds, or add images"),
+        (7, 1, r"0.800, which is coarse: .*\. Set data.val_share=0.3 \(0.566\), compare several seeds, or add images"),
         (2, 1, r"on 1 validation image has two standard errors of 0.800, which is coarse"),
         (350, 256, r"two standard errors of 0.050$"),
     ],
 )
 def test_it_says_if_validation_is_too_coarse_and_what_to_do(train, val, says):
     assert re.search(says, summary.lines(data(train, val))[-1])
+
+
+def test_folds_score_the_training_images_too():
+    assert summary.lines(data(100, 60, 40), folds=5)[1:] == [
+        "splits: 160 in 5 folds to train and for validation, 40 to test; gray, 2 x 4 pixels",
+        "an accuracy of 0.8 on 160 validation images has two standard errors of 0.063, which is coarse: a smaller "
+        "difference between two runs says nothing. Compare several seeds, or add images",
+    ]
 
 
 def test_without_validation_nothing_is_said_of_it():

@@ -115,7 +115,7 @@ def _way_out(s: dict[str, Any], folds: int | None) -> str:
         ways.insert(0, f"set data.folds={FOLDS} ({all_images:.3f})")
     elif not folds and more > 1.3 * images:
         ways.insert(0, f"set data.val_share=0.3 ({two_standard_errors(more):.3f})")
-    text = ", ".join(ways) if len(ways) > 2 else " ".join(ways)
+    text = ", ".join(ways)
     return text[0].upper() + text[1:]
 
 
