@@ -94,6 +94,7 @@ def test_a_run_is_the_mean_of_heads_that_are_trained_alone(command):
     assert "splits: 80 in 5 folds to train and for validation, 20 to test" in output
     found = result("run")
     assert (found["n_train"], found["n_val"]) == (64, 80)
+    assert found["baselines"]["n_train"] == 64  # they are scored by the same folds
     values = found["fold_values"]
     assert found["val_accuracy"] == pytest.approx(sum(values) / 5)
     assert found["standard_error"] == pytest.approx(standard_error(values))

@@ -3,6 +3,8 @@
 A trained head should beat them. They are deterministic, and read the features in blocks.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -45,13 +47,47 @@ class Features:
         return products / own.norm(dim=1, keepdim=True).clamp(min=1e-12) if cosine else products
 
 
-def sampled(labels: torch.Tensor, train: torch.Tensor, *, size: int, validated: int) -> torch.Tensor:
-    """As many rows of `train` as OPERATIONS allow, with the same share of each class.
+def of_splits(
+    x: torch.Tensor,
+    views: int,
+    labels: torch.Tensor,
+    splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    device: torch.device,
+) -> tuple[dict[str, Predictions], int]:
+    """The predictions of each classifier, by its name in result.json, and the number of training images used.
+
+    x, views, device: see Features.   labels: int64, of all images.
+    splits: training and validation images, row numbers. The predictions are for the validation images of all, in order.
+    """
+    by_split: list[dict[str, Predictions]] = []
+    for train, val in splits:
+        used = sampled(labels, train, size=x[0].numel(), validated=len(val), most=OPERATIONS // len(splits))
+        features = Features(x, views, used, device)
+        by_split.append(
+            {
+                "majority_class": {0: majority(labels, used, val)},
+                "nearest_neighbours": neighbours(features, labels, used, val),
+                "ridge_regression": ridge(features, labels, used, val),
+            }
+        )
+    predictions = {name: _joined([found[name] for found in by_split]) for name in by_split[0]}
+    return predictions, len(used)
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    settings = [setting for setting in parts[0] if all(setting in part for part in parts)]
+    return {setting: torch.cat([part[setting] for part in parts]) for setting in settings}
+
+
+def sampled(
+    labels: torch.Tensor, train: torch.Tensor, *, size: int, validated: int, most: int = OPERATIONS
+) -> torch.Tensor:
+    """As many rows of `train` as `most` multiply-adds allow, with the same share of each class.
 
     labels: int64, of all images.   size: number of features.   validated: number of validation images.
     """
     count = len(train)
-    while count > 1 and count * size * (min(count, size) + validated) > OPERATIONS:
+    while count > 1 and count * size * (min(count, size) + validated) > most:
         count = count * 99 // 100
     by_class = train[labels[train].argsort(stable=True)]
     return by_class[torch.arange(count) * len(train) // count].sort().values

@@ -22,7 +22,7 @@ from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report
 from tuner.runs.run import Run
 from tuner.training.fit import validation_columns
-from tuner.training.folds import Fold, means, standard_error
+from tuner.training.folds import Fold, folds_of, means, standard_error
 from tuner.training.merging import merged_fit
 from tuner.training.model_choice import Choice
 from tuner.training.setup import Setup
@@ -98,7 +98,7 @@ def write_results(
     outcome |= {"test_readings": asdict(read) if read else None}
     outcome |= {"temperature": scores.temperature, "epochs": first.epochs, "saved_epoch": first.saved_epoch}
     if retrains or not in_sweep:
-        outcome |= {"baselines": _baselines(setup, config.objective)}
+        outcome |= {"baselines": _baselines(setup, config)}
     if not (in_sweep or retrains):
         outcome |= {"near_copies": _near_copies(setup, tested=bool(scores.tests))}
     run.finish("complete", **outcome, reported_split=scores.predictions[-1].split)
@@ -220,27 +220,24 @@ def _near_copies(setup: Setup, *, tested: bool) -> int | None:
     return len(torch.cat([pairs[forth, 1], pairs[back, 0]]).unique())
 
 
-def _baselines(setup: Setup, objective: str) -> dict[str, Any] | None:
+def _baselines(setup: Setup, config: RunConfig) -> dict[str, Any] | None:
     """What classifiers that need no tuning make of the same features; None if blocks are trained.
 
-    A search computes them once, for the features of its best trial: with the splits of the trials, where the head is
-    retrained on both.
+    A search computes them once, for the features of its best trial: with the splits or folds of the trials, where the
+    head is retrained on all.
     """
     if not setup.trains_heads_alone:
         return None
-    data, labels = setup.data, setup.data.pool.labels
-    size, start = setup.backbone.feature_size, time.perf_counter()
+    data, labels, start = setup.data, setup.data.pool.labels, time.perf_counter()
+    splits = [(data.train, data.val)]
+    if config.data.folds:
+        splits = [(fold.train, fold.images) for fold in folds_of(data, config.data.folds, config.seed)]
     with torch.inference_mode(), repeatable(setup.device):
-        train = simple.sampled(labels, data.train, size=size, validated=len(data.val))
-        features = simple.Features(setup.x, setup.views, train, setup.device)
-        predictions: dict[str, simple.Predictions] = {
-            "majority_class": {0: simple.majority(labels, train, data.val)},
-            "nearest_neighbours": simple.neighbours(features, labels, train, data.val),
-            "ridge_regression": simple.ridge(features, labels, train, data.val),
-        }
-    scores = baselines.record(objective, predictions, labels[data.val], len(data.classes))
+        predictions, used = simple.of_splits(setup.x, setup.views, labels, splits, setup.device)
+    val = torch.cat([validated for _, validated in splits])
+    scores = baselines.record(config.objective, predictions, labels[val], len(data.classes))
     seconds = round(time.perf_counter() - start, 2)
-    return scores | {"n_train": len(train), "n_train_available": len(data.train), "seconds": seconds}
+    return scores | {"n_train": used, "n_train_available": len(splits[0][0]), "seconds": seconds}
 
 
 def _model_metadata(setup: Setup, temperature: float) -> dict[str, Any]:
