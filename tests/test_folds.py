@@ -98,7 +98,7 @@ def test_a_run_is_the_mean_of_heads_that_are_trained_alone(command):
     values = found["fold_values"]
     assert found["val_accuracy"] == pytest.approx(sum(values) / 5)
     assert found["standard_error"] == pytest.approx(standard_error(values))
-    assert f"(mean of 5 folds, standard error {found['standard_error']:.4f})" in output
+    assert f"(mean of 5 folds, standard error {found['standard_error']:.4f}; 80 images, 95%: " in output
 
     with initialize_config_dir(str(CONF)):
         config = parse(compose("train", list(FOLDS)))

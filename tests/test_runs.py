@@ -15,7 +15,7 @@ import yaml
 from tuner import InputError
 from tuner.runs import run as run_module
 from tuner.runs import table as runs
-from tuner.runs.result import read_result
+from tuner.runs.result import on_images, read_result
 from tuner.sweep import report
 
 HEADER = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,seconds\n"  # as an older version had it
@@ -385,3 +385,16 @@ def test_a_trial_starts_without_pandas():
     environment = os.environ | {"PYTHONPATH": str(Path(report.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "text"),
+    [  # scipy.stats.binomtest(hits, images).proportion_ci(method="wilson")
+        (0.905, 600, "600 images, 95%: 0.8789 to 0.9260"),
+        (1.0, 1, "1 image, 95%: 0.2065 to 1.0000"),
+        (0.0, 3, "3 images, 95%: 0.0000 to 0.5615"),
+        (0.9314, 1200, "1,200 images, 95%: 0.9157 to 0.9444"),
+    ],
+)
+def test_the_interval_of_an_accuracy(accuracy, images, text):
+    assert on_images(accuracy, images) == text

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from tuner import InputError, output, plots
 from tuner.analysis import loaded_study
-from tuner.analysis.advice import advice, certainty
+from tuner.analysis.advice import advice, cannot_be_told_apart, certainty
 from tuner.analysis.loaded_study import LoadedStudy
 from tuner.files import subfolder
 from tuner.safe_text import printable
@@ -136,7 +136,10 @@ def tables(s: LoadedStudy, top: int) -> dict[str, pd.DataFrame]:
     by_title = best_trials(s, top)
     if s.importances:
         shares = pd.DataFrame(s.importances).round(2).rename_axis("parameter").reset_index()
-        by_title[f"Importance: share of the variation of the values of {len(s.complete)} complete trials"] = shares
+        title = f"Importance: share of the variation of the values of {len(s.complete)} complete trials"
+        if cannot_be_told_apart(s):
+            title += "; they do not differ by more than chance explains, so it says little"
+        by_title[title] = shares
     return by_title
 
 

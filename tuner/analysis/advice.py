@@ -82,6 +82,12 @@ def _against_others(s: LoadedStudy) -> list[str]:
     return [f"{near} of the other {others} complete trials {'is' if near == 1 else 'are'} {what}"]
 
 
+def cannot_be_told_apart(s: LoadedStudy) -> bool:
+    """Whether no complete trial differs from the best by more than chance explains (McNemar's test)."""
+    equals, others = _equals(s), len(s.complete) - 1
+    return equals is not None and len(equals) == min(others, MOST)
+
+
 def _standard_error(s: LoadedStudy) -> tuple[float, int]:
     """The standard error of the best accuracy, and its number of validation images; 0, 0 if unknown."""
     folder = s.folder_of(s.best) if s.best and s.objectives == ["validation accuracy"] else None

@@ -61,7 +61,7 @@ def of_splits(
     """
     by_split: list[dict[str, Predictions]] = []
     for train, val in splits:
-        used = sampled(labels, train, size=x[0].numel(), validated=len(val), most=OPERATIONS // len(splits))
+        used = sampled(labels, train, size=x[0].numel(), validated=len(val), splits=len(splits))
         features = Features(x, views, used, device)
         by_split.append(
             {
@@ -79,15 +79,14 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
     return {setting: torch.cat([part[setting] for part in parts]) for setting in settings}
 
 
-def sampled(
-    labels: torch.Tensor, train: torch.Tensor, *, size: int, validated: int, most: int = OPERATIONS
-) -> torch.Tensor:
-    """As many rows of `train` as `most` multiply-adds allow, with the same share of each class.
+def sampled(labels: torch.Tensor, train: torch.Tensor, *, size: int, validated: int, splits: int = 1) -> torch.Tensor:
+    """As many rows of `train` as OPERATIONS allow, with the same share of each class.
 
     labels: int64, of all images.   size: number of features.   validated: number of validation images.
+    splits: that share OPERATIONS.
     """
     count = len(train)
-    while count > 1 and count * size * (min(count, size) + validated) > most:
+    while count > 1 and count * size * (min(count, size) + validated) * splits > OPERATIONS:
         count = count * 99 // 100
     by_class = train[labels[train].argsort(stable=True)]
     return by_class[torch.arange(count) * len(train) // count].sort().values

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tuner.runs.result import Z
 from tuner.runs.table import read_predictions
 
 DRAWS, TOGETHER = 2000, 100  # bootstrap samples, and how many at a time
-Z = 1.959964  # of the normal distribution, for 95%
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
     if gain := ranking.gain(study, trials, folder):
         results["gain"] = asdict(gain)
     if best is not None and (tested := final_result(folder, best.number)):
-        keys = ("test_accuracy", "test_accuracy_std", "seeds", "ensemble")
+        keys = ("test_accuracy", "test_accuracy_std", "test_accuracy_interval", "n_test", "seeds", "ensemble")
         results["final"] = {key: tested[key] for key in keys if key in tested}
         if read := readings.of_result(tested):
             results["final"]["test_readings"] = asdict(read)
@@ -152,12 +152,14 @@ def describe_test(tested: dict[str, Any], name: str) -> str:
     """The test accuracy of the retrained best, with its standard deviation, or that of the ensemble."""
     seeds = len(tested["seeds"])
     of_seeds, accuracy = f"{seeds} seed{'s' * (seeds != 1)}", f"{name}{tested['test_accuracy']:.4f}"
+    n = tested.get("n_test")
+    images = f" ({result.on_images(tested['test_accuracy'], n)})" if type(n) is int and n > 0 else ""
     if ensemble := tested.get("ensemble"):
         trials = ", ".join(map(str, ensemble["trials"]))
         several = len(ensemble["trials"]) > 1
-        return f"the ensemble of trial{'s' * several} {trials}, {of_seeds}{' each' * several}: {accuracy}"
+        return f"the ensemble of trial{'s' * several} {trials}, {of_seeds}{' each' * several}: {accuracy}{images}"
     spread = f", standard deviation {tested['test_accuracy_std']:.4f}" if seeds > 1 else ""
-    return f"{of_seeds}: {accuracy}{spread}"
+    return f"{of_seeds}: {accuracy}{spread}{images}"
 
 
 def ensemble_lines(tested: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from tuner.device import repeatable
 from tuner.runs import baselines, calibration, ensemble, readings
 from tuner.runs.predictions import Predictions, result_scores
 from tuner.runs.report import write_report
+from tuner.runs.result import accuracy_interval, on_images
 from tuner.runs.run import Run
 from tuner.training.fit import validation_columns
 from tuner.training.folds import Fold, folds_of, means, standard_error
@@ -96,6 +97,9 @@ def write_results(
         spread = statistics.stdev(scores.tests) if len(scores.tests) > 1 else 0.0
         outcome |= {"test_accuracy_std": spread, "test_accuracies": scores.tests}
     outcome |= {"test_readings": asdict(read) if read else None}
+    for split, n in (("val", run.result["n_val"]), ("test", len(setup.data.test))):
+        accuracy = outcome[f"{split}_accuracy"]
+        outcome |= {f"{split}_accuracy_interval": None if accuracy is None else accuracy_interval(accuracy, n)}
     outcome |= {"temperature": scores.temperature, "epochs": first.epochs, "saved_epoch": first.saved_epoch}
     if retrains or not in_sweep:
         outcome |= {"baselines": _baselines(setup, config)}
@@ -268,19 +272,19 @@ def _log_summary(run: Run, data: Data, outcome: Mapping[str, Any]) -> None:
         log.info("this test split %s", readings.Readings(**read))
     test = outcome["test_accuracy"]
     if "ensemble" in run.result:
-        log.info("test accuracy %.4f, of the ensemble: %s", test, run.folder)
+        log.info("test accuracy %.4f (%s), of the ensemble: %s", test, on_images(test, len(data.test)), run.folder)
         return
     if seeds := len(outcome.get("test_accuracies", ())):
         spread = f", standard deviation {outcome['test_accuracy_std']:.4f}" if seeds > 1 else ""
         log.info("test accuracy %.4f%s, of %d seed%s: %s", test, spread, seeds, "s" * (seeds > 1), run.folder)
         return
-    tested = "" if test is None else f", test accuracy {test:.4f} ({len(data.test):,} images)"
-    mean = ""
+    validated = on_images(outcome["val_accuracy"], run.result["n_val"])
     if values := outcome.get("fold_values"):
-        mean = f" (mean of {len(values)} folds, standard error {outcome['standard_error']:.4f})"
-    log.info(
-        "validation accuracy %.4f%s%s, %.0f s: %s", outcome["val_accuracy"], mean, tested, run.seconds(), run.folder
-    )
+        validated = f"mean of {len(values)} folds, standard error {outcome['standard_error']:.4f}; {validated}"
+    text = f"validation accuracy {outcome['val_accuracy']:.4f} ({validated})"
+    if test is not None:
+        text += f", test accuracy {test:.4f} ({on_images(test, len(data.test))})"
+    log.info("%s, %.0f s: %s", text, run.seconds(), run.folder)
     if data.is_uneven:
         keys = {"validation": "val_balanced_accuracy", "test": "test_balanced_accuracy"}
         balanced = [f"{split} {outcome[key]:.4f}" for split, key in keys.items() if outcome[key] is not None]
