@@ -47,7 +47,7 @@ def test_the_merged_head_gives_the_weighted_sum_of_the_logits(widths):
 
 
 def test_a_merged_head_that_is_too_wide_is_refused():
-    with pytest.raises(InputError, match=r"hidden layers of \[80000\] units; at most 65,536 are allowed: lower final"):
+    with pytest.raises(InputError, match=r"hidden layers of \[80000\] units as one; at most 65,536 are allowed: lower"):
         merged_head([Head((40_000,), 0.0, 0), Head((40_000,), 0.0, 1)])
 
 

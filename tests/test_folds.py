@@ -19,7 +19,7 @@ import tuner
 from tuner import InputError
 from tuner.config import CONF, parse
 from tuner.data import Samples, split
-from tuner.training import together
+from tuner.training import merging, together
 from tuner.training.folds import folds_of, means, standard_error
 from tuner.training.setup import setup_of
 from tuner.training.spec import Fitted, spec_of
@@ -164,6 +164,24 @@ def test_a_search_by_folds(command):
         assert code == 1
         assert "study mine has other settings: data.folds=" in output
         assert len(study().trials) == 6
+
+
+def test_heads_that_are_too_wide_as_one_are_refused_only_where_they_become_one(command, monkeypatch):
+    monkeypatch.setattr(merging, "WIDEST", 5 * 32 - 1)
+    trials = ("-m", *FOLDS, "model.head.width=16,32", "study=mine")
+    code, output = command(*trials)
+    assert code == 0, output
+    assert not (MINE / "1/model.safetensors").exists()
+    code, output = command(*FOLDS, "model.head.width=32")
+    assert code == 1
+    assert "5 heads make hidden layers of [160] units as one; at most 159 are allowed: lower model.head.width" in output
+
+
+def test_trials_that_are_tested_have_a_model(command):
+    code, output = command("-m", *FOLDS, "seed=0,1", "test=true", "study=mine")
+    assert code == 0, output
+    assert all((MINE / f"{number}/model.safetensors").exists() for number in range(2))
+    assert all(0 < result(MINE / str(number))["test_accuracy"] <= 1 for number in range(2))
 
 
 def test_a_diverged_fold_ends_its_trial_alone(command):

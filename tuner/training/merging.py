@@ -61,8 +61,8 @@ def merged_head(heads: Sequence[Head]) -> Head:
     widths = tuple(map(sum, zip(*(head.widths for head in heads), strict=True)))
     if max(widths, default=0) > WIDEST:
         raise InputError(
-            f"the {len(heads)} heads of the ensemble make hidden layers of {shown(list(widths))} units; at most "
-            f"{WIDEST:,} are allowed: lower final.ensemble or final.seeds"
+            f"{len(heads)} heads make hidden layers of {shown(list(widths))} units as one; at most {WIDEST:,} are "
+            "allowed: lower model.head.width, or the number of heads (final.ensemble, final.seeds, data.folds)"
         )
     return replace(heads[0], widths=widths)
 

@@ -64,18 +64,19 @@ def write_results(
 
     specs, fitted: one, or one for each of `folds`; where a search's best trial is retrained, one for each seed. The
         curve, the tables and the plots are those of the first, or of all folds.
-    A cross-validated run keeps the mean of its heads' logits as its model; inside a sweep it has none.
+    A cross-validated run keeps the mean of its heads' logits as its model; inside a sweep it has one only to be tested.
     Raises what ended the training of a head.
     """
+    keeps_model = not folds or not in_sweep or is_on(config.test, in_sweep)
     if folds:
-        scores, specs, fitted = _score_folds(setup, specs, fitted, folds)
+        scores, specs, fitted = _score_folds(setup, specs, fitted, folds, merge=keeps_model)
     else:
         scores = _score_training_images(config, setup, specs[0], fitted[0])
     first, retrains = fitted[0], config.final.epochs is not None
     for spec, result in zip(specs, fitted, strict=True):
         result.raise_error()
         name = "model.safetensors" if spec is specs[0] else f"model-{spec.seed}.safetensors"
-        if not (folds and in_sweep):
+        if keeps_model:
             run.save_model(result.state, _model_metadata(setup, scores.temperature), name)
     read = None
     if retrains or is_on(config.test, in_sweep):  # the test split is read here, once, or not at all
@@ -170,11 +171,12 @@ def _score_training_images(config: RunConfig, setup: Setup, spec: Spec, fitted: 
 
 
 def _score_folds(
-    setup: Setup, specs: Sequence[Spec], fitted: Sequence[Fitted], folds: Sequence[Fold]
+    setup: Setup, specs: Sequence[Spec], fitted: Sequence[Fitted], folds: Sequence[Fold], *, merge: bool
 ) -> tuple[_Scores, list[Spec], list[Fitted]]:
     """Score each image by the head that was not trained on it. The temperature is fitted on these predictions.
 
-    Also returns the mean of the heads' logits as one head. Its metrics are means over the folds.
+    Also returns a head with the means over the folds as its metrics: with `merge` the mean of the heads' logits, else
+    the first.
     """
     x, labels = setup.x, setup.data.pool.labels
     log_p = torch.zeros(len(labels), len(setup.data.classes))
@@ -191,8 +193,10 @@ def _score_folds(
     validation, values = means(metrics), [specs[0].value(fold) for fold in metrics]
     scores.accuracies |= {"train": statistics.fmean(trained), "validation": validation["val_accuracy"]}
     scores.over_folds |= {"fold_values": values, "standard_error": standard_error(values)}
-    spec, mean_head = merged_fit(specs, fitted, [1 / len(folds)] * len(folds))
-    return scores, [spec], [replace(mean_head, metrics=validation)]
+    spec, head_of_run = specs[0], fitted[0]
+    if merge:
+        spec, head_of_run = merged_fit(specs, fitted, [1 / len(folds)] * len(folds))
+    return scores, [spec], [replace(head_of_run, metrics=validation)]
 
 
 def _score_test_images(run: Run, setup: Setup, heads: Sequence[TrainedHead], scores: _Scores) -> None:
