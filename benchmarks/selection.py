@@ -55,14 +55,18 @@ SMALLEST = [
 ]
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = results.parser(__doc__)
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--spaces", nargs="+", choices=("heads", "networks"), default=["heads", "networks"])
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of the four files of Fashion-MNIST")
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_flush_denormal(True)
     device, spaces = choose_device(args.device), {"heads": HEADS, "networks": NETWORKS}

@@ -49,11 +49,13 @@ def gpus(monkeypatch):
         "memory_allocated": lambda *_: 20 * GB,
         "empty_cache": lambda: None,
         "synchronize": lambda *_: None,
+        "is_current_stream_capturing": lambda: False,
     }
     monkeypatch.setattr(device, "_count_gpus", lambda: 2)  # not torch's own count, which torch uses itself
     for name, answer in reports.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     return monkeypatch
 

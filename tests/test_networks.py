@@ -276,7 +276,7 @@ def test_a_run_with_a_network_of_timm(command, frozen):
         *("model.last_block=layer2", f"model.frozen={frozen}", "data=synthetic", "epochs=2", "batch_size=32"),
     )
     assert code == 0, output
-    assert re.search(r"validation accuracy 0\.\d+, test accuracy", output)
+    assert re.search(r"validation accuracy 0\.\d+ \(64 images, .*\), test accuracy", output)
 
 
 FAMILIES = {  # a small network of each family -> the image size, if it takes only one

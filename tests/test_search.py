@@ -105,7 +105,7 @@ def test_a_new_best_takes_the_place_of_the_old_one_which_is_kept(command):
     assert result(MINE / "best")["trial"] == 0
     accuracy = f"test accuracy {result(MINE / 'best')['test_accuracy']:.4f}"
     assert f"{accuracy}, of 1 seed: " in (MINE / "best/train.log").read_text()
-    assert f"on train + validation, 1 seed: {accuracy}\n" in output
+    assert f"on train + validation, 1 seed: {accuracy} (80 images, 95%: " in output
     folder = MINE / "best" / "result.json"
     folder.write_text(json.dumps(result(MINE / "best") | {"trial": 99}))  # as if it had been another
     command(*SEARCH, *one)

@@ -345,7 +345,7 @@ def test_a_run_is_trained_and_evaluated(command, call, tmp_path, caplog):
     arguments = ("data=huggingface", "data.path=root", "data.size=16", "model=tiny", "epochs=1", "plots=false")
     code, said = command(*arguments, "hydra.run.dir=run")
     assert code == 0, said
-    assert "(9 images)" in said
+    assert "(9 images, " in said
     code, out, said = call("evaluate", "run", "data=huggingface", "data.path=root/test.parquet", "--json")
     assert code == 0, said
     assert json.loads(out)["images"] == 9

@@ -385,4 +385,4 @@ def test_a_run_takes_the_names_of_splits_from_the_command_line(command, tmp_path
     code, said = command(*arguments, option)
     assert code == 0, said
     assert "test accuracy" in said
-    assert "(12 images)" in said
+    assert "(12 images, " in said
