@@ -151,6 +151,7 @@ SMALLEST = {  # command -> rows of each of its tables
         "recipes on small sets": ["tiny", "tiny, linear head", "scikit-learn: SVM with RBF kernel on pixels"],
         "recipes on small sets, the best in hindsight": ["digits"],
     },
+    "selection.py": {"what a search's pick is worth": ["heads", "networks"]},
     "sweep.py overhead": {"overhead of a trial": ["in memory", "SQLite", "journal"]},
     "sweep.py memory": {"memory of a search": ["2"]},
     "sweep.py search": {
