@@ -139,7 +139,8 @@ def _row(folder: Path) -> dict[str, Any]:
         scores = {name: float(value) for name, value in others.items() if type(value) in (int, float)}
     row = {"folder": str(folder)} | {name: result.get(name) for name in RESULTS} | {"started": started} | scores
     hashes = result.get("split_hashes")
-    row["test_split"] = hashes.get("test") if isinstance(hashes, dict) and row["test_accuracy"] is not None else None
+    split = hashes.get("test") if isinstance(hashes, dict) and row["test_accuracy"] is not None else None
+    row["test_split"] = split if isinstance(split, str) else None  # the file may be damaged
     return row | {f"config.{key}" if key in row or is_result(key) else key: value for key, value in config.items()}
 
 
