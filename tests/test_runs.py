@@ -380,11 +380,12 @@ def test_results_of_runs_and_of_trials_that_are_any_programs(content, of_a_run, 
     assert bool(caplog.messages) == (of_any_program == {} and content is not None)  # damage is logged
 
 
-def test_a_trial_starts_without_pandas():
-    code = "import sys, tuner.sweep.trial; print('pandas' in sys.modules)"
+@pytest.mark.parametrize("module", ["trial", "job", "sweeper"])
+def test_a_sweep_and_its_trials_start_without_what_takes_seconds_to_import(module):
+    code = f"import sys, tuner.sweep.{module}; print(sorted({{'pandas', 'matplotlib', 'torch'}} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(Path(report.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "False", done.stderr
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from typing import TextIO
 from tuner import InputError, output
 from tuner.config import RunConfig, parse, start_folder, with_values, written
 from tuner.files import appending
-from tuner.runs.run import CHECKPOINT, Run
+from tuner.runs.layout import CHECKPOINT
+from tuner.runs.run import Run
 from tuner.safe_text import Formatter
 from tuner.stages import one_line_errors, train
 

@@ -22,7 +22,8 @@ from tuner.data import summary
 from tuner.device import describe
 from tuner.files import disk_error
 from tuner.runs.ensemble import Ensemble
-from tuner.runs.run import CHECKPOINT, Run
+from tuner.runs.layout import CHECKPOINT
+from tuner.runs.run import Run
 from tuner.runs.trackers import open_tracker
 from tuner.sweep.trial import RunningTrial, TrialPruned
 from tuner.training import merging, model_choice

@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 import pandas as pd
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
 from tuner import InputError, yaml_file
@@ -160,6 +159,12 @@ class LoadedStudy:
         complete trials than parameters + 2, or if their values are equal, or beyond 1e100.
         """
         complete = ranking.complete(self.frozen)
+        importances: dict[str, dict[str, float]] = {}
+        if len(complete) < len({name for trial in complete for name in trial.params}) + 2:
+            return importances
+        # this imports scikit-learn, which takes a second
+        from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
         study = self.study
         if any({MIXED, SAME_AS} & trial.user_attrs.keys() for trial in self.frozen):
             study = _copy(self.study, complete)
@@ -168,9 +173,6 @@ class LoadedStudy:
         wanted: list[tuple[str, Any, int]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(), 0), ("fANOVA", fanova, 0)]
         if len(self.goals) > 1:
             wanted = [(f"fANOVA, {name}", fanova, k) for k, name in reversed(list(enumerate(self.objectives)))]
-        importances: dict[str, dict[str, float]] = {}
-        if len(complete) < len({name for trial in complete for name in trial.params}) + 2:
-            return importances
         for name, evaluator, k in wanted:
             finite = {trial.values[k] for trial in complete if math.isfinite(trial.values[k])}
             if len(finite) > 1 and max(map(abs, finite)) < HUGE:

@@ -1,16 +1,21 @@
 """An image as a small PNG, for a web page."""
 
 import io
+from typing import TYPE_CHECKING
 
 import matplotlib.image
-import torch
-import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    import torch  # takes seconds to import, and most figures don't need it
 
 SIDE = 128  # pixels
 
 
-def thumbnail(image: torch.Tensor) -> bytes:
+def thumbnail(image: "torch.Tensor") -> bytes:
     """uint8 [C, H, W] as a PNG; the longer side has at most SIDE pixels."""
+    import torch
+    import torch.nn.functional as F
+
     longest = max(image.shape[1:])
     if longest > SIDE:
         size = [max(1, round(side * SIDE / longest)) for side in image.shape[1:]]

@@ -7,7 +7,6 @@ from typing import Any
 
 from tuner import InputError
 
-PREDICTIONS = "predictions.csv"  # in a run's folder
 Z = 1.959964  # of the normal distribution, for 95%
 
 

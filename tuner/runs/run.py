@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from tuner import InputError, __version__, plots
 from tuner.files import appending, replacing, subfolder
+from tuner.runs.layout import CHECKPOINT, STUDY_FILE
 from tuner.runs.result import read_result
 from tuner.runs.table import read_metrics
 from tuner.runs.trackers import Tracker
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 METRICS = (
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "lr", "seconds"),
 )
-STUDY_FILE = ".study"  # in the folder of a study
-CHECKPOINT = "checkpoint.pt"  # of a run that is still going or was killed
 VERSIONS = ("torch", "torchvision", "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna")
 log = logging.getLogger("tuner.runs")
 

@@ -16,7 +16,8 @@ import pandas as pd
 
 from tuner import InputError, earlier, yaml_file
 from tuner.rules import as_number
-from tuner.runs.result import PREDICTIONS, read_result
+from tuner.runs.layout import PREDICTIONS
+from tuner.runs.result import read_result
 from tuner.safe_text import from_cell, printable
 
 RESULTS = (  # columns of a table of runs that are in result.json; the keys of the config have columns, too

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.runs.result import PREDICTIONS
+from tuner.runs.layout import PREDICTIONS
 from tuner.sweep.settings import MIXED, SAME_AS
 
 if TYPE_CHECKING:

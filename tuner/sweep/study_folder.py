@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 
 from tuner import InputError
-from tuner.runs.run import STUDY_FILE
+from tuner.runs.layout import STUDY_FILE
 
 log = logging.getLogger("tuner.sweep")
 METRICS = {"accuracy_and_cost": ["accuracy", "gmacs"]}  # an `objective` with several values; others have one, their own

@@ -14,7 +14,8 @@ import torch
 from tuner import InputError, earlier
 from tuner.config import RunConfig, with_absolute_paths
 from tuner.files import replacing
-from tuner.runs.run import CHECKPOINT, Run
+from tuner.runs.layout import CHECKPOINT
+from tuner.runs.run import Run
 from tuner.runs.table import flat
 from tuner.training.spec import Spec
 
