@@ -64,9 +64,7 @@ def trained(tmp_path_factory):
         if arguments not in runs:
             runs[arguments] = folder / str(len(runs))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(
-                    sys, "argv", ["tuner.train", *TINY, "plots=false", f"hydra.run.dir={runs[arguments]}", *arguments]
-                )
+                patch.setattr(sys, "argv", ["tuner.train", *TINY, f"hydra.run.dir={runs[arguments]}", *arguments])
                 train.main()
         return runs[arguments]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32")  # a run of a second
+TINY = ("data=synthetic", "model=tiny", "epochs=3", "batch_size=32", "plots=false")  # a run of a second
 
 
 def result(folder: Path) -> dict:

@@ -82,7 +82,7 @@ def test_a_run_says_that_there_are_near_copies(command, faulty):
     copies = result("run")["near_copies"]
     assert 1 <= copies <= 10
     assert f"{copies} validation and test images have a near copy in training: python -m tuner.audit" in out
-    code, out = command(*TINY, "plots=false", "hydra.run.dir=other")
+    code, out = command(*TINY, "hydra.run.dir=other")
     assert result("other")["near_copies"] == 0
     assert "near copy" not in out
 

@@ -155,7 +155,7 @@ def test_a_damaged_record_is_none(found):
 
 
 def test_a_run_shows_them_and_says_if_its_head_is_no_better(command):
-    code, output = command(*TINY, "plots=false", "test=false", "optimizer.lr=1e-7", "hydra.run.dir=run")
+    code, output = command(*TINY, "test=false", "optimizer.lr=1e-7", "hydra.run.dir=run")
     assert code == 0, output
     found = result("run")["baselines"]
     assert baselines.of_result(result("run")) == found
@@ -166,7 +166,7 @@ def test_a_run_shows_them_and_says_if_its_head_is_no_better(command):
 
 
 def test_a_run_that_trains_blocks_has_none(command):
-    code, output = command(*TINY, "plots=false", "model.frozen=block1", "epochs=1", "hydra.run.dir=run")
+    code, output = command(*TINY, "model.frozen=block1", "epochs=1", "hydra.run.dir=run")
     assert code == 0, output
     assert result("run")["baselines"] is None
     assert "for comparison" not in output

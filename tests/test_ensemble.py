@@ -180,7 +180,7 @@ IMAGES = torch.randint(256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.
 
 
 def test_a_search_ends_with_one_model_that_all_commands_take(command, call):
-    code, output = command(*SEARCH, "final.ensemble=3", "final.seeds=2")
+    code, output = command(*SEARCH, "final.ensemble=3", "final.seeds=2", "plots=true")
     assert code == 0, output
     r = result(MINE / "best")
     record = r["ensemble"]

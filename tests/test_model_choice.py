@@ -29,7 +29,7 @@ from tuner.training.model_choice import Choice, choose, from_json
 
 CPU = torch.device("cpu")
 VGG11 = ("model=auto", "model.name=vgg11", "model.weights=null", "model.image_size=32")
-RUN = (*VGG11, "data=synthetic", "data.n=120", "epochs=1", "batch_size=32")
+RUN = (*VGG11, "data=synthetic", "data.n=120", "epochs=1", "batch_size=32", "plots=false")
 
 
 def auto(**values):
@@ -221,7 +221,7 @@ def test_a_choice_is_remembered(data, tmp_path, monkeypatch, caplog):
 
 
 def test_a_run_records_what_was_chosen_and_its_model_can_be_used(command):
-    code, output = command(*RUN, "hydra.run.dir=run")
+    code, output = command(*RUN, "plots=true", "hydra.run.dir=run")
     assert code == 0, output
     assert "<- chosen" in output
     model, choice = of_run(Path("run")).model, from_json(result(Path("run"))["model_choice"])

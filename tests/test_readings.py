@@ -93,7 +93,7 @@ def test_the_cache_never_removes_them(cache, tmp_path, call):
 
 
 def test_runs_and_evaluations_of_a_test_split_are_counted(cache, command, call):
-    words = (*TINY, "plots=false", "epochs=1")
+    words = (*TINY, "epochs=1")
     code, output = command(*words, "test=false", "hydra.run.dir=untested")
     assert code == 0, output
     assert result("untested")["test_readings"] is None
@@ -141,7 +141,7 @@ def test_a_search_reads_it_once_where_it_retrains_its_best(cache, command, call)
 def test_a_cache_folder_that_cannot_be_written_is_a_warning(tmp_path, command, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path / "file"))
-    code, output = command(*TINY, "plots=false", "epochs=1", "hydra.run.dir=run", f"cache_dir={tmp_path / 'other'}")
+    code, output = command(*TINY, "epochs=1", "hydra.run.dir=run", f"cache_dir={tmp_path / 'other'}")
     assert code == 0, output
     assert "this reading of the test split is not counted: " in output
     assert result("run")["test_readings"] is None

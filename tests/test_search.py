@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from tuner.training import setup
 
-TINY = ("data=synthetic", "model=tiny", "epochs=4", "batch_size=32")
+TINY = ("data=synthetic", "model=tiny", "epochs=4", "batch_size=32", "plots=false")
 SEARCH = ("-m", "hparams_search=optuna", "study=mine", "hydra.sweeper.n_trials=4", *TINY)
 MINE = Path("multirun/mine")
 
@@ -25,7 +25,7 @@ def study(name: str = "mine") -> optuna.Study:
 
 
 def test_a_search_ends_with_its_best_configuration_retrained_and_tested(command):
-    code, output = command(*SEARCH)
+    code, output = command(*SEARCH, "plots=true")
     assert code == 0, output
     best = study().best_trial
     r = result(MINE / "best")

@@ -11,7 +11,7 @@ from helpers import result
 
 from tuner.runs.trackers import Tracker
 
-TINY = ("data=synthetic", "model=tiny", "epochs=4", "batch_size=32")
+TINY = ("data=synthetic", "model=tiny", "epochs=4", "batch_size=32", "plots=false")
 SEARCH = (  # a trial that is completed, one that is pruned, one that diverges; then the best
     *("-m", "hparams_search=optuna", "study=mine", *TINY, "optimizer=sgd", "scheduler=constant"),
     *("optimizer.lr=choice(1e-2,1e-7,1e38)", "model.head.width=32", "model.head.dropout=0"),

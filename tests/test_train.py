@@ -36,7 +36,7 @@ def run_folders(root: Path = Path()) -> list[Path]:
 
 
 def test_a_run_leaves_a_complete_folder(command):
-    code, output = command(*TINY)
+    code, output = command(*TINY, "plots=true")
     assert code == 0
     [folder] = run_folders(Path("outputs"))
     last = output.strip().splitlines()[-1]

@@ -112,7 +112,7 @@ def test_a_test_image_is_refused(tmp_path, listed):
 
 def test_a_run_and_its_evaluation_leave_the_images_out(command, call, listed):
     path = listed(("file",), *((row,) for row in range(10)))
-    code, out = command(*TINY, "plots=false", f"data.exclude={path}", "hydra.run.dir=run")
+    code, out = command(*TINY, f"data.exclude={path}", "hydra.run.dir=run")
     assert code == 0, out
     assert "data.exclude: 10 images left out of training and validation" in out
     found = result("run")

@@ -604,7 +604,7 @@ def test_a_full_disk_below_the_study_ends_the_sweep_in_one_line(toy):
     """SQLite's own limit of a file's size has the error of a full disk."""
 
     def limit(connection, _):
-        connection.execute("PRAGMA max_page_count=60")
+        connection.execute("PRAGMA max_page_count=44")
 
     event.listen(Engine, "connect", limit)
     try:
