@@ -22,7 +22,7 @@ import logging, sys, pandas as pd
 from tuner import InputError, output
 def main():
     logging.getLogger().warning("the log: 日本")
-    output.terminal(pd.DataFrame({"class": ["日本"] * 20_000}), "a table │")
+    output.terminal(pd.DataFrame({"class": ["日本"] * 10_000}), "a table │")
     if "wrong" in sys.argv:
         raise InputError("wrong: 日本")
     if "interrupted" in sys.argv:
