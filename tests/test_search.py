@@ -114,6 +114,44 @@ def test_a_new_best_takes_the_place_of_the_old_one_which_is_kept(command):
     assert (old / "model.safetensors").exists()
 
 
+# trial 0 has the default lr, which learns little in two epochs
+WITH_DEFAULT = (*SEARCH, "model.head.width=32", "optimizer.lr=choice(1e-3,3e-2)", "model.head.dropout=0.2", "epochs=2")
+WITH_DEFAULT += ("hydra.sweeper.enqueue=[{optimizer.lr:3e-2}]", "hydra.sweeper.n_trials=2", "final.seeds=2")
+
+
+def test_the_default_config_is_retrained_and_tested_beside_the_best(command, call):
+    code, output = command(*WITH_DEFAULT)
+    assert code == 0, output
+    best, default = result(MINE / "best"), result(MINE / "default")
+    assert (best["trial"], default["trial"]) == (1, 0)
+    assert best["seeds"] == default["seeds"] == [0, 1]
+    assert best["split_hashes"] == default["split_hashes"]
+    found = yaml.safe_load((MINE / "optimization_results.yaml").read_text())["final"]["default"]
+    assert found["difference"] == pytest.approx(best["test_accuracy"] - default["test_accuracy"])
+    assert found["test_accuracy"] == default["test_accuracy"]
+    right = [(t := pd.read_csv(MINE / name / "predictions.csv")).predicted == t.label for name in ("best", "default")]
+    error = (right[0].astype(float) - right[1]).std() / 80**0.5
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=1e-3)
+    line = f"the default config likewise, 2 seeds: {default['test_accuracy']:.4f}, standard deviation "
+    verdict = f"the best has {found['difference']:+.4f} (95% interval {found['low']:+.4f} to {found['high']:+.4f}): "
+    for text in (output, call("study", MINE)[1]):
+        assert line in text
+        assert f"{verdict}more than chance explains" in text
+
+
+def test_what_is_missing_of_the_best_and_the_default_is_retrained_alone(command):
+    command(*WITH_DEFAULT, "final.default=false")
+    assert not (MINE / "default").exists()
+    code, output = command(*WITH_DEFAULT)
+    assert (code, "retraining trial 1" in output, "retraining trial 0, the default" in output) == (0, False, True)
+    (MINE / "default/result.json").unlink()  # as a run that is killed
+    code, output = command(*WITH_DEFAULT)
+    assert (code, output.count("retraining trial")) == (0, 1)
+    assert result(MINE / "default")["trial"] == 0
+    assert len([*MINE.glob("default-until-*")]) == 1
+    assert "retraining" not in command(*WITH_DEFAULT)[1]
+
+
 def test_the_best_is_trained_for_the_epochs_that_validation_chose(command):
     command(*SEARCH, "keep=best", "epochs=8", "hydra.sweeper.n_trials=2", "optimizer.lr=0.003")
     best = study().best_trial

@@ -55,10 +55,12 @@ def test_the_time_of_the_last_run_is_kept_free():
     trials = [ran(0, 10, seconds=600.0), ran(10, 14, seconds=240.0)]
     study = numbered()[0]
     assert StopRules(timeout=15 * 60).reason(study, trials) is None
-    assert StopRules(timeout=25 * 60, retrains=True).reason(study, trials) is None
-    reason = StopRules(timeout=24 * 60, retrains=True).reason(study, trials)
+    assert StopRules(timeout=25 * 60, last_runs=1).reason(study, trials) is None
+    reason = StopRules(timeout=24 * 60, last_runs=1).reason(study, trials)
     limit = "the limit is 24 min 0 s, of which 10 min 0 s are kept for the last run"
     assert reason == f"timeout: trials have run for 14 min 0 s; {limit}"
+    reason = StopRules(timeout=34 * 60, last_runs=2).reason(study, trials)
+    assert reason.endswith("the limit is 34 min 0 s, of which 20 min 0 s are kept for the last runs")
     reason = StopRules(timeout=14 * 60).reason(study, trials)
     assert reason == "timeout: trials have run for 14 min 0 s; the limit is 14 min 0 s"
 
@@ -106,7 +108,7 @@ def test_what_a_rule_cannot_have(options, message):
     options = dict.fromkeys(("timeout", "trial_timeout", "target", "stop_when_flat")) | options
     objectives = options.pop("objectives", 1)
     with pytest.raises(InputError, match=re.escape(message)):
-        of_options(options, objectives=objectives, retrains=False)
+        of_options(options, objectives=objectives, last_runs=0)
 
 
 # Searches

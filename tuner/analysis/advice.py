@@ -31,6 +31,8 @@ def certainty(s: LoadedStudy) -> list[str]:
         if found := baselines.of_result(tested):
             lines += baselines.lines(found, report.score_of(s.best, s.folder, found["metric"]), "the best trial")
         lines.append(f"retrained on train + validation and tested, {report.describe_test(tested, '')}")
+        if s.folder and (beside := report.tested_default(s.frozen, s.folder, tested)):
+            lines.append(report.describe_default(beside))
         if read := readings.of_result(tested):
             lines.append(f"this test split {read}")
     return lines

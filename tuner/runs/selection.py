@@ -91,13 +91,33 @@ def gain_of(default: Path, others: Sequence[Path]) -> Gain | None:
 
     default, others: run folders. None if one of them has no predictions, or they are not of the same images.
     """
+    right = _right([default, *others], "validation")
+    return None if right is None else gain(right, 0)
+
+
+def tested_interval(default: Path, best: Path, difference: float) -> tuple[float, float] | None:
+    """The 95% interval of a difference in accuracy, by the predictions of two run folders for the test images.
+
+    difference: in the middle of the interval. None as for gain_of.
+    """
+    right = _right([default, best], "test")
+    if right is None:
+        return None
+    scores = right.astype(np.float32)
+    found = of_difference(scores[1] - scores[0], difference, 2)
+    return found.low, found.high
+
+
+def _right(folders: Sequence[Path], split: str) -> np.ndarray | None:
+    """Whether each run classifies each image of a split correctly, bool [runs, N]."""
     columns: list[pd.Series] = []
-    for folder in (default, *others):
+    for folder in folders:
         table = read_predictions(folder)
         if table is None:
             return None
-        table = table[table.split == "validation"].set_index(["image", "label"])
+        table = table[table.split == split].set_index(["image", "label"])
         columns.append((table.predicted == table.index.get_level_values("label")).rename(len(columns)))
     if not len(columns[0]) or any(not column.index.equals(columns[0].index) for column in columns):
         return None
-    return gain(pd.concat(columns, axis=1).to_numpy().T, 0)
+    right: np.ndarray = pd.concat(columns, axis=1).to_numpy().T
+    return right

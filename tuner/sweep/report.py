@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 from tuner.files import replacing
 from tuner.rules import is_number
 from tuner.runs import baselines, readings, result
+from tuner.runs.layout import BEST, DEFAULT
 from tuner.safe_text import cell
 from tuner.sweep import ranking, storage
 from tuner.sweep.settings import CHOSEN
@@ -82,6 +83,8 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
         results["final"] = {key: tested[key] for key in keys if key in tested}
         if read := readings.of_result(tested):
             results["final"]["test_readings"] = asdict(read)
+        if beside := tested_default(trials, folder, tested):
+            results["final"]["default"] = beside
         if found := baselines.of_result(tested):
             results["baselines"] = found | {"best_trial": score_of(best, folder, found["metric"])}
     return results
@@ -121,19 +124,38 @@ def read_result(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def final_result(folder: Path, number: int) -> dict[str, Any] | None:
-    """The result of best/ in a sweep's folder. None unless it is complete and the retrained trial `number`."""
-    best = read_result(folder / "best")
+def final_result(folder: Path, number: int, name: str = BEST) -> dict[str, Any] | None:
+    """The result of best/ or default/ in a sweep's folder. None unless it is complete and the retrained `number`."""
+    best = read_result(folder / name)
     if best.get("status") != "complete" or best.get("trial") != number:
         return None
     accuracies = best.get("test_accuracy"), best.get("test_accuracy_std")
     if not (all(map(is_number, accuracies)) and _are_whole(best.get("seeds"))):
-        log.warning("%s has no test accuracy, its standard deviation or seeds: it is damaged", folder / "best")
+        log.warning("%s has no test accuracy, its standard deviation or seeds: it is damaged", folder / name)
         return None
     if "ensemble" in best and not _is_ensemble(best["ensemble"]):
-        log.warning("%s has an ensemble without its trials or gain: it is damaged", folder / "best")
+        log.warning("%s has an ensemble without its trials or gain: it is damaged", folder / name)
         return None
     return best
+
+
+def tested_default(trials: list[FrozenTrial], folder: Path, tested: dict[str, Any]) -> dict[str, Any] | None:
+    """The test of the default config, retrained as the best was, and how much more accurate the best is.
+
+    folder: the sweep's.   tested: the result of best/. None if the default config was not retrained.
+    `difference` is that of the means over the seeds. Its 95% interval, `low` to `high`, is that of the first seeds on
+    the test images, None if there are no predictions; seeds that are averaged differ less.
+    """
+    from tuner.runs import selection  # imports pandas, which trials do not need
+
+    baseline = ranking.baseline(trials)
+    default = final_result(folder, baseline.number, DEFAULT) if baseline else None
+    if default is None:
+        return None
+    keys = ("test_accuracy", "test_accuracy_std", "n_test", "seeds")
+    difference = tested["test_accuracy"] - default["test_accuracy"]
+    low, high = selection.tested_interval(folder / DEFAULT, folder / BEST, difference) or (None, None)
+    return {key: default[key] for key in keys if key in default} | {"difference": difference, "low": low, "high": high}
 
 
 def _are_whole(numbers: Any) -> bool:
@@ -160,6 +182,16 @@ def describe_test(tested: dict[str, Any], name: str) -> str:
         return f"the ensemble of trial{'s' * several} {trials}, {of_seeds}{' each' * several}: {accuracy}{images}"
     spread = f", standard deviation {tested['test_accuracy_std']:.4f}" if seeds > 1 else ""
     return f"{of_seeds}: {accuracy}{spread}{images}"
+
+
+def describe_default(default: dict[str, Any]) -> str:
+    """The result of `tested_default` as a line."""
+    line = f"the default config likewise, {describe_test(default, '')}; the best has {default['difference']:+.4f}"
+    if default["low"] is None:
+        return line
+    within = default["low"] <= 0 <= default["high"]
+    verdict = "within chance" if within else "more than chance explains"
+    return f"{line} (95% interval {default['low']:+.4f} to {default['high']:+.4f}): {verdict}"
 
 
 def ensemble_lines(tested: dict[str, Any]) -> list[str]:
@@ -201,6 +233,8 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         best_folder = shlex.quote(str(folder / "best"))
         again = f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config"
         lines += [*ensemble_lines(tested), f"on train + validation, {describe_test(tested, 'test accuracy ')}"]
+        if beside := tested.get("default"):
+            lines.append(describe_default(beside))
         if read := tested.get("test_readings"):
             lines.append(f"this test split {readings.Readings(**read)}")
         lines += [f"model, tables and plots: {best_folder}", *([again] if "ensemble" not in tested else [])]

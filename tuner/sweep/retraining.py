@@ -1,4 +1,7 @@
-"""The end of a search: the best configuration, or an ensemble, is retrained on train + validation, and tested once."""
+"""The end of a search: the best configuration, or an ensemble, is retrained on train + validation, and tested once.
+
+The default config is retrained likewise, unless it is the best, to say what the search has gained on the test split.
+"""
 
 import logging
 import time
@@ -16,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError, earlier, yaml_file
 from tuner.files import disk_error
+from tuner.runs.layout import BEST, DEFAULT
 from tuner.sweep import hydra_private, ranking, report, storage
 from tuner.sweep.budget import Budget
 from tuner.sweep.config_cache import CachingConfigLoader
@@ -32,7 +36,9 @@ log = logging.getLogger("tuner.sweep")
 
 @dataclass
 class Retraining:
-    """Retrains the best trial into best/. For programs with `final` in their config, such as tuner.train.
+    """Retrains the best trial into best/, and the default config into default/.
+
+    For programs with `final` in their config, such as tuner.train.
 
     folder: the sweep's. spec: the study's storage. make_launcher: a launcher for a task function.
     """
@@ -47,15 +53,24 @@ class Retraining:
     task_function: TaskFunction
     make_launcher: Callable[[TaskFunction], Launcher]
 
-    def best_trial(self) -> int | None:
-        """The number of the trial to retrain. None if trials are left, best/ holds what is asked, or final.seeds=0."""
-        if self.budget.has_room() or self.budget.running():
-            return None
-        best = ranking.best(self.budget.study, self.budget.trials())
-        if best is None or not OmegaConf.select(self.config, "final.seeds"):
-            return None
-        tested = report.final_result(self.folder, best.number)
-        return None if tested and tested.get("ensemble", {}).get("asked") == self._asked() else best.number
+    def left(self) -> dict[str, int]:
+        """The folders whose runs are missing, with the number of the trial to retrain.
+
+        Empty while trials are left, and with final.seeds=0.
+        """
+        if self.budget.has_room() or self.budget.running() or not OmegaConf.select(self.config, "final.seeds"):
+            return {}
+        trials = self.budget.trials()
+        best, default = ranking.best(self.budget.study, trials), ranking.baseline(trials)
+        if best is None:
+            return {}
+        tested, asked, left = report.final_result(self.folder, best.number), self._asked(), {}
+        if not tested or tested.get("ensemble", {}).get("asked") != asked:
+            left[BEST] = best.number
+        compares = bool(OmegaConf.select(self.config, "final.default")) and (asked or default != best)
+        if default and compares and not report.final_result(self.folder, default.number, DEFAULT):
+            left[DEFAULT] = default.number
+        return left
 
     def _asked(self) -> dict[str, int] | None:
         """What the ensemble depends on, beside the best trial; None if no ensemble is asked."""
@@ -63,41 +78,40 @@ class Retraining:
         return {"picks": picks, "complete_trials": len(ranking.complete(self.budget.trials()))} if picks else None
 
     def run(self) -> None:
-        """Retrain the best trial, unless another sweep does. An earlier best/ is renamed."""
+        """Retrain what is left, unless another sweep does. An earlier best/ is renamed."""
         try:
             with FileLock(self.budget.locks / "best.lock", timeout=0):
-                number = self.best_trial()
-                if number is None:
-                    return
-                best = self.folder / "best"
-                if best.exists():
-                    best.rename(best.with_name(f"best-until-{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
-                self._launch(number)
+                for name, number in self.left().items():
+                    folder = self.folder / name
+                    if folder.exists():
+                        folder.rename(folder.with_name(f"{name}-until-{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
+                    self._launch(name, number)
         except Timeout:
             log.info("another sweep on this study is retraining its best trial")
 
-    def _launch(self, number: int) -> None:
+    def _launch(self, name: str, number: int) -> None:
         trial = self.budget.trial(number)
         folder = ranking.folder_of(trial, self.folder) or self.folder / str(number)
         result = report.read_result(folder)
         epochs, temperature = result.get("saved_epoch"), result.get("temperature")
         if epochs is None:
-            raise InputError(f"cannot retrain trial {number}, the best: {folder} has no result.json with saved_epoch")
-        best = RunningTrial(self.budget.study.study_name, number, storage.redacted(self.spec), self.shared)
-        if asked := self._asked():
-            best.ensemble = self._ensemble(asked)
-            temperature = best.ensemble.temperature
-            numbers = ", ".join(str(member.trial) for member in best.ensemble.members)
+            raise InputError(f"cannot retrain trial {number}, the {name}: {folder} has no result.json with saved_epoch")
+        last = RunningTrial(self.budget.study.study_name, number, storage.redacted(self.spec), self.shared)
+        if name == BEST and (asked := self._asked()):
+            last.ensemble = self._ensemble(asked)
+            temperature = last.ensemble.temperature
+            numbers = ", ".join(str(member.trial) for member in last.ensemble.members)
             log.info("retraining an ensemble on train + validation, then testing it; trials: %s", numbers)
         else:
-            log.info(
-                "retraining trial %d, the best, on train + validation for %d epochs, then testing it", number, epochs
-            )
+            text = "retraining trial %d, the %s, on train + validation for %d epochs, then testing it"
+            log.info(text, number, name, epochs)
         overrides = self._as_recorded(self.space.overrides(trial.params), folder)
-        overrides += [f"final.epochs={epochs}", "hydra.sweep.subdir=best"]
+        overrides += [f"final.epochs={epochs}", f"hydra.sweep.subdir={name}"]
+        if name == DEFAULT and OmegaConf.select(self.config, "plots") == "auto":
+            overrides.append("plots=false")
         if temperature is not None and "temperature" in self.config.final:
             overrides.append(f"final.temperature={temperature}")
-        launcher = self.make_launcher(LastRun(self.task_function, best))
+        launcher = self.make_launcher(LastRun(self.task_function, last))
         try:
             [job] = launcher.launch([overrides], initial_job_idx=number)
         except Exception as error:
@@ -105,7 +119,7 @@ class Retraining:
                 raise
             raise InputError(f"retraining trial {number} failed: {type(error).__name__}: {error}") from error
         if job.status is JobStatus.FAILED:
-            log_file = self.folder / "best" / f"{self.config.hydra.job.name}.log"
+            log_file = self.folder / name / f"{self.config.hydra.job.name}.log"
             reason = hydra_private.job_result(job)
             if disk_error(reason):
                 raise reason

@@ -26,23 +26,25 @@ SECONDS = "seconds"  # attribute of a trial: how long its job took. A lost trial
 class StopRules:
     """The rules that are set; None: the rule is not.
 
-    timeout: seconds in which trials run. The time of the longest complete trial is kept free if `retrains`.
+    timeout: seconds in which trials run. The time of the longest complete trial is kept free for each of
+        `last_runs`.
     trial_timeout: seconds after which a trial ends, as if pruned, at its next report.
     target: the study ends with a value as good as this.
     stop_when_flat: it ends after so many trials in a row that are not better than the best before them.
-    retrains: whether the search ends with a run that retrains its best.
+    last_runs: at the end of the search; they retrain its best and its default config.
     """
 
     timeout: float | None = None
     trial_timeout: float | None = None
     target: float | None = None
     stop_when_flat: int | None = None
-    retrains: bool = False
+    last_runs: int = 0
 
     def reason(self, study: Study, trials: Sequence[FrozenTrial]) -> str | None:
         """Why no more trials should start; None if they should.   trials: all of the study."""
         if self.left(trials) <= 0:
-            kept = f", of which {duration(free)} are kept for the last run" if (free := self._kept_free(trials)) else ""
+            last = f"the last run{'s' * (self.last_runs > 1)}"
+            kept = f", of which {duration(free)} are kept for {last}" if (free := self._kept_free(trials)) else ""
             limit = f"the limit is {duration(self.timeout or 0)}{kept}"
             return f"{TIMEOUT}: trials have run for {duration(used(trials))}; {limit}"
         best = ranking.best(study, trials)
@@ -56,7 +58,7 @@ class StopRules:
         return None
 
     def left(self, trials: Sequence[FrozenTrial]) -> float:
-        """Seconds until the timeout, less what is kept free for the last run."""
+        """Seconds until the timeout, less what is kept free for the last runs."""
         if self.timeout is None:
             return math.inf
         return self.timeout - used(trials) - self._kept_free(trials)
@@ -72,7 +74,7 @@ class StopRules:
     def _kept_free(self, trials: Sequence[FrozenTrial]) -> float:
         times = (trial.user_attrs.get(SECONDS) for trial in trials if trial.state == TrialState.COMPLETE)
         longest = max((float(seconds) for seconds in times if seconds and rules.is_number(seconds)), default=0.0)
-        return longest * self.retrains
+        return longest * self.last_runs
 
 
 def because(reason: str, group: str = "") -> str:
@@ -80,7 +82,7 @@ def because(reason: str, group: str = "") -> str:
     return f"by {group}{reason}" if reason.split(":")[0] in RULES else f"as {reason}"
 
 
-def of_options(options: dict[str, Any], *, objectives: int, retrains: bool) -> StopRules:
+def of_options(options: dict[str, Any], *, objectives: int, last_runs: int) -> StopRules:
     """The rules from the options of hydra.sweeper. Raises InputError for a value that a rule can't have."""
     times: dict[str, float | None] = {}
     for key in ("timeout", "trial_timeout"):
@@ -93,7 +95,7 @@ def of_options(options: dict[str, Any], *, objectives: int, retrains: bool) -> S
     for key, value in {"target": target, "stop_when_flat": flat}.items():
         if value is not None and objectives > 1:
             raise InputError(f"hydra.sweeper.{key}={value} needs one objective, and this study has {objectives}")
-    return StopRules(**times, target=target, stop_when_flat=flat, retrains=retrains)
+    return StopRules(**times, target=target, stop_when_flat=flat, last_runs=last_runs)
 
 
 def used(trials: Sequence[FrozenTrial]) -> float:

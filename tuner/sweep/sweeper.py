@@ -172,9 +172,9 @@ class AsyncSweeper:
     def _check_options(self) -> None:
         options.check_numbers({key: getattr(self, key) for key in options.LIMITS})
         options.check_subdir(self.config)
-        retrains = bool(OmegaConf.select(self.config, "final.seeds"))
+        retrains, compares = (bool(OmegaConf.select(self.config, f"final.{key}")) for key in ("seeds", "default"))
         objectives = len(options.directions(self.direction))
-        self.rules = stopping.of_options(self.stop_options, objectives=objectives, retrains=retrains)
+        self.rules = stopping.of_options(self.stop_options, objectives=objectives, last_runs=retrains * (1 + compares))
         if self.study_name and OmegaConf.select(self.config, "study") == self.study_name:
             FOLDER_NAME.check("study", self.study_name)
 
@@ -308,7 +308,7 @@ class AsyncSweeper:
             log.info("n_jobs=%d: %s", self.n_jobs, self.slots.why)
 
     def _run(self) -> None:
-        if not self.budget.has_room() and self.retraining.best_trial() is None:
+        if not self.budget.has_room() and not self.retraining.left():
             return
         loop = TrialLoop(
             self.monitor,
