@@ -147,6 +147,7 @@ SMALLEST = {  # command -> rows of each of its tables
     "heads.py": {"heads": ["1", "2", "4"]},
     "images.py": {"a folder of images": ["100"]},
     "networks.py": {"networks": ["vgg16", "resnet18"]},
+    "proposals.py": {"proposals of a search": ["one at a time", "all at once", "rounds, at random"]},
     "recipes.py": {
         "recipes on small sets": ["tiny", "tiny, linear head", "scikit-learn: SVM with RBF kernel on pixels"],
         "recipes on small sets, the best in hindsight": ["digits"],
