@@ -2,9 +2,9 @@
 
     python benchmarks/proposals.py [--seeds 8] [--trials 30] [OVERRIDE ...]
 
-The trials of a stack are drawn together: none learns from the others. `one at a time` is the other extreme: the most that
-could be gained by giving the place of a trial that ends to a new one at once. Each search is the default one, on
-synthetic images that depend on the seed, in this process: the seconds are without imports.
+The trials of a stack are drawn together: none learns from the others. `one at a time` is the other extreme, and shows
+how much could be gained at most by giving the place of a trial that ends to a new one at once. Each search is the
+default one, on synthetic images that depend on the seed, in this process: the seconds are without imports.
 
 `best after n` is the best value of the first n trials that were started; `against rounds` the difference after the last
 one, with its standard error, paired by seed. Means over the seeds; seconds are medians of whole searches.
