@@ -134,6 +134,23 @@ def test_kill_9_leaves_no_process_and_the_study_goes_on(toy, launcher):
     assert not any(trial.state == TrialState.RUNNING for trial in trials)
 
 
+def test_ctrl_c_ends_a_sweep_whose_worker_has_written_half_a_message(toy):
+    with toy.start(*options("joblib"), "does=1-half", "hydra.sweeper.n_trials=4") as sweep:
+        deadline = time.monotonic() + 120
+        while not (toy.folder / "half").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        sweep.send_signal(signal.SIGINT)
+        try:
+            out, err = sweep.communicate(timeout=60)
+        finally:
+            sweep.kill()  # or the end of `with` would wait for it
+    assert sweep.returncode == 130, out + err
+    assert "continue with: python -m toy -m" in out
+    assert_nothing_is_left(toy)
+    assert not any(trial.state == TrialState.RUNNING for trial in toy.study().trials)
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(toy, launcher, signal_):

@@ -33,6 +33,13 @@ def objective(cfg):  # noqa: C901 - one case per way to end
         case "wait":  # until later trials have started
             while len(Path(cfg.ran).read_text().splitlines()) < 6:
                 time.sleep(0.05)
+        case "half":  # as a worker that is killed while it writes its result
+            frame = sys._getframe()
+            while frame.f_code.co_name != "_process_worker":
+                frame = frame.f_back
+            os.write(frame.f_locals["result_queue"]._writer.fileno(), (1000).to_bytes(4, "big") + b"half")
+            Path("half").touch()
+            time.sleep(1000)
         case "full":
             Path("/dev/full").write_text("as on a full disk")
         case "exit":

@@ -97,6 +97,21 @@ def stop_joblib_workers() -> None:
         reusable_executor._executor.shutdown(wait=True)
 
 
+def end_messages_of_joblib_workers() -> None:
+    """Let joblib see that its workers, which were killed, write no more.
+
+    Its thread would wait for ever for the rest of a message that a worker was writing, as this process, too, holds the
+    end of the pipe into which they write.
+    """
+    if "joblib.externals.loky" not in sys.modules:
+        return
+    from joblib.externals.loky import reusable_executor
+
+    queue = getattr(reusable_executor._executor, "_result_queue", None)  # None without workers, or after their end
+    if queue is not None:
+        queue._writer.close()
+
+
 # Overrides
 
 

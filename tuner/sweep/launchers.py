@@ -130,3 +130,4 @@ def kill_jobs() -> None:
             line = " ".join(process.cmdline())
             if "/ray/" not in line and not line.startswith(RAYS_AGENTS):
                 process.kill()
+    hydra_private.end_messages_of_joblib_workers()

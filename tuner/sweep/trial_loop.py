@@ -30,6 +30,7 @@ from tuner.sweep.storage_files import StorageLostError
 
 log = logging.getLogger("tuner.sweep")
 PAUSE = 0.5  # seconds between looks at the running trials
+NOTICE = 1.0  # seconds until the main thread has surely noticed a Ctrl-C, which may end a worker first
 
 
 @dataclass
@@ -176,7 +177,7 @@ class TrialLoop:
             if not self.any_job_returned and not any(self._started(number) for number, _ in jobs):
                 raise InputError(f"the launcher cannot start jobs: {type(error).__name__}: {error}") from error
             reason = " ".join(f"its process ended: {type(error).__name__}: {error}".split())
-            self._finish_lost(jobs, reason, interrupted=self.monitor.interrupted.is_set())
+            self._finish_lost(jobs, reason, interrupted=self.monitor.interrupted.wait(NOTICE))
         except BaseException as error:
             self._finish_lost(jobs, f"interrupted by {type(error).__name__}", interrupted=True)
             raise
