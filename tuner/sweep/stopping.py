@@ -26,12 +26,12 @@ SECONDS = "seconds"  # attribute of a trial: how long its job took. A lost trial
 class StopRules:
     """The rules that are set; None: the rule is not.
 
-    timeout: seconds in which trials run. The time of the longest complete trial is kept free for each of
-        `last_runs`.
+    timeout: seconds in which trials run. The time of the longest complete trial is kept free for each
+        of the last runs.
     trial_timeout: seconds after which a trial ends, as if pruned, at its next report.
     target: the study ends with a value as good as this.
     stop_when_flat: it ends after so many trials in a row that are not better than the best before them.
-    last_runs: at the end of the search; they retrain its best and its default config.
+    last_runs: how many runs end the search: one retrains its best, another its default config.
     """
 
     timeout: float | None = None

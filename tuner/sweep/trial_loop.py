@@ -30,7 +30,7 @@ from tuner.sweep.storage_files import StorageLostError
 
 log = logging.getLogger("tuner.sweep")
 PAUSE = 0.5  # seconds between looks at the running trials
-NOTICE = 1.0  # seconds until the main thread has surely noticed a Ctrl-C, which may end a worker first
+NOTICE = 1.0  # seconds that the main thread is given to notice a Ctrl-C, which may end a worker first
 
 
 @dataclass
