@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count
+from unittest.mock import ANY
 
 import numpy as np
 import optuna
@@ -18,6 +19,7 @@ from optuna.trial import TrialState, create_trial
 from tuner.sweep import optuna_private, storage
 from tuner.sweep.budget import (
     LOCKS,
+    OUTLIVES,
     OWNER,
     RETRY_HISTORY,
     SURPLUS,
@@ -26,7 +28,8 @@ from tuner.sweep.budget import (
     new_owner,
     sweep_is_running,
 )
-from tuner.sweep.outcome import Outcome, Pruned
+from tuner.sweep.leases import LEASE
+from tuner.sweep.outcome import OUTCOME, Outcome, Pruned
 
 HOST = socket.gethostname()
 OTHER = f"{HOST}:1:other"  # a sweep on this machine; it is alive only within its budget's alive()
@@ -209,7 +212,7 @@ def test_a_trial_ends_once(new_budget):
     assert ends == [(0, "COMPLETE")]
     [trial] = budget.trials()
     assert (trial.value, trial.user_attrs) == (0.5, {})
-    assert trial.system_attrs == {OWNER: budget.owner}
+    assert trial.system_attrs == {OWNER: budget.owner, LEASE: ANY}
 
 
 def test_a_failure_is_written_down_unless_its_job_did(new_budget):
@@ -260,8 +263,9 @@ def test_what_a_killed_sweep_leaves_is_recovered_and_what_a_living_one_runs_is_l
     assert not list(budget.locks.glob("*.alive"))
 
 
-def test_trials_of_those_who_cannot_be_told_to_be_dead_are_left_alone(new_budget):
+def test_trials_of_those_who_cannot_be_told_to_be_dead_are_left_alone(new_budget, monkeypatch):
     budget, elsewhere, living = new_budget(), new_budget(name="another-machine:1:x"), new_budget(name=OTHER)
+    monkeypatch.setattr(budget.watch, "has_expired", lambda number, lease: number != 1)
     with living.alive():
         for asking in (budget, elsewhere, living):
             ask(asking)
@@ -269,6 +273,36 @@ def test_trials_of_those_who_cannot_be_told_to_be_dead_are_left_alone(new_budget
         assert states(budget) == ["RUNNING"] * 3
     budget.recover()
     assert states(budget) == ["RUNNING", "RUNNING", "FAIL", "WAITING"]
+
+
+def test_a_trial_of_another_machine_is_lost_when_its_lease_expires(new_budget, monkeypatch):
+    budget, elsewhere = new_budget(), new_budget(name="another-machine:1:x")
+    ask(elsewhere)
+    monkeypatch.setattr(budget.watch, "has_expired", lambda number, lease: True)
+    budget.recover()
+    assert states(budget) == ["FAIL", "WAITING"]
+    said = "it gave no sign of life for 120 s; its sweep ran on another-machine; it is retried"
+    assert budget.trial(0).user_attrs["error"] == said
+    again = ask(budget)
+    assert again.params == budget.trial(0).params
+    assert budget.trial(1).system_attrs[OWNER] == budget.owner
+
+
+def test_a_job_that_outlives_its_sweep_is_lost_when_its_lease_expires(new_budget, monkeypatch):
+    """As one on a cluster, which may be queued, run, or have ended."""
+    budget, dead = new_budget(), new_budget(name=OTHER)
+    dead.jobs_outlive = True
+    for _ in range(3):
+        ask(dead)
+    assert all(trial.system_attrs[OUTLIVES] for trial in budget.trials())
+    optuna_private.set_system_attr(budget.study, budget.trial(1), OUTCOME, DONE.__dict__)
+    monkeypatch.setattr(budget.watch, "has_expired", lambda number, lease: False)
+    budget.recover()
+    assert states(budget) == ["RUNNING", "COMPLETE", "RUNNING"]
+    monkeypatch.setattr(budget.watch, "has_expired", lambda number, lease: number == 2)
+    budget.recover()
+    assert states(budget) == ["RUNNING", "COMPLETE", "FAIL", "WAITING"]
+    assert OUTLIVES not in budget.trial(3).system_attrs  # who asks for it says so anew
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # of Optuna's reading of retries

@@ -1,11 +1,13 @@
 """A program with a Hydra config and an objective that takes no time, for sweeps that are tested as commands.
 
 TOY_CONFIG names its config folder. `does` tells a trial, by its number, to do something else than to return x^2.
-With TOY_STAGES its jobs train together.
+With TOY_STAGES its jobs train together. TOY_HOST is the name of the machine, and TOY_LEASE the seconds after which a
+trial is lost.
 """
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -13,10 +15,14 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from tuner.sweep import plugin
+from tuner.sweep import leases, plugin
 from tuner.sweep.trial import Stages, TrialPruned, report
 
 plugin.register()
+if host := os.environ.get("TOY_HOST"):
+    socket.gethostname = lambda: host
+if seconds := os.environ.get("TOY_LEASE"):
+    leases.RENEWAL, leases.EXPIRY = float(seconds) / 6, float(seconds)
 
 
 def objective(cfg):  # noqa: C901 - one case per way to end

@@ -16,7 +16,8 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tuner.sweep import duplicates, optuna_private
+from tuner.sweep import duplicates, leases, optuna_private
+from tuner.sweep.leases import LEASE, Renewals, Watch, new_lease
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
 from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
 from tuner.sweep.patient_storage import SURPLUS
@@ -29,6 +30,7 @@ CLOCK_ERROR = 5.0  # seconds by which the start of a process may seem to change 
 # System attributes of a trial.
 OWNER = "owner"  # the sweep that runs it
 INTERRUPTED = "excused"  # its sweep was interrupted: it does not count as an attempt
+OUTLIVES = "outlives"  # its job may outlive its sweep: only its lease tells whether it is lost
 
 
 class Budget:
@@ -40,6 +42,7 @@ class Budget:
 
     locks: a folder shared by the sweeps. It holds a lock for the study, and one for each running sweep.
     owner: this sweep's name, from `new_owner`.   rules: may end the study before `n_trials`.
+    jobs_outlive: whether jobs go on without this sweep, as on a cluster.
     space: the study ends when all its configurations have been tried. None: trials may have further parameters.
     on_trial_end: called with the number and the outcome of each trial that this sweep tells to the study.
     """
@@ -63,17 +66,23 @@ class Budget:
         self.configurations = None if space is None else duplicates.size(space)
         self.place = Place.of(locks.parent)
         self.lock = FileLock(locks / "study.lock", poll_interval=0.005)
+        self.jobs_outlive = False
+        self.renewals, self.watch = Renewals(study), Watch()
         self.sampler_exhausted = threading.Event()  # a grid has no more points
         self.nothing_new = threading.Event()  # the sampler draws duplicates only
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Mark this sweep as running. The operating system releases the lock even if the process is killed."""
+        """Mark this sweep as running, and renew the leases of its trials.
+
+        The operating system releases the lock even if the process is killed.
+        """
         lock = FileLock(self._lock_file(self.owner))
         with lock:
             try:
                 yield
             finally:
+                self.renewals.end()
                 self.release()
                 self._lock_file(self.owner).unlink(missing_ok=True)
 
@@ -98,13 +107,27 @@ class Budget:
     def _released_file(self, owner: str) -> Path:
         return self.locks / f"{owner}.released"
 
-    def _is_alive(self, owner: str) -> bool:
+    def _why_lost(self, trial: FrozenTrial) -> str | None:
+        """Why nobody runs a running trial any more; None if somebody may.
+
+        The lock of its sweep tells that at once, if it ran on this machine and its jobs ended with it. Otherwise the
+        lease does. Of an earlier version's trials on another machine, nothing can be told.
+        """
+        owner, attributes = str(trial.system_attrs[OWNER]), trial.system_attrs
         if owner == self.owner:
-            return True
-        path = self._lock_file(owner)
-        if not path.exists():  # the sweep ended, or it runs on a machine that does not share this folder
-            return not owner.startswith(f"{socket.gethostname()}:")
-        return _is_locked(path)
+            return None
+        if self._released_file(owner).exists():
+            return "the sweep that ran it lost its storage"
+        host = owner.partition(":")[0]
+        if host == socket.gethostname():
+            is_running = self._lock_file(owner).exists() and _is_locked(self._lock_file(owner))
+            if is_running:
+                return None
+            if OUTLIVES not in attributes or OUTCOME in attributes:
+                return "the sweep that ran it was killed"
+        if LEASE in attributes and self.watch.has_expired(trial.number, attributes[LEASE]):
+            return f"it gave no sign of life for {leases.EXPIRY:.0f} s; its sweep ran on {host}"
+        return None
 
     # Trials by state
 
@@ -149,6 +172,12 @@ class Budget:
         """The number of running trials, those of other sweeps included."""
         return sum(trial.state == TrialState.RUNNING for trial in self.trials())
 
+    def of_others(self) -> list[FrozenTrial]:
+        """The running trials of other sweeps, which end or are lost some time."""
+        own = (None, self.owner)
+        trials = [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+        return [t for t in trials if LEASE in t.system_attrs and t.system_attrs.get(OWNER) not in own]
+
     def failures(self) -> int:
         """The number of failed trials that count."""
         return sum(trial.state == TrialState.FAIL for trial in self.counted())
@@ -162,10 +191,12 @@ class Budget:
             earlier = self.trials()
             if not self.has_room(earlier):
                 return None
-            trial = optuna_private.ask(self.study, {OWNER: self.owner})
+            attributes = {OWNER: self.owner, LEASE: new_lease()} | ({OUTLIVES: True} if self.jobs_outlive else {})
+            trial = optuna_private.ask(self.study, attributes)
             if trial.number > len(earlier):  # another sweep asked in between
                 earlier = [t for t in self.trials() if t.number < trial.number]
         if len(counted(earlier)) < self.n_trials:
+            self.renewals.hold(trial)
             return trial
         set_system_attr(self.study, trial, SURPLUS, True)  # a sweep that does not share this lock was faster
         self.study.tell(trial, state=TrialState.FAIL)
@@ -181,6 +212,7 @@ class Budget:
                 set_user_attr(self.study, trial, "error", outcome.error)
                 set_user_attr(self.study, trial, "traceback", outcome.traceback)
         self._put_off(number)
+        self.renewals.drop(number)
         if optuna_private.tell(self.study, number, outcome.values, outcome.trial_state):
             self.sampler_exhausted.set()
         self.on_trial_end(number, outcome)
@@ -247,15 +279,15 @@ class Budget:
         with self.lock:
             dead_owners = set()
             for trial in self.trials():
-                owner = trial.system_attrs.get(OWNER)
-                if trial.state == TrialState.RUNNING and owner and not self._is_alive(owner):
+                if trial.state != TrialState.RUNNING or OWNER not in trial.system_attrs:
+                    continue
+                if reason := self._why_lost(trial):
+                    owner = trial.system_attrs[OWNER]
                     released = self._released_file(owner).exists()
-                    reason = (
-                        "the sweep that ran it lost its storage" if released else "the sweep that ran it was killed"
-                    )
                     self.finish_lost(trial.number, reason, interrupted=released)
                     dead_owners.add(owner)
-            for owner in dead_owners:
+            running = {trial.system_attrs.get(OWNER) for trial in self.trials() if trial.state == TrialState.RUNNING}
+            for owner in dead_owners - running:
                 self._lock_file(owner).unlink(missing_ok=True)
                 self._released_file(owner).unlink(missing_ok=True)
 
@@ -273,7 +305,9 @@ def _outcome_file(trial: FrozenTrial) -> Path | None:
 
 def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:
     """A waiting trial with the parameters that a lost one was given or has drawn. history: the trials it repeats."""
-    attributes = {key: value for key, value in trial.system_attrs.items() if key not in (OWNER, INTERRUPTED)}
+    attributes = {
+        key: value for key, value in trial.system_attrs.items() if key not in (OWNER, INTERRUPTED, OUTLIVES, LEASE)
+    }
     attributes[FIXED_PARAMS] = attributes.get(FIXED_PARAMS, {}) | trial.params
     attributes |= {FAILED_TRIAL: history[0], RETRY_HISTORY: history}
     return FrozenTrial(

@@ -18,17 +18,22 @@ import optuna
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial
 
+from tuner import InputError
 from tuner.files import replacing
-from tuner.sweep import passwords, storage
+from tuner.sweep import late, passwords, storage
+from tuner.sweep.leases import Renewals
 from tuner.sweep.optuna_private import trial_view
 from tuner.sweep.outcome import OUTCOME_FILE, Outcome, Pruned, ends_sweep, set_outcome
 from tuner.sweep.pruning import Pruning
 from tuner.sweep.report import read_result
 from tuner.sweep.storage_files import Place
 from tuner.sweep.trial import RunningTrial, Shared, Stages, TrialPruned, running_in_job, stages_of
+
+RECORDED = ("device", "epochs", "saved_epoch", "temperature")  # what the study has of result.json, beside the value
 
 
 @dataclass
@@ -52,10 +57,11 @@ class Job:
     places: Sequence[Place] = ()
     study: Study | None = None  # in the process of the sweep
     pruning: Pruning | None = None  # of all jobs in a process
+    renewals: Renewals | None = None  # likewise; in the process of the sweep, its budget renews the leases
     parent: int = field(default_factory=os.getpid)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"study": None, "pruning": None, "spec": storage.redacted(self.spec)}
+        return self.__dict__ | {"study": None, "pruning": None, "renewals": None, "spec": storage.redacted(self.spec)}
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the job. Returns the objective, or Pruned; raises the task's error once the outcome is recorded."""
@@ -106,18 +112,26 @@ class Job:
         if os.getpid() != self.parent and "ray" in sys.modules:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
         folder = hydra.runtime.output_dir
-        _set(trial, {"output_dir": folder, "host": socket.gethostname()})
+        try:
+            _set(trial, {"output_dir": folder, "host": socket.gethostname()})
+        except UpdateFinishedTrialError:
+            message = f"trial {hydra.job.num} has ended before this job started: it was taken for lost"
+            raise InputError(message) from None
         if trial and self.pruning is None:
             self.pruning = Pruning(trial.study, self.pruner)
+        if trial and self.study is None:
+            self.renewals = self.renewals or Renewals(trial.study)
+            self.renewals.hold(trial)
         spec = storage.redacted(self.spec)
         running = RunningTrial(self.study_name, hydra.job.num, spec, self.shared, trial, self.pruning)
-        return _Started(running, Path(folder), self.places, time.perf_counter())
+        return _Started(running, Path(folder), self.places, time.perf_counter(), self.renewals)
 
     def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:
         """Run a part of the job. The trial's outcome is written if that fails, and after the last part."""
-        outcome = None
+        outcome, goes_on = None, False
         try:
             returned = part()
+            goes_on = not last
             if last:
                 outcome = Outcome.of(returned, self.objectives)
         except TrialPruned as pruned:
@@ -132,6 +146,8 @@ class Job:
             outcome = None if ends_sweep(error) else Outcome.failed(error)
             raise  # Hydra logs it, in the job's folder
         finally:
+            if started.renewals and not goes_on:
+                started.renewals.drop(started.trial.number)
             if outcome:  # otherwise it was interrupted, or its error ends the sweep: the trial is run again
                 started.end(outcome)
         return returned
@@ -148,12 +164,13 @@ class Job:
 
 @dataclass
 class _Started:
-    """A job that has started: its trial, its folder, what must stay in its place meanwhile, and when."""
+    """A job that has started: its trial, its folder, what must stay in its place meanwhile, when, and its leases."""
 
     trial: RunningTrial
     folder: Path
     places: Sequence[Place]
     time: float
+    renewals: Renewals | None
 
     def end(self, outcome: Outcome) -> None:
         """Record how the trial ended: in the run folder, and then in the study, where the outcome itself comes last.
@@ -169,11 +186,15 @@ class _Started:
         with replacing(self.folder / OUTCOME_FILE) as file:
             file.write(json.dumps(asdict(outcome)).encode())
         result = read_result(self.folder)
-        seconds = round(time.perf_counter() - self.time, 3)
-        _set(trial, {"seconds": seconds} | {key: result[key] for key in ("device", "epochs") if key in result})
+        attributes = {"seconds": round(time.perf_counter() - self.time, 3)}
+        attributes |= {key: result[key] for key in RECORDED if key in result}
         if outcome.error:
-            _set(trial, {"error": outcome.error, "traceback": outcome.traceback})
-        set_outcome(trial, outcome)
+            attributes |= {"error": outcome.error, "traceback": outcome.traceback}
+        try:
+            _set(trial, attributes)
+            set_outcome(trial, outcome)
+        except UpdateFinishedTrialError:
+            late.hand_over(trial, outcome, attributes)
         (self.folder / OUTCOME_FILE).unlink()
 
 

@@ -61,6 +61,15 @@ def slots(launcher: Launcher, n_jobs: int) -> Slots:
     return Slots(1, n_jobs, why=batches and f"{name} is not known to be safe in threads: {batches}")
 
 
+def jobs_outlive_sweep(launcher: Launcher) -> bool:
+    """Whether jobs may go on when the sweep is killed: those on other machines do, and those of unknown launchers."""
+    name = type(launcher).__name__
+    if name == "RayLauncher":
+        address = (launcher.ray_cfg.init or {}).get("address")  # type: ignore[attr-defined]
+        return (address or os.environ.get("RAY_ADDRESS")) not in (None, "", "local")
+    return name not in ("BasicLauncher", "FusedLauncher", "JoblibLauncher", "LocalLauncher")
+
+
 @contextmanager
 def workers_end_with_sweep(launcher: Launcher, spec: str | None) -> Iterator[None]:
     """End the launcher's worker processes with the sweep, however it ends, kill -9 included.

@@ -148,18 +148,25 @@ def ask(study: Study, attributes: dict[str, Any]) -> Trial:
     storage = study._storage
     study._thread_local.cached_all_trials = None
     for waiting in storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
-        try:
-            for key, value in attributes.items():
-                storage.set_trial_system_attr(waiting._trial_id, key, value)
-            if not storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
-                continue
-        except UpdateFinishedTrialError:  # another program was faster
-            continue
-        for key, value in attributes.items():  # another one may have set its own before it came too late
-            storage.set_trial_system_attr(waiting._trial_id, key, value)
-        return Trial(study, waiting._trial_id)
+        if trial := claim(study, waiting, attributes):
+            return trial
     template = create_trial(state=TrialState.RUNNING, system_attrs=attributes)
     return Trial(study, storage.create_new_trial(study._study_id, template))
+
+
+def claim(study: Study, waiting: FrozenTrial, attributes: dict[str, Any]) -> Trial | None:
+    """Start a waiting trial, which has these system attributes before it runs. None: another program was faster."""
+    storage = study._storage
+    try:
+        for key, value in attributes.items():
+            storage.set_trial_system_attr(waiting._trial_id, key, value)
+        if not storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
+            return None
+    except UpdateFinishedTrialError:
+        return None
+    for key, value in attributes.items():  # another one may have set its own before it came too late
+        storage.set_trial_system_attr(waiting._trial_id, key, value)
+    return Trial(study, waiting._trial_id)
 
 
 def id_of(trial: FrozenTrial) -> int:

@@ -92,10 +92,12 @@ class Retraining:
     def _launch(self, name: str, number: int) -> None:
         trial = self.budget.trial(number)
         folder = ranking.folder_of(trial, self.folder) or self.folder / str(number)
-        result = report.read_result(folder)
+        result = trial.user_attrs | report.read_result(folder)  # a machine that is out of reach may have the folder
         epochs, temperature = result.get("saved_epoch"), result.get("temperature")
         if epochs is None:
-            raise InputError(f"cannot retrain trial {number}, the {name}: {folder} has no result.json with saved_epoch")
+            raise InputError(
+                f"cannot retrain trial {number}, the {name}: neither the study nor {folder}/result.json has saved_epoch"
+            )
         last = RunningTrial(self.budget.study.study_name, number, storage.redacted(self.spec), self.shared)
         if name == BEST and (asked := self._asked()):
             last.ensemble = self._ensemble(asked)
@@ -138,6 +140,9 @@ class Retraining:
         Keys that do not affect the objective are as in this sweep.
         """
         path = earlier.config_file(folder)
+        if path is None and not folder.exists():
+            log.info("%s is not on this machine: its config is taken from this sweep, which has the same", folder)
+            return overrides
         if path is None:
             raise InputError(f"cannot retrain the best trial: {folder} has no conf/config.yaml")
         plain = yaml_file.mapping(path)

@@ -264,6 +264,7 @@ class AsyncSweeper:
         places = [Place.of(path) for path in (self.folder, file) if path]
         own = self.pruner, shared, self.storage_patience, places, self.study
         self.launcher = self._launcher(Job(self.task_function, self.spec, name, objectives, *own))
+        self.budget.jobs_outlive = launchers.jobs_outlive_sweep(self.launcher)
         self.retraining = Retraining(
             self.config,
             self.loader,
@@ -308,7 +309,7 @@ class AsyncSweeper:
             log.info("n_jobs=%d: %s", self.n_jobs, self.slots.why)
 
     def _run(self) -> None:
-        if not self.budget.has_room() and not self.retraining.left():
+        if not (self.budget.has_room() or self.budget.of_others() or self.retraining.left()):
             return
         loop = TrialLoop(
             self.monitor,

@@ -4,12 +4,14 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
 from omegaconf import DictConfig
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from tuner.sweep import settings
@@ -61,7 +63,7 @@ class RunningTrial:
     ):
         self.study, self.number, self.storage, self.shared = study, number, storage, shared
         self.trial, self.pruning = trial, pruning
-        self.lost = False  # whether the study could not be written once
+        self.lost = False  # whether the study could not be written once, or takes the trial for lost
         self.deadlines = self._deadlines()
 
     def check_images(self, data: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
@@ -84,7 +86,7 @@ class RunningTrial:
                     f"study {self.study} had other images ({splits}): restore them, or give another study=NAME, or "
                     "study_mixed=true: the new trials then count towards n_trials, and no result has them"
                 )
-            self.trial.set_user_attr(settings.MIXED, f"other images ({splits})")
+            self._set(settings.MIXED, f"other images ({splits})")
 
     def chosen(self, config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any] | None:
         """What a trial of the study chose for these keys of `model`: config keys and values. None if none did.
@@ -110,11 +112,25 @@ class RunningTrial:
             return
         complete = self.trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         scores = [trial.user_attrs[settings.SCORE] for trial in complete if settings.SCORE in trial.user_attrs]
-        self.trial.set_user_attr(settings.SCORE, score)
+        self._set(settings.SCORE, score)
         if len(scores) >= STARTUP and score < (median := statistics.median(scores)):
             self.prune(
                 f"pruned before training: its cut scores {score:.3f}, below the median {median:.3f} of the trials"
             )
+
+    def _set(self, key: str, value: Any) -> None:
+        """Set a user attribute."""
+        try:
+            if self.trial:
+                self.trial.set_user_attr(key, value)
+        except UpdateFinishedTrialError:
+            self._taken_for_lost()
+
+    def _taken_for_lost(self) -> None:
+        if not self.lost:
+            text = "trial %d was taken for lost; it goes on, and its result is used unless it has been started again"
+            log.warning(text, self.number)
+        self.lost = True
 
     def _deadlines(self) -> dict[str, float]:
         """The rules that end a trial after a time -> when, by the monotonic clock."""
@@ -140,7 +156,10 @@ class RunningTrial:
         try:
             prune = is_judged and self.pruning.should_prune(self.trial, self.number, value, step)
             if over:
-                self.trial.set_user_attr(ENDED_BY, over)
+                self._set(ENDED_BY, over)
+        except UpdateFinishedTrialError:
+            self._taken_for_lost()
+            prune = False
         except StorageLostError as error:
             if not self.lost:
                 log.warning("trial %d goes on without being pruned: %s", self.number, error)
@@ -153,8 +172,9 @@ class RunningTrial:
 
     def prune(self, reason: str) -> NoReturn:
         """End the trial. Raises TrialPruned."""
-        if self.trial:
-            set_outcome(self.trial, Outcome("PRUNED", reason=reason))  # a kill from here on does not run it again
+        with suppress(UpdateFinishedTrialError):  # then the end of the job deals with it
+            if self.trial:
+                set_outcome(self.trial, Outcome("PRUNED", reason=reason))  # a kill from here on does not run it again
         raise TrialPruned(reason)
 
 

@@ -29,7 +29,7 @@ from tuner.sweep.settings import MIXED
 from tuner.sweep.storage_files import StorageLostError
 
 log = logging.getLogger("tuner.sweep")
-PAUSE = 0.5  # seconds between looks at the running trials
+PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between looks at the running trials
 NOTICE = 1.0  # seconds that the main thread is given to notice a Ctrl-C, which may end a worker first
 
 
@@ -83,12 +83,30 @@ class TrialLoop:
     def run(self) -> None:
         """Run all trials that are left, those of sweeps that are killed meanwhile included."""
         with self.monitor.progress:
-            while self.budget.has_room() and not self.monitor.stopping.is_set():
-                if self.slots.threads == 1:
+            while not self.monitor.stopping.is_set():
+                if not self.budget.has_room():
+                    if not self.budget.of_others():
+                        return
+                    self._wait_for_others()
+                elif self.slots.threads == 1:
                     self._run_trials()
                 else:
                     self._run_threads()
                 self.budget.recover()
+
+    def _wait_for_others(self) -> None:
+        """Wait until the trials of other sweeps have ended, or one of them is lost and must be run again."""
+        trials = self.budget.of_others()
+        hosts = sorted({str(trial.system_attrs[OWNER]).partition(":")[0] for trial in trials})
+        text = "waiting for trial%s %s of other sweeps, on %s: what is lost there is run again here"
+        log.info(text, "s" * (len(trials) > 1), ", ".join(str(trial.number) for trial in trials), ", ".join(hosts))
+        pause = PAUSE
+        while trials and not self.budget.has_room() and not self.monitor.stopping.is_set():
+            self.monitor.stopping.wait(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)
+            self.monitor.progress.refresh()
+            self.budget.recover()
+            trials = self.budget.of_others()
 
     def _run_threads(self) -> None:
         with ThreadPoolExecutor(self.slots.threads) as pool:
