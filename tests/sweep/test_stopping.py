@@ -118,10 +118,20 @@ def stopped(toy):
     return yaml.safe_load((toy.folder / "multirun/toy/optimization_results.yaml").read_text()).get("stopped")
 
 
-LAUNCHERS = [[], ["hydra/launcher=joblib", "hydra.sweeper.n_jobs=2"]]
+LAUNCHERS = [
+    [],
+    *(
+        pytest.param([f"hydra/launcher={name}", "hydra.sweeper.n_jobs=2", *more], marks=marks)
+        for name, more, marks in [
+            ("joblib", [], ()),
+            ("submitit_local", [], pytest.mark.slow),
+            ("ray", ["+hydra.launcher.ray.init.include_dashboard=false"], pytest.mark.slow),
+        ]
+    ),
+]
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS, ids=["basic", "joblib"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=["basic", "joblib", "submitit", "ray"])
 def test_a_search_ends_after_its_time_and_is_continued_with_more(toy, launcher):
     launcher = [*launcher, "steps=0"]  # a trial that reports nothing runs to its end
     done = toy.command("hydra.sweeper.timeout=1e-6", *launcher)
@@ -157,7 +167,7 @@ def test_at_the_timeout_running_trials_end_at_their_next_step_and_run_again_with
     assert "ended_by" not in written
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS, ids=["basic", "joblib"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=["basic", "joblib", "submitit", "ray"])
 def test_a_trial_ends_after_its_time_and_the_search_goes_on(toy, launcher):
     done = toy.command("hydra.sweeper.trial_timeout=1e-6", "steps=3", *launcher)
     assert "no trial was completed; 6 were ended by hydra.sweeper.trial_timeout: give more time" in done.stdout
