@@ -27,8 +27,8 @@ if seconds := os.environ.get("TOY_LEASE"):
 
 def objective(cfg):  # noqa: C901 - one case per way to end
     number = HydraConfig.get().job.num
-    with Path(cfg.ran).open("a") as file:  # one line a start, by whichever process
-        file.write(f"{number} {os.getpid()}\n")
+    with Path(cfg.ran).open("a") as file:  # one line a start, by whichever process, with its GPUs
+        file.write(f"{number} {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}\n")
     for step in range(1, cfg.steps + 1):
         time.sleep(cfg.seconds / cfg.steps)
         report(cfg.x**2 + 1 / step, step)
@@ -38,6 +38,9 @@ def objective(cfg):  # noqa: C901 - one case per way to end
             raise RuntimeError(f"trial {number} raises")
         case "wait":  # until later trials have started
             while len(Path(cfg.ran).read_text().splitlines()) < 6:
+                time.sleep(0.05)
+        case "pair":  # until two processes have started trials
+            while len({line.split()[1] for line in Path(cfg.ran).read_text().splitlines()}) < 2:
                 time.sleep(0.05)
         case "half":  # as a worker that is killed while it writes its result
             frame = sys._getframe()

@@ -71,6 +71,7 @@ class Fused:
 
     def __init__(self, stack: int | str):
         self.stack = stack
+        self.workers = 1  # processes that train stacks of this search
 
     def setup(self, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what launches need. Raises InputError if `stack` is neither auto nor a whole number of at least 1."""
@@ -94,8 +95,10 @@ class Fused:
         search = OmegaConf.select(self.config, "hydra.sweeper")
         sampler = str(OmegaConf.select(search, "sampler._target_", default="Random"))
         n_trials = OmegaConf.select(search, "n_trials", default=None)
-        if n_trials and not any(name in sampler for name in DO_NOT_LEARN) and n_trials < ROUNDS * most:
-            return max(1, n_trials // ROUNDS), f"{ROUNDS} rounds of {n_trials} trials, for the sampler to learn from"
+        stacks = ROUNDS * self.workers
+        if n_trials and not any(name in sampler for name in DO_NOT_LEARN) and n_trials < stacks * most:
+            size, each = max(1, n_trials // stacks), f", {self.workers} stacks each" if self.workers > 1 else ""
+            return size, f"{ROUNDS} rounds of {n_trials} trials{each}, for the sampler to learn from"
         return most, f"larger stacks are no faster on {device}"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:

@@ -17,14 +17,14 @@ from typing import Any
 import optuna
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial
 
 from tuner import InputError
 from tuner.files import replacing
-from tuner.sweep import late, passwords, storage
+from tuner.sweep import gpus, late, passwords, storage
 from tuner.sweep.leases import Renewals
 from tuner.sweep.optuna_private import trial_view
 from tuner.sweep.outcome import OUTCOME_FILE, Outcome, Pruned, ends_sweep, set_outcome
@@ -33,6 +33,7 @@ from tuner.sweep.report import read_result
 from tuner.sweep.storage_files import Place
 from tuner.sweep.trial import RunningTrial, Shared, Stages, TrialPruned, running_in_job, stages_of
 
+log = logging.getLogger("tuner.sweep")
 RECORDED = ("device", "epochs", "saved_epoch", "temperature")  # what the study has of result.json, beside the value
 
 
@@ -65,7 +66,7 @@ class Job:
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the job. Returns the objective, or Pruned; raises the task's error once the outcome is recorded."""
-        started = self._start()
+        started = self._start(cfg)
         stages = stages_of(self.task)
         if stages:
             return self._attempt(started, lambda: stages.run(cfg, started.trial))
@@ -83,7 +84,7 @@ class Job:
             return None
 
         def prepare(cfg: DictConfig, _trial: RunningTrial | None) -> tuple[_Started, Any]:
-            started = self._start()
+            started = self._start(cfg)
             return started, self._attempt(started, lambda: inner.prepare(cfg, started.trial), last=False)
 
         def fit_together(jobs: Sequence[tuple[_Started, Any]]) -> Iterator[tuple[int, Any]]:
@@ -101,8 +102,10 @@ class Job:
 
         return Stages(prepare, fit_together, finish)
 
-    def _start(self) -> "_Started":
+    def _start(self, cfg: DictConfig) -> "_Started":
         hydra = HydraConfig.get()
+        if os.getpid() != self.parent and OmegaConf.select(cfg, "device") == "auto" and (gpu := gpus.take_one()):
+            log.info("this process takes GPU %s of several: %s=%s", gpu, gpus.VISIBLE, gpu)
         for place in self.places:
             place.check()
         trial = self._trial(hydra.job.num)
@@ -186,7 +189,7 @@ class _Started:
         with replacing(self.folder / OUTCOME_FILE) as file:
             file.write(json.dumps(asdict(outcome)).encode())
         result = read_result(self.folder)
-        attributes = {"seconds": round(time.perf_counter() - self.time, 3)}
+        attributes: dict[str, Any] = {"seconds": round(time.perf_counter() - self.time, 3)}
         attributes |= {key: result[key] for key in RECORDED if key in result}
         if outcome.error:
             attributes |= {"error": outcome.error, "traceback": outcome.traceback}

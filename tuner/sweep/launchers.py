@@ -16,6 +16,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 from tuner.sweep import MARK, hydra_private, passwords
 from tuner.sweep.reaper import marked_processes
 
+log = logging.getLogger("tuner.sweep")
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # Ray ends without them
 
 
@@ -61,6 +62,11 @@ def slots(launcher: Launcher, n_jobs: int) -> Slots:
     return Slots(1, n_jobs, why=batches and f"{name} is not known to be safe in threads: {batches}")
 
 
+def is_fused(launcher: Launcher) -> bool:
+    """Whether this is the launcher of jobs that train together."""
+    return type(launcher).__name__ == "FusedLauncher"
+
+
 def jobs_outlive_sweep(launcher: Launcher) -> bool:
     """Whether jobs may go on when the sweep is killed: those on other machines do, and those of unknown launchers."""
     name = type(launcher).__name__
@@ -71,12 +77,12 @@ def jobs_outlive_sweep(launcher: Launcher) -> bool:
 
 
 @contextmanager
-def workers_end_with_sweep(launcher: Launcher, spec: str | None) -> Iterator[None]:
-    """End the launcher's worker processes with the sweep, however it ends, kill -9 included.
+def workers_end_with_sweep(launcher: Launcher, spec: str | None, workers: int) -> Iterator[None]:
+    """End worker processes with the sweep, however it ends, kill -9 included.
 
-    spec: the storage. Its password is in the environment of the workers.
+    spec: the storage. Its password is in the environment of the workers.   workers: processes, this one included.
     """
-    if type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
+    if workers == 1 and type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
         yield
         return
     mark = uuid.uuid4().hex
@@ -95,18 +101,27 @@ def workers_end_with_sweep(launcher: Launcher, spec: str | None) -> Iterator[Non
 
 
 def _start_ray(launcher: Launcher) -> bool:
-    """Start Ray once, before threads would start it. A killed job is retried by the sweep, not by Ray."""
+    """Start Ray once, before threads would start it. A killed job is retried by the sweep, not by Ray.
+
+    If there are GPUs, each job gets one, and its process is kept for the next job.
+    """
     if type(launcher).__name__ != "RayLauncher":
         return False
     import ray
 
     options = launcher.ray_cfg  # type: ignore[attr-defined]
+    starts = not ray.is_initialized()
+    if starts:
+        ray.init(**OmegaConf.to_container(options.init, resolve=True))  # type: ignore[arg-type]
+    given = OmegaConf.to_container(options.remote or OmegaConf.create({}))
+    assert isinstance(given, dict)
+    defaults: dict[str, int] = {"max_retries": 0, "max_calls": 0}
+    if "num_gpus" not in given and ray.cluster_resources().get("GPU", 0):
+        log.info("hydra.launcher.ray.remote.num_gpus: 1 (auto: Ray has GPUs, and each trial gets one)")
+        defaults["num_gpus"] = 1
     with read_write(options), open_dict(options):
-        options.remote = {"max_retries": 0, **(options.remote or {})}
-    if ray.is_initialized():
-        return False
-    ray.init(**OmegaConf.to_container(options.init, resolve=True))  # type: ignore[arg-type]
-    return True
+        options.remote = defaults | given
+    return starts
 
 
 def _stop_workers(started_ray: bool) -> None:

@@ -120,6 +120,8 @@ class TunerSweeperConf(OptunaSweeperConf):
     storage_patience: float = 600.0
     # number of jobs that run at once, if the launcher can
     n_jobs: int = 1
+    # processes that run trials side by side with the launchers basic and fused; auto: one for each GPU
+    workers: Any = "auto"
     # the sweep stops when more than this share of n_trials has failed; 0: at the first failure
     max_failure_rate: float = 0.5
     # the same as max_failure_rate: 0

@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from tuner.rules import is_number
 from tuner.runs import baselines, readings, result
 from tuner.runs.layout import BEST, DEFAULT
 from tuner.safe_text import cell
-from tuner.sweep import ranking, storage
+from tuner.sweep import ranking, storage, workers
 from tuner.sweep.settings import CHOSEN
 from tuner.sweep.stopping import ENDED_BY, TIMEOUT, because
 from tuner.sweep.study_folder import direction_names
@@ -204,13 +203,15 @@ def ensemble_lines(tested: dict[str, Any]) -> list[str]:
 
 def resume_command(config: DictConfig, study: str, shown: Sequence[str]) -> str:
     """The command that continues this sweep: this one, with the study's name. shown: its arguments, no password."""
-    arguments = sys.argv[1:]
-    original = sys.orig_argv
-    program = original[: len(original) - len(arguments)] if original[-len(arguments) :] == arguments else ["python"]
-    key = "study" if OmegaConf.select(config, "study") == study else "hydra.sweeper.study_name"
+    program, key = workers.program() or ["python"], name_key(config, study)
     kept = [argument for argument in shown if not argument.startswith(f"{key}=")]
     command = [Path(program[0]).name, *program[1:], *kept, f"{key}={study}"]
     return shlex.join(command)
+
+
+def name_key(config: DictConfig, study: str) -> str:
+    """The key that gives a sweep the name of its study."""
+    return "study" if OmegaConf.select(config, "study") == study else "hydra.sweeper.study_name"
 
 
 def summary(results: dict[str, Any], folder: Path) -> str:

@@ -35,6 +35,7 @@ from tuner.sweep import (
     settings,
     stopping,
     storage,
+    workers,
 )
 from tuner.sweep.budget import LOCKS, Budget, allowed_failures, new_owner
 from tuner.sweep.config_cache import CachingConfigLoader
@@ -66,6 +67,7 @@ class AsyncSweeper:
         study_name: str | None,
         n_trials: int,
         n_jobs: int,
+        workers: int | str,
         max_failure_rate: float,
         custom_search_space: str | None,
         params: Mapping[str, str] | None,
@@ -83,7 +85,7 @@ class AsyncSweeper:
     ):
         self.sampler, self.pruner_config, self.params = sampler, pruner, params or {}
         self.direction, self.storage, self.study_name = direction, storage, study_name
-        self.n_trials, self.n_jobs, self.retries = n_trials, n_jobs, retries
+        self.n_trials, self.n_jobs, self.workers, self.retries = n_trials, n_jobs, workers, retries
         self.storage_patience = storage_patience
         self.max_failure_rate = 0.0 if fail_fast else max_failure_rate
         self.custom_search_space, self.baseline, self.enqueue = custom_search_space, baseline, enqueue
@@ -289,6 +291,9 @@ class AsyncSweeper:
     # 2. The trials, and the retraining of the best
 
     def _announce(self) -> None:
+        self.n_workers = workers.count(self.workers, self.config, self.launcher, in_memory=self.spec is None)
+        if launchers.is_fused(self.launcher):
+            self.launcher.fused.workers = self.n_workers  # type: ignore[attr-defined]
         self.slots = launchers.slots(self.launcher, self.n_jobs)
         done, n_trials = len(self.budget.counted()), self.budget.n_trials
         verb = "all of its" if done >= n_trials else "continuing after" if done else "running"
@@ -324,13 +329,23 @@ class AsyncSweeper:
             reuses=not self.study_mixed,  # or the images may be others
         )
         # Ray installs signal handlers when it starts, so `interruptible` comes second
-        with launchers.workers_end_with_sweep(self.launcher, self.spec), interruptible(self.slots):
-            loop.run()
+        number = self.n_workers if self.budget.has_room() else 1
+        with launchers.workers_end_with_sweep(self.launcher, self.spec, number), interruptible(self.slots):
+            with workers.beside(number, self._overrides_of_workers(), self.folder):
+                loop.run()
             if not self.monitor.stopping.is_set():
                 try:
                     self.retraining.run()
                 except InputError as error:  # reported after the summary of the trials, which are all there
                     self.missing = error
+
+    def _overrides_of_workers(self) -> list[str]:
+        """What a worker does otherwise than this sweep: it retrains nothing, and has no workers itself."""
+        name = self.study.study_name
+        lines = [f"{report.name_key(self.config, name)}={search_space.quoted(name)}", "hydra.sweeper.workers=1"]
+        if launchers.is_fused(self.launcher):
+            lines.append(f"hydra.launcher.stack={self.slots.batch}")
+        return [*lines, "final.seeds=0"] if OmegaConf.select(self.config, "final.seeds") is not None else lines
 
     # 3. The results
 

@@ -227,7 +227,7 @@ class TrialLoop:
 
         The fused launcher takes any numbers.
         """
-        if type(self.launcher).__name__ == "FusedLauncher":
+        if launchers.is_fused(self.launcher):
             return list(self.launcher.fused.launch_jobs(jobs))  # type: ignore[attr-defined]
         returns: list[JobReturn] = []
         while jobs:
