@@ -1,6 +1,6 @@
 """What the pick of a search is worth on other images, beside what is announced.
 
-    python benchmarks/selection.py [--draws 8] [--root FOLDER] [--device auto]
+    python benchmarks/selection.py [--draws 8] [--first 0] [--root FOLDER] [--device auto]
     python benchmarks/selection.py --smallest --results FILE
 
 Draws of 4,800 of Fashion-MNIST's training images, each with 8,000 other ones for the truth. For each draw, 16
@@ -58,6 +58,7 @@ SMALLEST = [
 def arguments() -> argparse.ArgumentParser:
     parser = results.parser(__doc__)
     parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--first", type=int, default=0, help="number of the first draw: others were made before")
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--spaces", nargs="+", choices=("heads", "networks"), default=["heads", "networks"])
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of the four files of Fashion-MNIST")
@@ -74,7 +75,7 @@ def main() -> None:
         spaces, args.draws, args.trials = {"heads": SMALLEST[:1], "networks": SMALLEST}, 2, 4
     done: dict[str, list[dict[str, Any]]] = {name: [] for name in args.spaces}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(args.draws):
+        for number in range(args.first, args.first + args.draws):
             data = draw(args, number)
             for name in args.spaces:
                 done[name].append(compare(spaces[name], data, args.trials, number, device, Path(folder)))

@@ -58,7 +58,7 @@ def test_a_worker_that_is_killed_loses_no_trial(toy):
     assert f"worker 1 ended with exit code -9: see {log}; the trials that it had are run again" in out
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGUSR1])
 def test_an_interrupt_ends_the_workers_which_put_their_trials_back(toy, signal_):
     with toy.start("hydra.sweeper.workers=2", *SHORT, "steps=600", "seconds=60") as sweep:
         worker = worker_of(toy, sweep)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tuner import InputError
 
 log = logging.getLogger("tuner.sweep")
+COMMAND = "command"  # attribute of a study: the overrides that started it, without passwords
 SETTINGS = "settings"  # attribute of a study: what settings_of() gave when it was started
 IMAGES = "images:"  # attributes of a study: for each config of its data, the hashes of the splits
 CHOSEN = "chosen:"  # attributes of a study: config keys and values that a trial chose for all trials

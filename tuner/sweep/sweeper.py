@@ -1,6 +1,7 @@
 """The sweep: open the study, run its trials, retrain the best configuration, write the results."""
 
 import logging
+import os
 import re
 import signal
 import sys
@@ -24,6 +25,7 @@ from tuner import InputError, earlier, targets
 from tuner.files import disk_error
 from tuner.rules import FOLDER_NAME
 from tuner.sweep import (
+    WORKER,
     hydra_private,
     launchers,
     options,
@@ -223,9 +225,11 @@ class AsyncSweeper:
         now = settings.settings_of(self.config, [*self.irrelevant, *self.space.names()], resolve=False)
         before = attributes.get(settings.SETTINGS) if started else None
         self.mixed = settings.compare(self.study.study_name, before, now, self.space.names(), self.study_mixed)
-        record = {"space": search_space.to_json(self.space.distributions)}
+        record: dict[str, Any] = {"space": search_space.to_json(self.space.distributions)}
         if not self.mixed:
             record |= {settings.SETTINGS: now, "fixed": self.space.fixed}
+        if not self.mixed and WORKER not in os.environ:
+            record[settings.COMMAND] = list(self.shown)
         for key, value in record.items():
             if attributes.get(key) != value:
                 self.study.set_user_attr(key, value)
@@ -383,7 +387,7 @@ class AsyncSweeper:
 
 @contextmanager
 def interruptible(slots: launchers.Slots) -> Iterator[None]:
-    """Treat SIGTERM, which clusters send before SIGKILL, as Ctrl-C.
+    """Treat SIGTERM and SIGUSR1, which clusters send before SIGKILL, as Ctrl-C.
 
     Not with forked workers: their pool ends them with SIGTERM, and they inherit this handler, which can lose a signal
     that comes during the fork. The pool would wait forever. The study can be continued all the same.
@@ -395,8 +399,9 @@ def interruptible(slots: launchers.Slots) -> Iterator[None]:
     if slots.forks or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

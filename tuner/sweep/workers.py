@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from tuner import InputError
-from tuner.sweep import gpus
+from tuner.sweep import WORKER, gpus
 
 log = logging.getLogger("tuner.sweep")
 LOGS = "workers"  # in the study's folder
@@ -75,7 +75,7 @@ def beside(number: int, overrides: Sequence[str], folder: Path) -> Iterator[None
 def _worker(place: int, number: int, overrides: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     path = folder / LOGS / f"{place}.log"
     path.parent.mkdir(exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, _cores() // number))}
+    environment = os.environ | {WORKER: str(place), "OMP_NUM_THREADS": str(max(1, _cores() // number))}
     where = ""
     if visible := gpus.visible():
         environment |= gpus.only(gpu := visible[place % len(visible)])
