@@ -117,7 +117,7 @@ EQUAL = "complete trials have the same value, 0.5: no parameter changes it"
         ([trial(0.1, PRUNED)] * 4 + [trial(None, FAIL)], f"4 of 5 {STRICT}"),
         (
             [trial(0.1, PRUNED, user={"ended_by": "timeout"})] * 2,
-            "2 of 2 trials were ended by their time and none is complete: give more time",
+            "2 trials were ended by time and none is complete: give more time",
         ),
         ([trial(0.1, PRUNED), trial(None, RUNNING)], None),
         ([trial(0.1, PRUNED), trial(0.5)], None),

@@ -255,16 +255,68 @@ def test_the_best_is_not_retrained_on_other_images(command):
     assert not (MINE / "best/model.safetensors").exists()
 
 
+def test_a_best_whose_folder_is_on_another_machine_is_retrained_from_what_the_study_has(command):
+    assert command(*SEARCH)[0] == 0
+    before = result(MINE / "best")
+    shutil.rmtree(MINE / "best")
+    shutil.rmtree(MINE / str(before["trial"]))
+    code, output = command(*SEARCH)
+    assert code == 0, output
+    assert f"{before['trial']} is not on this machine: its config is taken from this sweep" in output
+    after = result(MINE / "best")
+    assert after["test_accuracies"] == before["test_accuracies"]
+    assert after["temperature"] == before["temperature"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("final.ensemble=many", "final.ensemble=many must be a whole number of at least 0 and at most 100"),
+        ("final.default=maybe", "final.default=maybe must be true or false"),
+        ("final.seeds=x", "final.seeds=x must be a whole number of at least 0"),
+        ("data.folds=1", "data.folds=1 must be a whole number of at least 2 and at most 100, or null"),
+    ],
+)
+def test_a_value_that_no_trial_can_have_is_refused_before_the_search(command, word, message):
+    code, output = command(*SEARCH, word)
+    assert code == 1
+    assert message in output
+    assert len(output.strip().splitlines()) == 1
+    assert not Path("multirun/optuna.db").exists()
+
+
+def test_a_value_that_only_some_trials_can_have_fails_those(command):
+    searched = "keep=choice(best,last)"  # best is for no folds
+    code, output = command(*SEARCH, searched, "data.folds=2", "final.seeds=0", "hydra.sweeper.sampler.seed=1")
+    assert code == 0, output
+    states = {trial.params["keep"]: trial.state.name for trial in study().trials}
+    assert states == {"best": "FAIL", "last": "COMPLETE"}
+
+
+def test_a_best_that_cannot_be_retrained_stays_as_it_was(command):
+    assert command(*SEARCH)[0] == 0
+    before = result(MINE / "best")
+    config = MINE / str(before["trial"]) / "conf/config.yaml"
+    config.write_text("[")
+    code, output = command(*SEARCH, "final.ensemble=1")
+    assert code == 1
+    assert str(config) in output.strip().splitlines()[-1]
+    assert result(MINE / "best") == before
+    assert not list(MINE.glob("best-until-*"))
+
+
 def test_a_best_that_cannot_be_retrained_ends_with_the_summary(command):
     assert command(*SEARCH, "final.seeds=0")[0] == 0
     best = study().best_trial
-    shutil.move(MINE / str(best.number), "elsewhere")
+    config = MINE / str(best.number) / "conf/config.yaml"
+    text = config.read_text()
+    config.write_text("[")
     code, output = command(*SEARCH)
     assert code == 1
     lines = output.strip().splitlines()
-    assert f"cannot retrain trial {best.number}, the best: " in lines[-1]
+    assert str(config) in lines[-1]
     assert any(f"best value {best.value:.6g} (trial {best.number})" in line for line in lines)
-    shutil.move("elsewhere", MINE / str(best.number))
+    config.write_text(text)
     code, output = command(*SEARCH)
     assert code == 0, output
     assert "standard deviation" in output

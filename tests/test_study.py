@@ -144,7 +144,7 @@ def test_json_says_everything(look, mine):
 
 def test_csv_is_the_table_of_trials(look, mine):
     found = pd.read_csv(io.StringIO(look("--csv")), parse_dates=["start", "end"])
-    expected = mine.trials.fillna({"error": math.nan})
+    expected = mine.trials.fillna({"error": math.nan, "ended_by": math.nan})
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
 
 

@@ -159,7 +159,7 @@ class FinalConfig:
     """`final`: the end of a search. `epochs` is given in the run that retrains its best trial, and only there."""
 
     seeds: Annotated[int, whole(0, 1000)] = 3
-    default: bool = True
+    default: Annotated[bool, one_of(True, False)] = True
     ensemble: Annotated[int, whole(0, 100)] = 0
     epochs: Annotated[int | None, or_null(COUNT)] = None
     temperature: Annotated[float | None, or_null(number(lambda v: 0.01 <= v <= 100, "from 0.01 to 100"))] = None

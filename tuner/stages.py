@@ -228,7 +228,8 @@ def describe_setup(config: RunConfig, run: Run, setup: Setup, in_sweep: bool) ->
     data = setup.data
     run.result |= {"device": describe(setup.device), "precision": str(setup.precision).removeprefix("torch.")}
     run.result |= {"class_names": data.classes, "n_test": len(data.test), "test_duplicates": data.test_duplicates}
-    run.result |= {"split_hashes": data.hashes, "n_excluded": data.excluded, "data": summary.summary(data)}
+    run.result |= {"split_hashes": data.hashes, "n_excluded": data.excluded}
+    run.result |= {"data": summary.summary(data, config.data.folds)}
     if data.is_uneven and not (in_sweep or config.class_weights):
         counts = torch.bincount(data.pool.labels).tolist()
         log.info(

@@ -52,7 +52,7 @@ def close_log_files() -> None:
         handler.close()
 
 
-STAGES = Stages(prepare_job, fit_together, finish)
+STAGES = Stages(prepare_job, fit_together, finish, check=parse)
 
 
 def task(cfg: DictConfig) -> float | tuple[float, float]:

@@ -16,7 +16,7 @@ from tuner.sweep.settings import COMMAND
 log = logging.getLogger("tuner.worker")
 OVERRIDE = re.compile(r"\+{0,2}[\w./@]+=.*|~[\w./@]+(=.*)?", re.DOTALL)
 # Keys that are this machine's own matter, or the sweep's that ends the study.
-OWN = re.compile(r"[+~]*(hydra[./](launcher|run|sweep|job|callbacks|searchpath|help|mode|verbose)|final\b|study=).*")
+OWN = re.compile(r"[+~]*(hydra[./](launcher|run|sweep|job|callbacks|searchpath|help|mode|verbose)\b|final\b|study=).*")
 STORAGE = "hydra.sweeper.storage"
 
 

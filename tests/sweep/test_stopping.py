@@ -9,7 +9,10 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 from tuner import InputError
+from tuner.analysis.advice import advice
+from tuner.analysis.loaded_study import load
 from tuner.sweep import stopping
+from tuner.sweep.progress import Progress
 from tuner.sweep.stopping import StopRules, of_options, used
 
 NOON = datetime(2026, 1, 1, 12)
@@ -176,13 +179,25 @@ def test_a_trial_ends_after_its_time_and_the_search_goes_on(toy, launcher):
     assert stopped(toy) is None
 
 
+def test_the_line_of_progress_counts_the_time_of_trials_that_run_again():
+    ended = [ran(0, minutes, PRUNED, ended_by="timeout", seconds=60) for minutes in (1, 2)]
+    for number, trial in enumerate(ended):
+        trial.number = number
+    copies = [create_trial(state=TrialState.WAITING, system_attrs={"retry_history": [n]}) for n in (0, 1)]
+    progress = Progress(optuna.create_study(), 6, lambda: [*ended, *copies], StopRules(timeout=120))
+    assert progress.line() == "0/6 trials, 2 min 0 s of 2 min 0 s"
+
+
 def test_a_search_ends_at_its_target(toy):
     done = toy.run("hydra.sweeper.target=1.0")  # trial 0 is the default config, whose value is 1
     assert done.returncode == 0
     assert toy.states() == ["COMPLETE"]
     assert stopped(toy) == "target: trial 0 has 1"
+    said = "the search ended before its n_trials, by hydra.sweeper.target: trial 0 has 1; to go on, change that, and "
+    assert said + "resume with the same command and study=toy" in advice(load("toy"))
     toy.run("hydra.sweeper.target=-1")
     assert toy.states() == ["COMPLETE"] * 6
+    assert "the search ended" not in " ".join(advice(load("toy")))
 
 
 def test_a_search_ends_when_it_is_flat(toy):

@@ -59,6 +59,7 @@ def test_a_default_that_is_not_searched_is_drawn_and_told(toy):
     done = toy.run("x=interval(5,6)")
     assert "trial 0 draws x: the default, 1.0, is not in" in done.stdout
     assert "default_value" not in results(toy)
+    assert "; no gain is known, as a value of the default config is not in the search space" in done.stdout
 
 
 def test_enqueued_trials_come_first(toy):
@@ -405,6 +406,9 @@ def test_a_grid_ends_with_its_last_point(toy):
     assert done.returncode == 0, done.stdout + done.stderr
     points = [tuple(sorted(trial.params.items())) for trial in toy.study().trials]
     assert len(points) == len(set(points)) == 6
+    [default] = [trial for trial in toy.study().trials if trial.user_attrs.get("baseline")]
+    assert default.params == {"x": 1, "n": 1}
+    assert results(toy)["default_value"] == default.value
 
 
 def test_a_grid_that_was_stopped_misses_and_repeats_nothing(toy):

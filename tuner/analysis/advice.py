@@ -14,7 +14,7 @@ from tuner.plots import Parameter
 from tuner.runs import baselines, readings
 from tuner.sweep import budget, ranking, report
 from tuner.sweep.optuna_private import GRID_ID
-from tuner.sweep.stopping import ENDED_BY
+from tuner.sweep.stopping import ENDED_BY, RULES, because
 
 ENOUGH, EACH = 10, 4  # complete trials that advice on parameters needs, in all and per parameter
 P = 0.05  # significance level
@@ -32,7 +32,7 @@ def certainty(s: LoadedStudy) -> list[str]:
             lines += baselines.lines(found, report.score_of(s.best, s.folder, found["metric"]), "the best trial")
         lines.append(f"retrained on train + validation and tested, {report.describe_test(tested, '')}")
         if s.folder and (beside := report.tested_default(s.frozen, s.folder, tested)):
-            lines.append(report.describe_default(beside))
+            lines.append(report.describe_default(beside, alone="ensemble" not in tested))
         if read := readings.of_result(tested):
             lines.append(f"this test split {read}")
     return lines
@@ -131,6 +131,10 @@ def _on_a_sweep_that_ended(s: LoadedStudy) -> list[str]:
     """The trials left by a sweep that was killed or interrupted."""
     if s.folder is None or budget.sweep_is_running(s.folder):
         return []
+    if s.stopped:
+        is_rule = s.stopped.split(":")[0] in RULES
+        go_on = f"; to go on, change that, and resume with the same command and {_named(s)}" if is_rule else ""
+        return [f"the search ended before its n_trials, {because(s.stopped, 'hydra.sweeper.')}{go_on}"]
     left = {state.lower(): s.states[state] for state in ("RUNNING", "WAITING") if s.states[state]}
     if not left:
         return []
@@ -165,7 +169,7 @@ def _on_pruning(s: LoadedStudy) -> list[str]:
     if s.states["COMPLETE"] or s.states["RUNNING"] or not pruned:
         return []
     if late := sum(ENDED_BY in trial.user_attrs for trial in s.frozen):
-        return [f"{late} of {len(_counted(s))} trials were ended by their time and none is complete: give more time"]
+        return [f"{late} trial{'s were' if late > 1 else ' was'} ended by time and none is complete: give more time"]
     which = f"{pruned} of {len(_counted(s))} trials were pruned and none is complete"
     return [f"{which}: the pruner is too strict; set hydra.sweeper.pruner.KEY, or hydra/sweeper/pruner=none"]
 
@@ -257,10 +261,9 @@ def _on_noise(s: LoadedStudy) -> list[str]:
         return []
     cheaper = _cheapest(s, equals)
     take = f"take {cheaper}, or compare" if cheaper else "compare"
-    return [
-        f"{len(equals)} trials do not differ significantly from the best: {take} them on more validation images "
-        "(data.val_share) or several seeds"
-    ]
+    more_images = "" if s.has_folds else "on more validation images (data.folds, or data.val_share) or "
+    how = f"{more_images}with several seeds"
+    return [f"{len(equals)} trials do not differ significantly from the best: {take} them {how}"]
 
 
 def _cheapest(s: LoadedStudy, equals: pd.DataFrame) -> str | None:

@@ -20,11 +20,12 @@ from tuner.config import config_options
 from tuner.plots import HUGE, Parameter
 from tuner.sweep import ranking, report, storage
 from tuner.sweep.search_space import SearchSpace
-from tuner.sweep.settings import MIXED, SAME_AS
+from tuner.sweep.settings import MIXED, SAME_AS, SETTINGS
+from tuner.sweep.stopping import ENDED_BY, STOPPED
 from tuner.sweep.study_folder import direction_names
 
 log = logging.getLogger("tuner.analysis.loaded_study")
-COLUMNS = ("start", "end", "seconds", "epochs", "folder", "host", "error", "baseline")
+COLUMNS = ("start", "end", "seconds", "epochs", "folder", "host", "error", "ended_by", "baseline")
 OBJECTIVES = {  # how tables and plots name the objectives of a sweep of tuner.train; others are "validation NAME"
     "accuracy": "validation accuracy",
     "balanced_accuracy": "balanced validation accuracy",
@@ -56,6 +57,18 @@ class LoadedStudy:
         return direction_names(self.study.directions)
 
     @property
+    def stopped(self) -> str | None:
+        """Why the search ended before its n_trials; None if it did not."""
+        reason = self.study.user_attrs.get(STOPPED)
+        return reason if isinstance(reason, str) else None
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether the trials are cross-validated."""
+        settings = self.study.user_attrs.get(SETTINGS)
+        return isinstance(settings, dict) and bool(settings.get("data.folds"))
+
+    @property
     def values(self) -> list[str]:
         """The columns of `trials` that have the values of the objectives."""
         return ["value"] if len(self.goals) == 1 else [f"value_{k}" for k in range(len(self.goals))]
@@ -65,9 +78,9 @@ class LoadedStudy:
         """One row per trial.
 
         Columns: number, state, value (value_0, value_1 ... with several objectives), start, end, seconds, epochs,
-        folder, host, error, baseline (whether it is the default config), and the parameters by their names. A
-        parameter with the name of another column is `params.NAME`. The state of a trial that has other settings or
-        images than its study is MIXED; that of one with the parameters of an earlier trial is DUPLICATE.
+        folder, host, error, ended_by (a rule), baseline (whether it is the default config), and the parameters by
+        their names. A parameter with the name of another column is `params.NAME`. The state of a trial that has other
+        settings or images than its study is MIXED; that of one with the parameters of an earlier trial is DUPLICATE.
         """
         values, rows = self.values, []
         for trial in self.frozen:
@@ -78,6 +91,7 @@ class LoadedStudy:
             row |= {"start": trial.datetime_start, "end": trial.datetime_complete}
             row |= {"seconds": attributes.get("seconds", duration), "epochs": attributes.get("epochs")}
             row |= {"folder": self.folder_of(trial), "host": attributes.get("host"), "error": attributes.get("error")}
+            row["ended_by"] = attributes.get(ENDED_BY)
             row["baseline"] = bool(attributes.get("baseline"))
             rows.append(row | {_column(name): value for name, value in trial.params.items()})
         frame = pd.DataFrame(rows, columns=None if rows else ["number", "state", *values, *COLUMNS])

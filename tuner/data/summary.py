@@ -14,11 +14,12 @@ FOLDS = 5  # that are recommended
 COARSE = 0.05  # two standard errors; those of 256 images
 
 
-def summary(data: Data) -> dict[str, Any]:
-    """The data set as plain values, for result.json."""
+def summary(data: Data, folds: int | None = None) -> dict[str, Any]:
+    """The data set as plain values, for result.json.   folds: with them, the training images judge, too."""
     used = torch.cat([data.pool.labels[torch.cat([data.train, data.val])], data.test.labels])
     counts = torch.bincount(used, minlength=len(data.classes))
     least, most = int(counts.argmin()), int(counts.argmax())
+    judged = len(data.val) + (len(data.train) if folds else 0)
     return {
         "classes": len(data.classes),
         "names": list(data.classes[:NAMES]),
@@ -32,7 +33,7 @@ def summary(data: Data) -> dict[str, Any]:
             "other_class": copies.conflicts(data),
         },
         "files": files(data.pool, data.test),
-        "validation_two_standard_errors": two_standard_errors(len(data.val)),
+        "validation_two_standard_errors": two_standard_errors(judged),
     }
 
 

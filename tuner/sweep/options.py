@@ -2,12 +2,12 @@
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError
@@ -41,8 +41,13 @@ def check_subdir(config: DictConfig) -> None:
         raise InputError(f"hydra.sweep.subdir={subdir} is one folder for all trials; include ${{hydra.job.num}}")
 
 
-def check_composes(space: SearchSpace, config: DictConfig, loader: ConfigLoader) -> None:
-    """Raises InputError if the first value of each searched parameter gives no config: a key may be misspelt."""
+def check_composes(
+    space: SearchSpace, config: DictConfig, loader: ConfigLoader, check: Callable[[DictConfig], object]
+) -> None:
+    """Raises InputError if the first value of each searched parameter gives no config: a key may be misspelt.
+
+    check: raises InputError for a config that no job can run with. It is told if it refuses that one and the default.
+    """
     overrides = space.overrides({name: search_space.first(d) for name, d in space.distributions.items()})
     plain = OmegaConf.to_container(config, resolve=False)
     known = [*config.hydra.runtime.choices, *(key for key, _ in flat(plain))]
@@ -50,9 +55,17 @@ def check_composes(space: SearchSpace, config: DictConfig, loader: ConfigLoader)
         if name not in known and name[0] != "+" and (close := difflib.get_close_matches(name, known, 1)):
             raise InputError(f"{name} is not a key of the config; did you mean {close[0]}? A new one: +{name}=...")
     try:
-        loader.load_sweep_config(config, overrides)
+        _check(loader.load_sweep_config(config, overrides), check)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from error
+    except InputError:  # the values of another trial may be valid
+        _check(loader.load_sweep_config(config, list(space.fixed.values())), check)
+
+
+def _check(config: DictConfig, check: Callable[[DictConfig], object]) -> None:
+    with read_write(config), open_dict(config):
+        del config["hydra"]  # jobs do not get it
+    check(config)
 
 
 def directions(direction: Any) -> list[str]:

@@ -70,12 +70,12 @@ class Progress:
             parts.append(f"{duplicates} duplicate{'s' * (duplicates != 1)}")
         if best := ranking.best(self.study, trials):
             parts.append(f"best {best.value:.6g} (trial {best.number})")
-        parts += self.rules.state(self.study, trials)
+        parts += self.rules.state(self.study, everything)
         if finished > self.finished_before:
             # all jobs of a stack end before the study gets the first of their outcomes
             ended = sum(trial.state.is_finished() or OUTCOME in trial.system_attrs for trial in trials)
             seconds = (time.monotonic() - self.start) / (ended - self.finished_before) * (self.n_trials - ended)
-            parts.append(f"{duration(min(seconds, max(0.0, self.rules.left(trials))))} left")
+            parts.append(f"{duration(min(seconds, max(0.0, self.rules.left(everything))))} left")
         return ", ".join(parts)
 
     def _say(self, text: str, level: int) -> None:

@@ -23,6 +23,7 @@ from tuner.sweep.settings import CHOSEN
 from tuner.sweep.stopping import ENDED_BY, TIMEOUT, because
 from tuner.sweep.study_folder import direction_names
 
+OUTSIDE = "not in the search space"  # of the default config
 RESULTS = "optimization_results.yaml"
 GAIN = ("announced", "corrected", "low", "high", "images", "trials")  # the fields of runs.selection.Gain
 log = logging.getLogger("tuner.sweep.report")
@@ -71,10 +72,7 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
     elif best is not None:
         results |= {"best_params": best.params, "best_value": best.values[0]}
         results |= {"best_trial": best.number, "best_dir": best.user_attrs.get("output_dir")}
-    if (baseline := ranking.baseline(trials)) is not None:
-        results["default_value"] = baseline.values if len(study.directions) > 1 else baseline.values[0]
-    elif lost := [trial for trial in trials if trial.user_attrs.get("baseline") and trial.state.is_finished()]:
-        results["default_state"] = lost[-1].state.name.lower()
+    results |= _default(study, trials)
     if gain := ranking.gain(study, trials, folder):
         results["gain"] = asdict(gain)
     if best is not None and (tested := final_result(folder, best.number)):
@@ -87,6 +85,17 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
         if found := baselines.of_result(tested):
             results["baselines"] = found | {"best_trial": score_of(best, folder, found["metric"])}
     return results
+
+
+def _default(study: Study, trials: list[FrozenTrial]) -> dict[str, Any]:
+    """The value of the default config, or why there is none; empty for a search without its trial."""
+    if (baseline := ranking.baseline(trials)) is not None:
+        return {"default_value": baseline.values if len(study.directions) > 1 else baseline.values[0]}
+    if lost := [trial for trial in trials if trial.user_attrs.get("baseline") and trial.state.is_finished()]:
+        return {"default_state": lost[-1].state.name.lower()}
+    if any(trial.user_attrs.get("baseline") is False for trial in trials):
+        return {"default_state": OUTSIDE}
+    return {}
 
 
 def score_of(trial: FrozenTrial, folder: Path | None, metric: str) -> float | None:
@@ -151,7 +160,7 @@ def tested_default(trials: list[FrozenTrial], folder: Path, tested: dict[str, An
     default = final_result(folder, baseline.number, DEFAULT) if baseline else None
     if default is None:
         return None
-    keys = ("test_accuracy", "test_accuracy_std", "n_test", "seeds")
+    keys = ("test_accuracy", "test_accuracy_std", "test_accuracy_interval", "n_test", "seeds")
     difference = tested["test_accuracy"] - default["test_accuracy"]
     low, high = selection.tested_interval(folder / DEFAULT, folder / BEST, difference) or (None, None)
     return {key: default[key] for key in keys if key in default} | {"difference": difference, "low": low, "high": high}
@@ -183,9 +192,10 @@ def describe_test(tested: dict[str, Any], name: str) -> str:
     return f"{of_seeds}: {accuracy}{spread}{images}"
 
 
-def describe_default(default: dict[str, Any]) -> str:
-    """The result of `tested_default` as a line."""
-    line = f"the default config likewise, {describe_test(default, '')}; the best has {default['difference']:+.4f}"
+def describe_default(default: dict[str, Any], *, alone: bool) -> str:
+    """The result of `tested_default` as a line.   alone: whether the best was retrained alone, not an ensemble."""
+    who = "the best has" if alone else "the ensemble has, over single heads of the default,"
+    line = f"the default config likewise, {describe_test(default, '')}; {who} {default['difference']:+.4f}"
     if default["low"] is None:
         return line
     within = default["low"] <= 0 <= default["high"]
@@ -235,7 +245,7 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         again = f"as a run of its own: python -m tuner.train --config-dir {best_folder}/conf --config-name config"
         lines += [*ensemble_lines(tested), f"on train + validation, {describe_test(tested, 'test accuracy ')}"]
         if beside := tested.get("default"):
-            lines.append(describe_default(beside))
+            lines.append(describe_default(beside, alone="ensemble" not in tested))
         if read := tested.get("test_readings"):
             lines.append(f"this test split {readings.Readings(**read)}")
         lines += [f"model, tables and plots: {best_folder}", *([again] if "ensemble" not in tested else [])]
@@ -252,7 +262,9 @@ def _best_lines(results: dict[str, Any]) -> list[str]:
     better = 1 if results["directions"] == ["maximize"] else -1
     gain = "" if default is None else f", the default config's {default:.6g}, gain {better * (best - default):.6g}"
     if state := results.get("default_state"):
-        gain = f"; no gain is known, as the trial of the default config ended as {state}"
+        why = "a value of the default config is not in the search space"
+        why = why if state == OUTSIDE else f"the trial of the default config ended as {state}"
+        gain = f"; no gain is known, as {why}"
     lines = [f"best value {best:.6g} (trial {results['best_trial']}){gain}"]
     if "gain" in results:
         lines.append(f"gain to expect {Gain(**results['gain'])}")

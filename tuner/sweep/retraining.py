@@ -5,7 +5,8 @@ The default config is retrained likewise, unless it is the best, to say what the
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,12 +83,27 @@ class Retraining:
         try:
             with FileLock(self.budget.locks / "best.lock", timeout=0):
                 for name, number in self.left().items():
-                    folder = self.folder / name
-                    if folder.exists():
-                        folder.rename(folder.with_name(f"{name}-until-{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
-                    self._launch(name, number)
+                    with self._in_place_of_earlier(self.folder / name):
+                        self._launch(name, number)
         except Timeout:
             log.info("another sweep on this study is retraining its best trial")
+
+    @contextmanager
+    def _in_place_of_earlier(self, folder: Path) -> Iterator[None]:
+        """Rename an earlier folder of that name. If the new run fails, the earlier one comes back."""
+        time_ = time.strftime("%Y-%m-%d_%H-%M-%S")
+        earlier_ = folder.with_name(f"{folder.name}-until-{time_}")
+        if not folder.exists():
+            yield
+            return
+        folder.rename(earlier_)
+        try:
+            yield
+        except Exception:
+            if folder.exists():
+                folder.rename(folder.with_name(f"{folder.name}-failed-{time_}"))
+            earlier_.rename(folder)
+            raise
 
     def _launch(self, name: str, number: int) -> None:
         trial = self.budget.trial(number)

@@ -16,6 +16,7 @@ from tuner import InputError, rules
 from tuner.sweep import ranking
 from tuner.sweep.settings import SAME_AS
 
+STOPPED = "stopped"  # attribute of a study: why it ended before its n_trials; null if it did not
 ENDED_BY = "ended_by"  # attribute of a trial: the rule that ended it
 RULES = ("timeout", "target", "stop_when_flat")  # that end a study
 TIMEOUT = "timeout"  # the rule that ends a trial only for now: it runs again when the search gets more time

@@ -140,7 +140,9 @@ class AsyncSweeper:
         overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         self.space = search_space.parse(overrides, self.hydra_context.config_loader)
         self._fix_name()
-        options.check_composes(self.space, self.config, self.hydra_context.config_loader)
+        stages = stages_of(self.task_function)
+        check = stages.check if stages else lambda _cfg: None
+        options.check_composes(self.space, self.config, self.hydra_context.config_loader, check)
         with nullcontext() if self.config.hydra.verbose else launchers.quiet_logs():
             self._open_study()
             with self.budget.alive():
@@ -355,6 +357,8 @@ class AsyncSweeper:
 
     def _write_results(self) -> dict[str, Any]:
         stopped = None if len(self.budget.counted()) >= self.budget.n_trials else self.budget.stopped()
+        if stopped != self.study.user_attrs.get(stopping.STOPPED):
+            self.study.set_user_attr(stopping.STOPPED, stopped)
         return report.write(self.study, self.budget.trials(), self.folder, self.spec, stopped)
 
     def _finish(self) -> None:

@@ -199,11 +199,13 @@ class Stages:
     fit_together: prepared jobs -> the index of each and its result, as soon as that is known; called once for many
         jobs, in no job's context. A job is finished before the next result is asked for.
     finish: prepared, and its result or the exception that ended it -> the objective; in the job's context.
+    check: a config that jobs would get; raises InputError if none of them could run. Called before a search starts.
     """
 
     prepare: Callable[[DictConfig, RunningTrial | None], Any]
     fit_together: Callable[[Sequence[Any]], Iterator[tuple[int, Any]]]
     finish: Callable[[Any, Any], Any]
+    check: Callable[[DictConfig], object] = lambda _cfg: None
 
     def run(self, cfg: DictConfig, trial: RunningTrial | None) -> Any:
         """One job, from start to end."""

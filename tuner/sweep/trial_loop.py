@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from optuna.samplers import GridSampler
 from optuna.trial import Trial, TrialState
 
 from tuner import InputError
@@ -264,11 +265,20 @@ class TrialLoop:
             trial = sampling.baseline_trial(trial, self.space, self.config)
         for name, distribution in self.space.distributions.items():
             sampling.suggest(trial, name, distribution)
+        if isinstance(self.budget.study.sampler, GridSampler) and self._is_default(trial):
+            trial.set_user_attr("baseline", True)  # a grid does not start with it
         if self.custom_space:
             for name, value in self.space.fixed_values().items():  # as hydra-optuna-sweeper does
                 trial.set_user_attr(name, value)
             self.custom_space(self.config, trial)
         return trial
+
+    def _is_default(self, trial: Trial) -> bool:
+        """Whether a trial has the values of the composed config."""
+        try:
+            return all(self.space.default_value(self.config, name) == value for name, value in trial.params.items())
+        except KeyError:
+            return False
 
 
 def move_aside(folder: Path) -> None:

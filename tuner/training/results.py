@@ -95,7 +95,7 @@ def write_results(
     outcome |= {"train_accuracy": scores.accuracies["train"], **scores.over_folds}
     outcome |= {"test_accuracy": statistics.mean(scores.tests) if scores.tests else None}
     if retrains:
-        spread = statistics.stdev(scores.tests) if len(scores.tests) > 1 else 0.0
+        spread = statistics.stdev(scores.tests) if len(scores.tests) > 1 else 0.0  # an ensemble is one model
         outcome |= {"test_accuracy_std": spread, "test_accuracies": scores.tests}
     outcome |= {"test_readings": asdict(read) if read else None}
     for split, n in (("val", run.result["n_val"]), ("test", len(setup.data.test))):
