@@ -228,3 +228,19 @@ def test_another_machine_runs_what_a_killed_one_left(toy):
     assert trials[4].params == trials[0].params
     assert trials[4].system_attrs[OWNER].startswith("second:")
     assert (toy.folder / "multirun/toy/optimization_results.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_machine_without_the_folders_of_a_killed_one_ends_its_study(toy, server, tmp_path):
+    """They share a database alone."""
+    options = ["hydra.sweeper.n_trials=4", "steps=4", f"hydra.sweeper.storage={server.url}"]
+    toy.environment["TOY_HOST"] = "first"
+    with toy.start(*options, "seconds=60") as first:
+        toy.wait_for(1)
+        first.kill()
+    (toy.folder / "multirun").rename(toy.folder / "of the first")
+    toy.environment |= {"TOY_HOST": "second", "TOY_LEASE": "2"}
+    second = toy.command(*options, "seconds=0.1")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert [trial.state.name for trial in toy.study(storage=server.url).trials] == ["FAIL", *["COMPLETE"] * 4]
+    assert "best value" in second.stdout

@@ -3,6 +3,7 @@
 import random
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,47 @@ def test_six_sweeps_at_once_run_60_trials(toy, storage, request):
     assert_exact(toy, storage, 60)
     assert sorted(path.name for path in (toy.folder / "multirun").iterdir() if path.is_dir()) == ["toy"]
     assert len([path for path in (toy.folder / "multirun/toy").iterdir() if path.name.isdigit()]) == 60
+
+
+def pids(toy) -> set[str]:
+    """The processes that have run trials."""
+    return {line.split()[1] for line in (toy.folder / "ran.txt").read_text().splitlines()}
+
+
+@pytest.mark.slow
+def test_six_machines_of_which_one_is_killed_20_times(toy, server):
+    """Each kill hits any of them, which comes back; the last one does not. The server is restarted once."""
+    rng, kills = random.Random(0), 20
+    options = [f"hydra.sweeper.storage={server.url}", "hydra.sweeper.n_trials=100", "hydra.sweeper.retries=20"]
+
+    def start(machine: int):
+        toy.environment |= {"TOY_HOST": f"machine-{machine}", "TOY_LEASE": "10"}
+        return toy.start(*options, "seconds=0.5", "steps=3")
+
+    with ExitStack() as stack:
+        sweeps = [stack.enter_context(start(machine)) for machine in range(6)]
+        toy.wait_for(1)
+        for kill in range(kills):
+            machine = rng.randrange(6)
+            wait_for_more(toy, sweeps[machine], rng.randint(0, 3))
+            time.sleep(0.5 * rng.random())
+            assert sweeps[machine].poll() is None, sweeps[machine].communicate()
+            sweeps[machine].kill()
+            if kill < kills - 1:
+                sweeps[machine].communicate()
+                sweeps[machine] = stack.enter_context(start(machine))
+            if kill == kills // 2:
+                while not {str(sweep.pid) for sweep in sweeps} <= pids(toy):  # one that starts would not wait
+                    assert all(sweep.poll() is None for sweep in sweeps)
+                    time.sleep(0.05)
+                server.stop()
+                server.start()
+        ended = [sweep.communicate(timeout=300) for sweep in sweeps]
+    codes = sorted(sweep.returncode for sweep in sweeps)
+    assert codes == [-9, 0, 0, 0, 0, 0], ended
+    assert_exact(toy, server.url, 100)
+    assert_nothing_is_left(toy)
+    assert sum("best value" in out for out, _ in ended) == 5
 
 
 @pytest.mark.slow
