@@ -62,7 +62,15 @@ def search(folder: Path, overrides: list[str]) -> tuple[list[float], float]:
 
 def main() -> None:
     options, command = arguments().parse_args(), sys.argv
-    size = ["data=synthetic", "data.noise=200", "data.n=4000", "model=tiny", "epochs=10", *options.overrides]
+    size = [
+        "data=synthetic",
+        "data.noise=200",
+        "data.n=2000",
+        "model=tiny",
+        "epochs=6",
+        "plots=false",
+        *options.overrides,
+    ]
     if options.smallest:
         options.seeds, options.trials = 1, 3
         size = ["data=synthetic", "model=tiny", "epochs=2", "batch_size=32"]

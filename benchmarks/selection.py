@@ -131,7 +131,7 @@ def compare(
     figures: dict[str, Any] = {"default": float(true[0]), "best possible": float(true.max() - true[0])}
     figures["spread"] = float(true.std())
     for way, log_p in (("split", one), ("folds", folds)):
-        figures[way] = picked(log_p, labels[way], true)
+        figures[way] = picked(log_p, labels[way], true, FOLDS if way == "folds" else None)
         figures[f"ensemble by {way}"] = combined(log_p, labels[way], truth, labels["truth"], true)
     return figures
 
@@ -172,11 +172,11 @@ def right(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (log_p.argmax(-1) == labels).float()
 
 
-def picked(log_p: torch.Tensor, labels: torch.Tensor, true: torch.Tensor) -> dict[str, float]:
+def picked(log_p: torch.Tensor, labels: torch.Tensor, true: torch.Tensor, folds: int | None) -> dict[str, float]:
     """The pick by these predictions, and its gains. true: accuracy of each trial on the other images, [trials]."""
     correct = right(log_p, labels)
     best = int(correct.mean(1).argmax())
-    found = selection.gain(correct.bool().numpy(), 0)
+    found = selection.gain(correct.bool().numpy(), 0, folds=folds)
     gain = {"announced": found.announced, "corrected": found.corrected, "low": found.low, "high": found.high}
     return gain | {"truth": float(true[best] - true[0])}
 

@@ -91,3 +91,12 @@ def test_without_predictions_for_the_same_images_there_is_no_gain(tmp_path, rows
         scored(other, rows)
     assert gain_of(default, [other]) is None
     assert gain_of(other, [default]) is None
+
+
+def test_out_of_fold_answers_have_a_wider_interval():
+    """The heads of five folds share training images: by 1.5 times, as Nadeau and Bengio have it."""
+    right = np.random.default_rng(0).random((4, 500)) < 0.8
+    one, five, two = (gain(right, 0, folds=folds) for folds in (None, 5, 2))
+    assert (five.announced, five.corrected) == (one.announced, one.corrected)
+    assert five.high - five.low == pytest.approx(1.5 * (one.high - one.low))
+    assert two.high - two.low == pytest.approx(3**0.5 * (one.high - one.low))

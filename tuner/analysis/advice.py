@@ -261,7 +261,7 @@ def _on_noise(s: LoadedStudy) -> list[str]:
         return []
     cheaper = _cheapest(s, equals)
     take = f"take {cheaper}, or compare" if cheaper else "compare"
-    more_images = "" if s.has_folds else "on more validation images (data.folds, or data.val_share) or "
+    more_images = "" if ranking.folds(s.study) else "on more validation images (data.folds, or data.val_share) or "
     how = f"{more_images}with several seeds"
     return [f"{len(equals)} trials do not differ significantly from the best: {take} them {how}"]
 

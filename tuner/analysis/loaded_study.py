@@ -20,7 +20,7 @@ from tuner.config import config_options
 from tuner.plots import HUGE, Parameter
 from tuner.sweep import ranking, report, storage
 from tuner.sweep.search_space import SearchSpace
-from tuner.sweep.settings import MIXED, SAME_AS, SETTINGS
+from tuner.sweep.settings import MIXED, SAME_AS
 from tuner.sweep.stopping import ENDED_BY, STOPPED
 from tuner.sweep.study_folder import direction_names
 
@@ -61,12 +61,6 @@ class LoadedStudy:
         """Why the search ended before its n_trials; None if it did not."""
         reason = self.study.user_attrs.get(STOPPED)
         return reason if isinstance(reason, str) else None
-
-    @property
-    def has_folds(self) -> bool:
-        """Whether the trials are cross-validated."""
-        settings = self.study.user_attrs.get(SETTINGS)
-        return isinstance(settings, dict) and bool(settings.get("data.folds"))
 
     @property
     def values(self) -> list[str]:

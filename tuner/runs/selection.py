@@ -42,10 +42,12 @@ class Gain:
         return f"on other images: {self.corrected:.4f} ({how}): {verdict}"
 
 
-def gain(right: np.ndarray, default: int, seed: int = 0) -> Gain:
+def gain(right: np.ndarray, default: int, seed: int = 0, folds: int | None = None) -> Gain:
     """The gain of the best trial over the default.
 
     right: whether each trial classifies each validation image correctly, bool [trials, N].   default: its row.
+    folds: if the answers are out of fold, the number of folds. Their heads share training images, so the interval is
+        wider (Nadeau and Bengio, Machine Learning 52 (2003), 239-281: 1.5 times with five folds).
 
     The best on a bootstrap sample of the images is compared with the default on the images outside that sample, which
     had no part in the choice: the bootstrap bias correction of Tsamardinos, Greasidou and Borboudakis, Machine Learning
@@ -59,7 +61,8 @@ def gain(right: np.ndarray, default: int, seed: int = 0) -> Gain:
     def of_best(drawn: np.ndarray) -> np.ndarray:
         return difference[(drawn.astype(np.float32) @ scores.T).argmax(1)]  # the earliest of equals, as in a study
 
-    return of_difference(difference[int(scores.sum(1).argmax())], left_out_mean(n, of_best, seed=seed), trials)
+    corrected = left_out_mean(n, of_best, seed=seed)
+    return of_difference(difference[int(scores.sum(1).argmax())], corrected, trials, folds)
 
 
 def left_out_mean(
@@ -79,20 +82,22 @@ def left_out_mean(
     return float((total / np.maximum(times, 1)).mean())
 
 
-def of_difference(difference: np.ndarray, corrected: float, trials: int) -> Gain:
+def of_difference(difference: np.ndarray, corrected: float, trials: int, folds: int | None = None) -> Gain:
     """The gain, from the difference of two classifiers on each image, float [N], and its mean on other images."""
     n = len(difference)
     error = float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    error *= math.sqrt(1 + folds / (folds - 1)) if folds else 1.0
     return Gain(float(difference.mean()), corrected, corrected - Z * error, corrected + Z * error, n, trials)
 
 
-def gain_of(default: Path, others: Sequence[Path]) -> Gain | None:
+def gain_of(default: Path, others: Sequence[Path], folds: int | None = None) -> Gain | None:
     """The gain of the best of `others` and the default, by their predictions of validation images.
 
-    default, others: run folders. None if one of them has no predictions, or they are not of the same images.
+    default, others: run folders.   folds: as for gain(). None if one of the runs has no predictions, or they are not of
+    the same images.
     """
     right = _right([default, *others], "validation")
-    return None if right is None else gain(right, 0)
+    return None if right is None else gain(right, 0, folds=folds)
 
 
 def tested_interval(default: Path, best: Path, difference: float) -> tuple[float, float] | None:

@@ -11,7 +11,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.runs.layout import PREDICTIONS
-from tuner.sweep.settings import MIXED, SAME_AS
+from tuner.sweep.settings import MIXED, SAME_AS, SETTINGS
 
 if TYPE_CHECKING:
     from tuner.runs.selection import Gain
@@ -63,9 +63,16 @@ def gain(study: Study, trials: Sequence[FrozenTrial], sweep: Path | None) -> "Ga
     folders = [folder for trial in candidates if (folder := folder_of(trial, sweep))]
     if len(folders) < len(candidates) or not all((folder / PREDICTIONS).exists() for folder in folders):
         return None
-    found = selection.gain_of(folders[0], folders[1:])
+    found = selection.gain_of(folders[0], folders[1:], folds(study))
     is_of_accuracy = found and abs(found.announced - (first.values[0] - second.values[0])) < 1e-4
     return found if is_of_accuracy else None
+
+
+def folds(study: Study) -> int | None:
+    """The number of folds by which the trials are judged, as the study's settings have it; None for one split."""
+    settings = study.user_attrs.get(SETTINGS)
+    found = settings.get("data.folds") if isinstance(settings, dict) else None
+    return found if type(found) is int and found > 1 else None
 
 
 def pareto_front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
