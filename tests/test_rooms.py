@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tuner"
-COMMANDS = {"train", "study", "worker", "compare", "predict", "evaluate", "export", "resume", "cache", "audit"}
+COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
+COMMANDS |= {"evaluate", "export", "resume", "cache", "audit"}
 ROOMS = (  # a module or a package, each above all that it may import
     *("safe_text", "yaml_file", "files", "targets", "rules", "earlier", "device", "cache_files", "output", "config"),
     *("data", "networks", "plots", "bank", "runs", "training", "sweep", "stages", "inference", "analysis"),
@@ -15,7 +16,7 @@ ROOMS = (  # a module or a package, each above all that it may import
 ONLY_IN = {
     "hydra": {"audit", "config", "evaluate", "sweep", "train"},
     "omegaconf": {"audit", "config", "evaluate", "sweep", "train"},
-    "optuna": {"analysis", "study", "sweep", "worker"},
+    "optuna": {"analysis", "server", "study", "sweep", "worker"},
     "optuna_dashboard": {"study"},
     "psutil": {"sweep"},
     "pandas": {"analysis", "audit", "compare", "evaluate", "output", "plots", "predict", "runs", "study"},

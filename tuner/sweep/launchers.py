@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict, read_write
 
+from tuner import InputError
 from tuner.sweep import MARK, hydra_private, passwords
 from tuner.sweep.reaper import marked_processes
 
@@ -77,10 +79,13 @@ def jobs_outlive_sweep(launcher: Launcher) -> bool:
 
 
 @contextmanager
-def workers_end_with_sweep(launcher: Launcher, spec: str | None, workers: int) -> Iterator[None]:
+def workers_end_with_sweep(
+    launcher: Launcher, spec: str | None, workers: int, shared: Sequence[Path] = ()
+) -> Iterator[None]:
     """End worker processes with the sweep, however it ends, kill -9 included.
 
     spec: the storage. Its password is in the environment of the workers.   workers: processes, this one included.
+    shared: files that the nodes of a cluster must see. Raises InputError if one of them does not.
     """
     if workers == 1 and type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
         yield
@@ -94,6 +99,8 @@ def workers_end_with_sweep(launcher: Launcher, spec: str | None, workers: int) -
         started_ray = False
         try:
             started_ray = _start_ray(launcher)
+            if type(launcher).__name__ == "RayLauncher":
+                _check_nodes(shared)
             yield
         finally:
             _stop_workers(started_ray)
@@ -122,6 +129,46 @@ def _start_ray(launcher: Launcher) -> bool:
     with read_write(options), open_dict(options):
         options.remote = defaults | given
     return starts
+
+
+def _check_nodes(shared: Sequence[Path]) -> None:
+    """Raises InputError if a node of Ray's cluster sees other files, or none, where this machine has these."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = [_content(path) for path in shared]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    probe = ray.remote(num_cpus=0, max_retries=0)(_contents)
+    answers = [
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(shared)
+        for node in nodes
+    ]
+    try:
+        contents = ray.get(answers)
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise InputError(f"the nodes of Ray's cluster cannot run tuner; install it there: {reason}") from error
+    for node, there in zip(nodes, contents, strict=True):
+        for path, ours, theirs in zip(shared, here, there, strict=True):
+            if ours != theirs:
+                raise InputError(
+                    f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) of Ray's cluster does not see "
+                    f"{path} of this machine, so its trials can't reach the study: use a database server, "
+                    "hydra.sweeper.storage=postgresql+psycopg://..., or a folder that all nodes share"
+                )
+
+
+def _contents(paths: Sequence[Path]) -> list[bytes | None]:
+    return [_content(path) for path in paths]
+
+
+def _content(path: Path) -> bytes | None:
+    """The first bytes of a file, None if there is none: enough to tell two studies' files apart."""
+    try:
+        with path.open("rb") as file:
+            return file.read(100)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _stop_workers(started_ray: bool) -> None:

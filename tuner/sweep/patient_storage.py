@@ -111,7 +111,7 @@ def is_away(error: BaseException | None) -> bool:
         module, name = type(error).__module__.partition(".")[0], type(error).__name__
         if isinstance(error, DBAPIError) and type(error.orig).__module__.startswith("sqlite3"):
             return "locked" in str(error.orig)
-        if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        if isinstance(error, OperationalError | InterfaceError | PoolTimeout | ConnectionError):
             return True
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True

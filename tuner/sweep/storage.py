@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from tuner.sweep.storage_files import JOURNAL as JOURNAL
 from tuner.sweep.storage_files import SQLITE as SQLITE
 from tuner.sweep.storage_files import Place, StorageLostError, check_journal, check_sqlite, sqlite_reader
 
+PROXY = "grpc://"  # of Optuna's storage proxy
 # How a server that is gone without a word is noticed, in seconds.
 LIBPQ = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 ERRORS = (OSError, ImportError, RuntimeError, ValueError, KeyError, TypeError, AssertionError)
@@ -37,9 +39,9 @@ ERRORS = (OSError, ImportError, RuntimeError, ValueError, KeyError, TypeError, A
 def resolve(choice: Any) -> str | None:
     """`hydra.sweeper.storage` as text that means the same in any folder and process. None means in memory.
 
-    choice: a URL, such as postgresql+psycopg://USER:PASSWORD@HOST/DB, sqlite:///FILE or journal:///FILE; or a config
-    with one of Optuna's classes as `_target_`, see tuner.sweep.storage_config. FILE is relative to the current folder
-    unless it starts with another /. Its folder is created.
+    choice: a URL, such as postgresql+psycopg://USER:PASSWORD@HOST/DB, grpc://HOST:PORT, sqlite:///FILE or
+    journal:///FILE; or a config with one of Optuna's classes as `_target_`, see tuner.sweep.storage_config. FILE is
+    relative to the current folder unless it starts with another /. Its folder is created.
     """
     if isinstance(choice, DictConfig):
         return _resolve_config(OmegaConf.to_container(choice, resolve=True))
@@ -50,10 +52,19 @@ def resolve(choice: Any) -> str | None:
             f"hydra.sweeper.storage={choice} must be a URL (sqlite:///FILE, journal:///FILE, postgresql://...) or null"
         )
     passwords.check(str(choice))
+    if str(choice).startswith(PROXY):
+        return _resolve_proxy(str(choice))
     for scheme in (SQLITE, JOURNAL):
         if str(choice).startswith(scheme):
             return f"{scheme}{_with_folder(str(choice).removeprefix(scheme), choice)}"
     return str(choice)
+
+
+def _resolve_proxy(url: str) -> str:
+    match = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})/?", url.removeprefix(PROXY))
+    if not match:
+        raise InputError(f"hydra.sweeper.storage={url} must be {PROXY}HOST:PORT, where Optuna's storage proxy listens")
+    return json.dumps({"_target_": storage_config.GRPC, "host": match[1], "port": int(match[2])})
 
 
 def _with_folder(file: str, choice: Any) -> Path:
@@ -163,8 +174,17 @@ def _build(spec: str) -> BaseStorage:
     if config["_target_"] == storage_config.RDB:
         return _database(arguments.pop("url"), arguments.pop("engine_kwargs", {}), **arguments)
     if config["_target_"] == storage_config.GRPC:
-        return GrpcStorageProxy(**arguments)
+        return _proxy(**arguments)
     return _journal(arguments["log_storage"])
+
+
+def _proxy(host: str = "localhost", port: int = 13000) -> BaseStorage:
+    store = GrpcStorageProxy(host=host, port=port)
+    try:
+        store.wait_server_ready(timeout=10)  # its calls would wait for ever
+    except ConnectionError as error:
+        raise ConnectionError(f"no proxy answers at {PROXY}{host}:{port}") from error
+    return store
 
 
 def _journal(config: dict[str, Any]) -> BaseStorage:

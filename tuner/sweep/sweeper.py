@@ -24,6 +24,7 @@ from optuna.trial import Trial, TrialState
 from tuner import InputError, earlier, targets
 from tuner.files import disk_error
 from tuner.rules import FOLDER_NAME
+from tuner.runs.layout import STUDY_FILE
 from tuner.sweep import (
     WORKER,
     hydra_private,
@@ -336,7 +337,9 @@ class AsyncSweeper:
         )
         # Ray installs signal handlers when it starts, so `interruptible` comes second
         number = self.n_workers if self.budget.has_room() else 1
-        with launchers.workers_end_with_sweep(self.launcher, self.spec, number), interruptible(self.slots):
+        file = storage.file_of(self.spec) if self.spec else None
+        shared = [self.folder / STUDY_FILE, file] if file else []
+        with launchers.workers_end_with_sweep(self.launcher, self.spec, number, shared), interruptible(self.slots):
             with workers.beside(number, self._overrides_of_workers(), self.folder):
                 loop.run()
             if not self.monitor.stopping.is_set():
