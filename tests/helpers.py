@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,3 +23,11 @@ def record(*curves: list) -> Callable:
         return ()
 
     return on_epoch
+
+
+def wait_until(condition):
+    """Until it holds; a busy machine takes its time."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from helpers import wait_until
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
@@ -69,13 +70,6 @@ def test_a_time_without_a_look_is_no_proof(clock):
 
 
 # Renewing them
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def lease(study, number):

@@ -2,11 +2,11 @@
 
 import os
 import signal
-import time
 from collections import Counter, defaultdict
 
 import psutil
 import pytest
+from helpers import wait_until
 from test_launchers import assert_nothing_is_left, options
 
 SHORT = ["hydra.sweeper.n_trials=8", "seconds=0.3"]
@@ -19,13 +19,6 @@ def starts(toy):
         number, pid, *gpus = line.split()
         found[int(pid)].append((int(number), *gpus))
     return dict(found)
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def worker_of(toy, sweep):
