@@ -70,6 +70,11 @@ def choose_device(choice: str) -> torch.device:
     return torch.device("cuda", int(index) if index else torch.cuda.current_device())
 
 
+def cuda_devices() -> int:
+    """The number of CUDA GPUs. CUDA is not started by it, so CUDA_VISIBLE_DEVICES may still be set."""
+    return int(torch.cuda.device_count())
+
+
 def _count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 

@@ -21,9 +21,9 @@ def count() -> int:
     """The number of GPUs that torch sees; 0 without torch. CUDA is not started."""
     if find_spec("torch") is None:
         return 0
-    import torch  # only a sweep of several processes needs it here
+    from tuner.device import cuda_devices  # imports torch, which only a sweep of several processes needs here
 
-    return int(torch.cuda.device_count())
+    return cuda_devices()
 
 
 def only(gpu: str) -> dict[str, str]:
