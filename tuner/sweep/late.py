@@ -7,6 +7,7 @@ from typing import Any
 from optuna.trial import Trial, TrialState
 
 from tuner.sweep import sampling
+from tuner.sweep.budget import OWNER
 from tuner.sweep.leases import LEASE, new_lease
 from tuner.sweep.optuna_private import RETRY_HISTORY, claim, frozen_trial, tell
 from tuner.sweep.outcome import Outcome, set_outcome
@@ -24,7 +25,7 @@ def hand_over(trial: Trial, outcome: Outcome, attributes: Mapping[str, Any]) -> 
     for waiting in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         if waiting.system_attrs.get(RETRY_HISTORY, [None])[-1] != number:
             continue
-        copy = claim(study, waiting, {LEASE: new_lease()})
+        copy = claim(study, waiting, {OWNER: lost.system_attrs.get(OWNER), LEASE: new_lease()})
         if copy is None:
             break
         for name, distribution in lost.distributions.items():
