@@ -110,7 +110,7 @@ class Retraining:
         folder = ranking.folder_of(trial, self.folder) or self.folder / str(number)
         result = trial.user_attrs | report.read_result(folder)  # a machine that is out of reach may have the folder
         epochs, temperature = result.get("saved_epoch"), result.get("temperature")
-        if epochs is None:
+        if type(epochs) is not int:
             raise InputError(
                 f"cannot retrain trial {number}, the {name}: neither the study nor {folder}/result.json has saved_epoch"
             )

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
@@ -68,7 +68,8 @@ def beside(number: int, overrides: Sequence[str], folder: Path) -> Iterator[None
         with _threads(number):
             yield
         for process in workers:  # no trials are left
-            process.wait(GRACE)
+            with suppress(subprocess.TimeoutExpired):  # _end() ends it
+                process.wait(GRACE)
 
 
 @contextmanager
