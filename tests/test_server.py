@@ -1,6 +1,5 @@
 """Optuna's storage proxy over a database, and searches that use it."""
 
-import signal
 import socket
 import subprocess
 import sys
@@ -41,7 +40,7 @@ def test_a_search_runs_over_a_proxy_and_waits_while_it_is_away(toy):
         search = (f"hydra.sweeper.storage=grpc://localhost:{port}", "hydra.sweeper.n_trials=4", "steps=5", "seconds=1")
         with toy.start(*search) as sweep:
             toy.wait_for(2)
-            server.send_signal(signal.SIGINT)
+            server.kill()
             server.communicate(timeout=60)
             with serve("--storage", url, "--port", port) as again:
                 assert again.poll() is None

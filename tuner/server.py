@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import socket
 import threading
 import warnings
@@ -52,6 +53,8 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the user chose it by name
             run_grpc_proxy_server(store, host=args.host, port=args.port)
+    except KeyboardInterrupt:
+        os._exit(output.INTERRUPTED)  # gRPC's threads may wait for a client, and Python for them
     finally:
         ended.set()
 
