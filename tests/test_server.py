@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import optuna
@@ -31,7 +30,7 @@ def serve(*words):
 
 def test_a_search_runs_over_a_proxy_and_waits_while_it_is_away(toy):
     port, url = free_port(), f"sqlite:///{toy.folder}/studies.db"
-    with serve("--storage", url, "--port", port, "--every", 0.1) as server:
+    with serve("--storage", url, "--port", port, "--every", 1) as server:
         lines = [server.stderr.readline() for _ in range(2)]
         assert lines == [
             f"serving {url} at grpc://localhost:{port}\n",
@@ -79,10 +78,8 @@ def test_the_address_of_a_proxy_is_checked(url):
 
 
 def test_a_proxy_that_is_not_there_is_one_line(toy):
-    started = time.monotonic()
     port = free_port()
     done = toy.command(f"hydra.sweeper.storage=grpc://localhost:{port}")
     assert done.returncode == 1
     assert f"cannot be used: no proxy answers at grpc://localhost:{port}" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    assert time.monotonic() - started < 100
