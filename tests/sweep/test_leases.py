@@ -171,7 +171,7 @@ def test_a_late_result_is_dropped_if_the_trial_runs_again_or_is_given_up(study, 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_job_whose_trial_is_taken_for_lost_goes_on_and_its_result_is_used(toy, launcher):
-    options = [f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=3", "steps=40", "seconds=4"]
+    options = [f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=2", "steps=40", "seconds=8"]
     with toy.start(*options) as sweep:
         toy.wait_for(1)
         study = toy.study()
@@ -182,8 +182,8 @@ def test_a_job_whose_trial_is_taken_for_lost_goes_on_and_its_result_is_used(toy,
         assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
         out, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 0, out + err
-    assert toy.states() == ["FAIL", *["COMPLETE"] * 3]
-    assert sorted(toy.starts()) == [0, 2, 3]
+    assert toy.states() == ["FAIL", *["COMPLETE"] * 2]
+    assert sorted(toy.starts()) == [0, 2]
     first, copy, *_ = toy.study().trials
     assert copy.user_attrs["output_dir"] == first.user_attrs["output_dir"]
     assert copy.value == pytest.approx(copy.params["x"] ** 2)

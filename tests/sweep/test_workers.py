@@ -42,11 +42,13 @@ def test_workers_share_a_study_and_one_of_them_ends_it(toy):
 
 
 def test_a_worker_that_is_killed_loses_no_trial(toy):
-    with toy.start("hydra.sweeper.workers=2", *SHORT, "hydra.sweeper.n_trials=4", "steps=30", "seconds=2") as sweep:
+    with toy.start(
+        "hydra.sweeper.workers=2", *SHORT, "hydra.sweeper.n_trials=3", "seconds=4", "does=all-pair"
+    ) as sweep:
         worker_of(toy, sweep).kill()
         out, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 0, out + err
-    assert Counter(toy.states()) == {"COMPLETE": 4, "FAIL": 1}
+    assert Counter(toy.states()) == {"COMPLETE": 3, "FAIL": 1}
     log = toy.folder / "multirun/toy/workers/1.log"
     assert f"worker 1 ended with exit code -9: see {log}; the trials that it had are run again" in out
 
