@@ -11,12 +11,13 @@ COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
 COMMANDS |= {"evaluate", "export", "resume", "cache", "audit"}
 ROOMS = (  # a module or a package, each above all that it may import
     *("safe_text", "yaml_file", "files", "targets", "rules", "earlier", "device", "cache_files", "output", "config"),
-    *("data", "networks", "plots", "bank", "runs", "training", "sweep", "stages", "inference", "analysis"),
+    *("data", "networks", "plots", "bank", "runs", "artifacts", "training", "sweep", "stages", "inference", "analysis"),
 )
 ONLY_IN = {
+    "fsspec": {"artifacts"},
     "hydra": {"audit", "config", "evaluate", "sweep", "train"},
     "omegaconf": {"audit", "config", "evaluate", "sweep", "train"},
-    "optuna": {"analysis", "server", "study", "sweep", "worker"},
+    "optuna": {"analysis", "artifacts", "server", "study", "sweep", "worker"},
     "optuna_dashboard": {"study"},
     "psutil": {"sweep"},
     "pandas": {"analysis", "audit", "compare", "evaluate", "output", "plots", "predict", "runs", "study"},

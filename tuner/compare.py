@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuner import InputError, output, plots
+from tuner import InputError, artifacts, output, plots
 from tuner.analysis import paired
 from tuner.rules import as_number
 from tuner.runs import readings
@@ -199,6 +199,7 @@ def main() -> None:
         raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
     asked = (args.where, args.columns, args.group_by, args.over, args.sort, args.reverse, args.top is not None)
     table_of_runs = any(asked)  # even if there are only two
+    args.folders = [str(artifacts.run_folder(folder)) for folder in args.folders]
     two = len(args.folders) == 2 and all(list(runs.find(folder)) == [Path(folder)] for folder in args.folders)
     show = show_pair if two and not table_of_runs else show_runs
     show(args)
@@ -260,7 +261,12 @@ def _arguments() -> argparse.ArgumentParser:
         return list(dict.fromkeys(key.strip() for key in text.split(",") if key.strip()))
 
     add = parser.add_argument
-    add("folders", nargs="*", metavar="FOLDER", help="searched at any depth; default: outputs and multirun")
+    add(
+        "folders",
+        nargs="*",
+        metavar="FOLDER",
+        help="searched at any depth, or the URL of a run's copy; default: outputs and multirun",
+    )
     add("--where", action="append", default=[], metavar="COND", help="such as 'optimizer.lr<1e-3'; may be repeated")
     add("--sort", metavar="KEY", help="default: val_accuracy; the best score or latest start first, else the lowest")
     add("--reverse", action="store_true", help="reverse the order")

@@ -190,6 +190,7 @@ class RunConfig:
     device: Annotated[str, TEXT] = "auto"
     cache_dir: Annotated[str, TEXT] = "~/.cache/tuner"
     cache_limit: Annotated[str | None, or_null(SIZE)] = None
+    artifacts: Annotated[str | None, or_null(TEXT)] = None
     objective: Annotated[str, TEXT] = "accuracy"
     class_weights: Annotated[str | None, Rule(lambda v: v in (None, "balanced"), "balanced, or null")] = None
     warm_start: Annotated[str | None, or_null(TEXT)] = None

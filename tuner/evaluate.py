@@ -244,7 +244,7 @@ def _arguments() -> argparse.ArgumentParser:
         description="Score a trained model on the test split of its own data, or on other data whose classes it knows.",
     )
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
+    add("run", metavar="RUN", help="a run's folder, a search's best/, a .safetensors file in one, or the URL of a copy")
     also = "another data set, as for tuner.train: data=NAME data.KEY=VALUE"
     add("overrides", nargs="*", metavar="DATA", help=also)
     add("--split", choices=SPLITS, help="default: test of the run's own data, all of other data")

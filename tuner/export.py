@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tuner import InputError, output
+from tuner import InputError, artifacts, output
 from tuner.config import of_run
 from tuner.data.files.image_file import expand
 from tuner.files import replacing
@@ -162,7 +162,7 @@ def export(original: Model, form: str, images: torch.Tensor) -> tuple[bytes, flo
     return content, difference, others
 
 
-def images_to_check(original: Model, run: Path, inputs: list[Path]) -> tuple[torch.Tensor, str]:
+def images_to_check(original: Model, run: str | Path, inputs: list[Path]) -> tuple[torch.Tensor, str]:
     """Images to compare on, uint8 [N, *input_shape], and their source: files, the run's test split, or random."""
     if inputs:
         paths = expand(inputs)[:IMAGES]
@@ -189,6 +189,8 @@ def main() -> None:
     """
     args = _arguments().parse_args()
     source = model.file_of(args.run)
+    if args.out is None and artifacts.is_url(args.run):
+        raise InputError(f"{args.run} is a copy of a run: say where to write the model, --out FILE")
     out = args.out or source.with_suffix(SUFFIXES[args.format])
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file, as in --out {out / ('model' + SUFFIXES[args.format])}")
@@ -214,7 +216,7 @@ def _arguments() -> argparse.ArgumentParser:
         "is first compared with the model, and written only if the probabilities agree.",
     )
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
+    add("run", metavar="RUN", help="a run's folder, a search's best/, a .safetensors file in one, or the URL of a copy")
     add("--format", choices=list(FORMATS), required=True, help="onnx needs the extra onnx")
     add("--out", type=Path, metavar="FILE", help="default: beside the model")
     check = "images to compare on; default: the run's test images, or random ones if those are not available"

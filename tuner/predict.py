@@ -67,7 +67,7 @@ def predicted(models: Sequence[Model], inputs: Inputs) -> Iterator[Batch]:
             yield Batch(names, torch.stack(each).mean(0) if each else torch.empty(0, len(models[0].classes)), broken)
 
 
-def load(runs: Sequence[Path], device: str, precision: str) -> list[Model]:
+def load(runs: Sequence[str | Path], device: str, precision: str) -> list[Model]:
     """Load models for use together. Raises InputError if their classes differ."""
     models = [model.load(run, device=device, precision=precision) for run in runs]
     for run, other in zip(runs[1:], models[1:], strict=True):
@@ -196,14 +196,14 @@ def _arguments() -> argparse.ArgumentParser:
         "the others are predicted, and the exit code is 1.",
     )
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="a run's folder, a search's best/, or a .safetensors file in one")
+    add("run", metavar="RUN", help="a run's folder, a search's best/, a .safetensors file in one, or the URL of a copy")
     files = "images of any size and mode; folders at any depth; or one CSV file of pixels or of names of images"
     add("inputs", type=Path, nargs="+", metavar="FILE|FOLDER", help=files)
     add("--image", metavar="COLUMN", help="of a CSV file: the column that names images")
     add("--folder", type=Path, metavar="FOLDER", help="that these names are relative to; default: the CSV file's")
     add("--suffix", metavar=".jpg", help="of these names, if they have none")
     also = "another run with the same classes: probabilities are averaged; may be repeated"
-    add("--with", dest="others", type=Path, action="append", default=[], metavar="RUN", help=also)
+    add("--with", dest="others", action="append", default=[], metavar="RUN", help=also)
     add("--top", type=int, default=1, metavar="K", help="the K most probable classes; default: %(default)s")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--csv", action="store_true", help="print CSV, batch by batch")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tuner import InputError, output
+from tuner import InputError, artifacts, output
 from tuner.config import RunConfig, parse, start_folder, with_values, written
 from tuner.files import appending
 from tuner.runs.layout import CHECKPOINT
@@ -55,6 +55,7 @@ def main() -> None:
         for logger in (logging.getLogger(), run.log):
             logger.addHandler(_handler(file))
         train(config, run)
+        artifacts.keep(folder, config.artifacts)
 
 
 def _handler(stream: TextIO) -> logging.Handler:

@@ -19,7 +19,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tuner import InputError, output, plots
+from tuner import InputError, artifacts, output, plots
 from tuner.analysis import loaded_study
 from tuner.analysis.advice import advice, cannot_be_told_apart, certainty
 from tuner.analysis.loaded_study import LoadedStudy
@@ -51,6 +51,8 @@ def main() -> None:
         watch(args)
         return
     s = loaded_study.load(args.study, args.storage)
+    if args.fetch:
+        s = loaded_study.fetched(s)
     if args.best:
         print(as_command(s.overrides(_the_best(s))))
         return
@@ -76,6 +78,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--plots", action="store_true", help="write plots/*.png")
     add("--html", action="store_true", help="write study.html: interactive figures, and all trials in a sortable table")
     add("--out", type=Path, metavar="FOLDER", help="for --plots and --html; default: the sweep's folder")
+    add("--fetch", action="store_true", help="first bring its run folders here that other machines have copied")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--csv", action="store_true", help="print all trials as CSV instead")
     either.add_argument("--json", action="store_true", help="print everything as JSON instead")
@@ -119,6 +122,9 @@ def show(s: LoadedStudy, top: int, console: Console) -> None:
         which = [str(s.folder)] if s.folder else [s.study.study_name, "--storage", str(storage.redacted(s.spec))]
         again = f"python -m tuner.study {shlex.join(which)} --best | xargs -r python -m tuner.train"
         output.print_text(f"\nrun it again: {again}")
+    away = [name for name in artifacts.of_study(s.study) if not (s.folder and (s.folder / name).exists())]
+    if away:
+        output.print_text(f"run folders that are not here: {', '.join(away)}; --fetch brings them")
 
 
 def headline(s: LoadedStudy) -> str:

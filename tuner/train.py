@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tuner import InputError, earlier, output, targets
+from tuner import InputError, artifacts, earlier, output, targets
 from tuner.config import CONF, applied_yaml, parse
 from tuner.rules import FOLDER_NAME, or_null
 from tuner.runs.run import Run, TakenError
@@ -40,6 +40,8 @@ def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> Prepared:
         run.save_config(hydra_private.job_files(cfg))
         number = hydra_cfg.job.num if hydra_cfg.mode == RunMode.MULTIRUN else None
         config = parse(cfg)
+        if number is None and config.artifacts:
+            artifacts.check(config.artifacts)
         run.save_config({"conf/config.yaml": applied_yaml(cfg, config)})
         return prepare(config, run, trial, number)
 
@@ -63,7 +65,9 @@ def task(cfg: DictConfig) -> float | tuple[float, float]:
         log.warning("hparams_search=%s needs -m to search: this is a single run", search)
     folder = Path(hydra_cfg.runtime.output_dir)
     with one_line_errors(folder, raises=in_sweep):
-        return STAGES.run(cfg, None)
+        value = STAGES.run(cfg, None)
+        artifacts.keep(folder, cfg.get("artifacts"))
+        return value
 
 
 task.stages = STAGES  # type: ignore[attr-defined]

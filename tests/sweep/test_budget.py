@@ -465,6 +465,18 @@ def test_a_recovery_that_is_cut_off_is_finished_by_the_next(new_budget, monkeypa
     assert states(budget) == ["FAIL", "WAITING"]
 
 
+def test_the_copy_of_a_lost_trial_is_no_duplicate_of_it_while_a_recovery_is_cut_off(new_budget, monkeypatch):
+    budget, dead = new_budget(), new_budget(name=OTHER)
+    ask(dead)
+    with monkeypatch.context() as patch:
+        patch.setattr(budget, "tell", lambda *_: None)
+        budget.recover()
+    assert states(budget) == ["RUNNING", "WAITING"]
+    copy = ask(budget)
+    assert copy.params == budget.trial(0).params
+    assert budget.original(copy) is None
+
+
 def test_an_enqueued_trial_that_was_lost_before_it_drew_anything_stays_what_it_was(new_budget):
     budget, dead = new_budget(), new_budget(name=OTHER)
     budget.study.enqueue_trial({"x": 0.25, "y": "a"}, user_attrs={"enqueued": True})

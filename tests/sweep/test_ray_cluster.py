@@ -1,4 +1,4 @@
-"""A search on a Ray cluster that runs already, with a node that does not share this machine's folders."""
+"""Searches on a Ray cluster that runs already, with a node that does not share this machine's folders."""
 
 import os
 import shutil
@@ -58,11 +58,14 @@ def wait_for_nodes(address, count):
     pytest.fail(f"the cluster does not have {count} nodes")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+private = pytest.mark.skipif(
     shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0,
     reason="this system does not let this user make a mount namespace",
 )
+
+
+@pytest.mark.slow
+@private
 def test_a_cluster_whose_nodes_do_not_see_the_study_is_refused_before_the_first_trial(toy, cluster):
     address, start_without = cluster
     options = ["hydra/launcher=ray", f"+hydra.launcher.ray.init.address={address}", "hydra.sweeper.n_jobs=2"]
@@ -79,3 +82,71 @@ def test_a_cluster_whose_nodes_do_not_see_the_study_is_refused_before_the_first_
     assert "use a database server, hydra.sweeper.storage=postgresql+psycopg://" in done.stdout
     assert toy.states() == ["COMPLETE"] * 2
     assert len(toy.starts()) == 2
+
+
+@pytest.mark.slow
+@private
+def test_run_folders_come_back_from_nodes_that_share_no_folder(toy, cluster, server, tmp_path_factory):
+    address, start_without = cluster
+    place = tmp_path_factory.mktemp("artifacts")
+    wait_for_nodes(address, 1)
+    start_without(toy.folder)
+    wait_for_nodes(address, 2)
+    words = ["tuner.train", "-m", "hparams_search=random", "model=tiny", "data=synthetic", "epochs=2", "plots=false"]
+    words += ["hydra/launcher=ray", f"+hydra.launcher.ray.init.address={address}", f"artifacts={place}", "study=s"]
+    words += [f"hydra.sweeper.storage={server.url}", "hydra.sweeper.n_jobs=4", "hydra.sweeper.n_trials=8"]
+    command = [sys.executable, "-m", *words, "final.seeds=1"]
+    environment = toy.environment | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=toy.folder, env=environment, capture_output=True, text=True, timeout=500)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "run folders from " in output  # some ran on the other node
+    assert "it is retrained on this machine: the nodes of the cluster do not see " in output
+    folder = toy.folder / "multirun" / "s"
+    names = {path.name for path in folder.iterdir() if path.is_dir() and (path / "result.json").exists()}
+    assert names == {*map(str, range(8)), "best"}
+    assert "test accuracy" in output
+    assert "secret" not in output
+
+
+@pytest.mark.slow
+@private
+def test_ctrl_c_ends_the_jobs_on_all_nodes(toy, cluster, server):
+    address, start_without = cluster
+    wait_for_nodes(address, 1)
+    start_without(toy.folder / "conf")
+    wait_for_nodes(address, 2)
+    options = ["hydra/launcher=ray", f"+hydra.launcher.ray.init.address={address}", "hydra.sweeper.n_jobs=4"]
+    options += [f"hydra.sweeper.storage={server.url}", "hydra.sweeper.n_trials=4"]
+    with toy.start(*options, "seconds=1000") as sweep:
+        toy.wait_for(4)
+        sweep.send_signal(signal.SIGINT)
+        out, err = sweep.communicate(timeout=100)
+    assert sweep.returncode == 130, out + err
+    assert "Traceback" not in out + err
+    states = [trial.state.name for trial in toy.study(storage=server.url).trials]
+    assert sorted(states) == ["FAIL"] * 4 + ["WAITING"] * 4
+    done = toy.command(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(toy.starts()) == list(range(8))
+
+
+@pytest.mark.slow
+@private
+def test_a_node_without_the_code_of_the_config_is_named_before_the_first_trial(toy, cluster, server):
+    address, _ = cluster
+    wait_for_nodes(address, 1)
+    (toy.folder / "own" / "mydata").mkdir(parents=True)
+    (toy.folder / "own" / "mydata" / "__init__.py").write_text("def load():\n    pass\n")
+    toy.environment["PYTHONPATH"] += f"{os.pathsep}{toy.folder / 'own'}"
+    options = ["hydra/launcher=ray", f"+hydra.launcher.ray.init.address={address}", "+data._target_=mydata.load"]
+    options += ["hydra.sweeper.n_trials=2"]
+    done = toy.command(*options)
+    assert done.returncode == 1
+    line = "has no Python package mydata, of data._target_=mydata.load: install it there, or send it with "
+    assert line in done.stdout, done.stdout + done.stderr
+    assert toy.starts() == []
+    sent = f"+hydra.launcher.ray.init.runtime_env.py_modules=[{toy.folder / 'own' / 'mydata'}]"
+    done = toy.command(*options, sent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert toy.states() == ["COMPLETE"] * 2

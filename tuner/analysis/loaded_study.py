@@ -15,9 +15,10 @@ import pandas as pd
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from tuner import InputError, yaml_file
+from tuner import InputError, artifacts, yaml_file
 from tuner.config import config_options
 from tuner.plots import HUGE, Parameter
+from tuner.rules import FOLDER_NAME
 from tuner.sweep import ranking, report, storage
 from tuner.sweep.search_space import SearchSpace
 from tuner.sweep.settings import MIXED, SAME_AS
@@ -295,6 +296,21 @@ def load(where: str | Path | None = None, storage_url: str | None = None) -> Loa
         s = LoadedStudy(study, spec, folder or (Path(known) if known and Path(known).is_dir() else None))
         _read_all(s)
     return s
+
+
+def fetched(s: LoadedStudy) -> LoadedStudy:
+    """A study whose run folders that have copies are on this machine: in its folder, or in multirun/NAME.
+
+    Raises InputError if no run has a copy.
+    """
+    urls = artifacts.of_study(s.study)
+    if not urls:
+        raise InputError(f"no run of study {s.study.study_name} has a copy: it was started without artifacts=PLACE")
+    FOLDER_NAME.check("the study's name", s.study.study_name)
+    folder = s.folder or Path("multirun").absolute() / s.study.study_name
+    artifacts.bring(urls, folder)
+    report.write(s.study, s.frozen, folder, s.spec, s.stopped)
+    return LoadedStudy(s.study, s.spec, folder)
 
 
 def _read_all(s: LoadedStudy) -> None:

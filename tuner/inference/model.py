@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tuner import InputError
+from tuner import InputError, artifacts
 from tuner.config import PRECISION, of_run
 from tuner.data.files import image_file
 from tuner.device import Batches, choose_device, choose_precision, exact_float32, send
@@ -141,7 +141,8 @@ class Model(nn.Module):
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
     """Load the model of a finished run.
 
-    run: a run folder, a search's best/, or a .safetensors file in one: best/ has one a seed.
+    run: a run folder, a search's best/, or a .safetensors file in one: best/ has one a seed. Or the URL of a copy that
+        `artifacts` has made: it is brought into the cache.
     device: auto, cpu, cuda, cuda:N or mps.   precision: bf16, fp32, or auto, which is as the run's own config has it.
     Raises InputError if the run is missing, unfinished, damaged or from a version before calibration, or if its
     pretrained weights are missing or have changed.
@@ -182,8 +183,8 @@ def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> M
 
 
 def file_of(run: str | Path) -> Path:
-    """The .safetensors file of a run, from that path or its folder. Raises InputError if there is none."""
-    path = Path(run).expanduser()
+    """The .safetensors file of a run, from that path, its folder or the URL of a copy. Raises InputError without it."""
+    path = artifacts.run_folder(run)
     if path.is_file():
         if path.suffix == ".safetensors":
             return path

@@ -220,9 +220,12 @@ class Budget:
     def original(self, trial: Trial) -> FrozenTrial | None:
         """The trial that this one, whose parameters are drawn, would repeat; None if it is new.
 
-        Running trials of programs that are not sweeps are no originals: they may never end.
+        Running trials of programs that are not sweeps are no originals: they may never end. Nor are the lost trials
+        that this one replaces: one of them still seems to run if the sweep that recovered it was killed meanwhile.
         """
-        known = [t for t in self.trials() if t.state != TrialState.RUNNING or OWNER in t.system_attrs]
+        lost = self.trial(trial.number).system_attrs.get(RETRY_HISTORY, [])
+        others = [t for t in self.trials() if t.number not in lost]
+        known = [t for t in others if t.state != TrialState.RUNNING or OWNER in t.system_attrs]
         return duplicates.find(known, trial.number, trial.params)
 
     def tell_duplicate(self, trial: Trial, original: FrozenTrial) -> None:

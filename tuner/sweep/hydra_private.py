@@ -3,12 +3,15 @@
 Each function has a contract test in tests/sweep/test_hydra_private.py.
 """
 
+import functools
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from hydra._internal import utils as internal_utils
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher as BasicLauncher
 from hydra.core import utils
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
@@ -85,6 +88,35 @@ def files_in_one_line() -> Iterator[None]:
 def job_result(job: JobReturn) -> Any:
     """The return value of a job, or the exception that ended it. JobReturn.return_value would raise and print it."""
     return job._return_value
+
+
+_JOBS_OF_RAY: dict[int, Any] = {}  # thread -> Ray's reference to the job that it waits for
+
+
+def follow_jobs_of_ray() -> None:
+    """Remember the jobs that hydra-ray-launcher starts: it waits for them, and does not say which they are."""
+    from hydra_plugins.hydra_ray_launcher import _core
+
+    start = _core.launch_job_on_ray  # type: ignore[attr-defined]
+    if hasattr(start, "__wrapped__"):
+        return
+
+    @functools.wraps(start)
+    def followed(*arguments: Any, **options: Any) -> Any:
+        job = start(*arguments, **options)
+        _JOBS_OF_RAY[threading.get_ident()] = job
+        return job
+
+    _core.launch_job_on_ray = followed  # type: ignore[attr-defined]
+
+
+def cancel_jobs_of_ray() -> None:
+    """End the jobs that threads wait for, on whichever node. Those that have ended are not touched."""
+    if _JOBS_OF_RAY:
+        import ray
+
+        for job in list(_JOBS_OF_RAY.values()):
+            ray.cancel(job, force=True)
 
 
 def stop_joblib_workers() -> None:

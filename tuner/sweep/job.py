@@ -22,7 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial
 
-from tuner import InputError
+from tuner import InputError, artifacts
 from tuner.files import replacing
 from tuner.sweep import gpus, late, passwords, storage
 from tuner.sweep.leases import Renewals
@@ -41,11 +41,12 @@ RECORDED = ("device", "epochs", "saved_epoch", "temperature")  # what the study 
 class Job:
     """The task function of a search's jobs, around the user's. It finds its trial by hydra.job.num.
 
-    It travels to worker processes and opens the storage there; its password travels in their environment. A study in
-    memory is out of their reach, so their trials are not pruned.
+    It travels to worker processes and opens the storage there. A study in memory is out of their reach, so their trials
+    are not pruned.
 
     patience: how long a call of the storage may wait for its server, in seconds.
-    places: the storage's file and the study's folder.
+    places: the storage's file and the study's folder.   artifacts: where run folders are copied to.
+    has_password: whether the password of the storage travels with it. Otherwise it is in the workers' environment.
     """
 
     task: TaskFunction
@@ -56,13 +57,16 @@ class Job:
     shared: Shared = field(default_factory=Shared)
     patience: float = 0.0
     places: Sequence[Place] = ()
+    artifacts: str | None = None
     study: Study | None = None  # in the process of the sweep
     pruning: Pruning | None = None  # of all jobs in a process
     renewals: Renewals | None = None  # likewise; in the process of the sweep, its budget renews the leases
     parent: int = field(default_factory=os.getpid)
+    has_password: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"study": None, "pruning": None, "renewals": None, "spec": storage.redacted(self.spec)}
+        spec = self.spec if self.has_password else storage.redacted(self.spec)
+        return self.__dict__ | {"study": None, "pruning": None, "renewals": None, "spec": spec}
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the job. Returns the objective, or Pruned; raises the task's error once the outcome is recorded."""
@@ -127,7 +131,8 @@ class Job:
             self.renewals.hold(trial)
         spec = storage.redacted(self.spec)
         running = RunningTrial(self.study_name, hydra.job.num, spec, self.shared, trial, self.pruning)
-        return _Started(running, Path(folder), self.places, time.perf_counter(), self.renewals)
+        copies = f"{self.artifacts}/{self.study_name}" if self.artifacts else None
+        return _Started(running, Path(folder), self.places, copies, time.perf_counter(), self.renewals)
 
     def _attempt(self, started: "_Started", part: Callable[[], Any], last: bool = True) -> Any:
         """Run a part of the job. The trial's outcome is written if that fails, and after the last part."""
@@ -149,10 +154,12 @@ class Job:
             outcome = None if ends_sweep(error) else Outcome.failed(error)
             raise  # Hydra logs it, in the job's folder
         finally:
-            if started.renewals and not goes_on:
-                started.renewals.drop(started.trial.number)
-            if outcome:  # otherwise it was interrupted, or its error ends the sweep: the trial is run again
-                started.end(outcome)
+            try:
+                if outcome:  # otherwise it was interrupted, or its error ends the sweep: the trial is run again
+                    started.end(outcome)
+            finally:
+                if started.renewals and not goes_on:
+                    started.renewals.drop(started.trial.number)
         return returned
 
     def _trial(self, number: int) -> Trial | None:
@@ -167,11 +174,15 @@ class Job:
 
 @dataclass
 class _Started:
-    """A job that has started: its trial, its folder, what must stay in its place meanwhile, when, and its leases."""
+    """A job that has started: its trial, its folder, what must stay in its place meanwhile, and since when.
+
+    copies: where its folder is copied to.   renewals: of its lease.
+    """
 
     trial: RunningTrial
     folder: Path
     places: Sequence[Place]
+    copies: str | None
     time: float
     renewals: Renewals | None
 
@@ -191,6 +202,8 @@ class _Started:
         result = read_result(self.folder)
         attributes: dict[str, Any] = {"seconds": round(time.perf_counter() - self.time, 3)}
         attributes |= {key: result[key] for key in RECORDED if key in result}
+        if self.copies and (url := artifacts.try_to_put(self.folder, self.copies, str(trial.number))):
+            attributes[artifacts.ARTIFACT] = url
         if outcome.error:
             attributes |= {"error": outcome.error, "traceback": outcome.traceback}
         try:
@@ -207,12 +220,21 @@ class LastRun:
 
     task: TaskFunction
     best: RunningTrial
+    artifacts: str | None = None
 
-    def __call__(self, cfg: DictConfig) -> Any:
-        """Run the job. It reports no intermediate values: its trial is complete."""
+    def __call__(self, cfg: DictConfig) -> str | None:
+        """Run the job. It reports no intermediate values: its trial is complete. Returns the URL of the folder's copy.
+
+        None if there is no copy.
+        """
         _quiet_console()
-        stages = stages_of(self.task)
-        return stages.run(cfg, self.best) if stages else self.task(cfg)
+        if stages := stages_of(self.task):
+            stages.run(cfg, self.best)
+        else:
+            self.task(cfg)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        place = self.artifacts and f"{self.artifacts}/{self.best.study}"
+        return artifacts.try_to_put(folder, place, folder.name) if place else None
 
 
 def _set(trial: Trial | None, attributes: dict[str, Any]) -> None:

@@ -1,20 +1,22 @@
 """Hydra's launchers: how many jobs each can run at once, and the end of their worker processes with the sweep."""
 
+import importlib.util
 import logging
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict, read_write
 
-from tuner import InputError
+from tuner import InputError, artifacts
+from tuner.runs.layout import STUDY_FILE
 from tuner.sweep import MARK, hydra_private, passwords
 from tuner.sweep.reaper import marked_processes
 
@@ -69,6 +71,11 @@ def is_fused(launcher: Launcher) -> bool:
     return type(launcher).__name__ == "FusedLauncher"
 
 
+def sends_jobs_in_memory(launcher: Launcher) -> bool:
+    """Whether jobs never are on a disk on their way to the workers, which have an environment of their own."""
+    return type(launcher).__name__ == "RayLauncher"
+
+
 def jobs_outlive_sweep(launcher: Launcher) -> bool:
     """Whether jobs may go on when the sweep is killed: those on other machines do, and those of unknown launchers."""
     name = type(launcher).__name__
@@ -78,17 +85,29 @@ def jobs_outlive_sweep(launcher: Launcher) -> bool:
     return name not in ("BasicLauncher", "FusedLauncher", "JoblibLauncher", "LocalLauncher")
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What the jobs of a search need on each node of a cluster.
+
+    folder: the study's. Nodes need not see it.   storage: the study's file, which they must see, if it is in one.
+    targets: config key -> dotted name of what is called there.   artifacts: where they copy run folders to.
+    """
+
+    folder: Path
+    storage: Path | None = None
+    targets: Mapping[str, str] = field(default_factory=dict)
+    artifacts: str | None = None
+
+
 @contextmanager
-def workers_end_with_sweep(
-    launcher: Launcher, spec: str | None, workers: int, shared: Sequence[Path] = ()
-) -> Iterator[None]:
-    """End worker processes with the sweep, however it ends, kill -9 included.
+def workers_end_with_sweep(launcher: Launcher, spec: str | None, workers: int, needs: Needs) -> Iterator[bool]:
+    """End worker processes with the sweep, however it ends, kill -9 included. Yields whether jobs see `needs.folder`.
 
     spec: the storage. Its password is in the environment of the workers.   workers: processes, this one included.
-    shared: files that the nodes of a cluster must see. Raises InputError if one of them does not.
+    Raises InputError if a node of a cluster lacks something.
     """
     if workers == 1 and type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
-        yield
+        yield True
         return
     mark = uuid.uuid4().hex
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -99,9 +118,7 @@ def workers_end_with_sweep(
         started_ray = False
         try:
             started_ray = _start_ray(launcher)
-            if type(launcher).__name__ == "RayLauncher":
-                _check_nodes(shared)
-            yield
+            yield _check_nodes(needs) if type(launcher).__name__ == "RayLauncher" else True
         finally:
             _stop_workers(started_ray)
             del os.environ[MARK]  # then Popen closes the pipe, and the reaper ends the remaining processes
@@ -117,6 +134,7 @@ def _start_ray(launcher: Launcher) -> bool:
     import ray
 
     options = launcher.ray_cfg  # type: ignore[attr-defined]
+    hydra_private.follow_jobs_of_ray()
     starts = not ray.is_initialized()
     if starts:
         ray.init(**OmegaConf.to_container(options.init, resolve=True))  # type: ignore[arg-type]
@@ -131,39 +149,70 @@ def _start_ray(launcher: Launcher) -> bool:
     return starts
 
 
-def _check_nodes(shared: Sequence[Path]) -> None:
-    """Raises InputError if a node of Ray's cluster sees other files, or none, where this machine has these."""
+def _check_nodes(needs: Needs) -> bool:
+    """Whether all nodes of Ray's cluster see the study's folder. Raises InputError for a node that lacks something."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = [_content(path) for path in shared]
+    here = _found(needs)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    probe = ray.remote(num_cpus=0, max_retries=0)(_contents)
+    probe = ray.remote(num_cpus=0, max_retries=0)(_found)
     answers = [
-        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(shared)
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(needs)
         for node in nodes
     ]
     try:
-        contents = ray.get(answers)
+        found = ray.get(answers)
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[-300:]
         raise InputError(f"the nodes of Ray's cluster cannot run tuner; install it there: {reason}") from error
-    for node, there in zip(nodes, contents, strict=True):
-        for path, ours, theirs in zip(shared, here, there, strict=True):
-            if ours != theirs:
-                raise InputError(
-                    f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) of Ray's cluster does not see "
-                    f"{path} of this machine, so its trials can't reach the study: use a database server, "
-                    "hydra.sweeper.storage=postgresql+psycopg://..., or a folder that all nodes share"
-                )
+    for node, there in zip(nodes, found, strict=True):
+        name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) of Ray's cluster"
+        if needs.storage and (there.storage, there.folder) != (here.storage, here.folder):
+            path = needs.folder / STUDY_FILE if there.folder != here.folder else needs.storage
+            raise InputError(
+                f"{name} does not see {path} of this machine, so its trials can't reach the study: use a database "
+                "server, hydra.sweeper.storage=postgresql+psycopg://..., or a folder that all nodes share"
+            )
+        if missing := set(there.missing) - set(here.missing):  # what is missing here, too, is a mistake in the config
+            key = min(missing)
+            package = needs.targets[key].partition(".")[0]
+            raise InputError(
+                f"{name} has no Python package {package}, of {key}={needs.targets[key]}: install it there, or send it "
+                f"with +hydra.launcher.ray.init.runtime_env.py_modules=[{package}]"
+            )
+        if there.artifacts:
+            raise InputError(f"{name}: {there.artifacts}")
+    return all(there.folder == here.folder for there in found)
 
 
-def _contents(paths: Sequence[Path]) -> list[bytes | None]:
-    return [_content(path) for path in paths]
+@dataclass(frozen=True)
+class _Found:
+    """What a node has of Needs.
+
+    folder, storage: the first bytes of a file that stays as it is and tells two studies apart; None if it is not seen.
+    missing: the keys of targets whose package is not there.   artifacts: why the place cannot be used; None: it can.
+    """
+
+    folder: bytes | None
+    storage: bytes | None
+    missing: Sequence[str]
+    artifacts: str | None
+
+
+def _found(needs: Needs) -> _Found:
+    reason = None
+    if needs.artifacts:
+        try:
+            artifacts.check(needs.artifacts)
+        except InputError as error:
+            reason = str(error)
+    missing = [key for key, name in needs.targets.items() if importlib.util.find_spec(name.partition(".")[0]) is None]
+    storage = _content(needs.storage) if needs.storage else None
+    return _Found(_content(needs.folder / STUDY_FILE), storage, missing, reason)
 
 
 def _content(path: Path) -> bytes | None:
-    """The first bytes of a file, which stay as they are and tell two studies apart; None if there is no file."""
     try:
         with path.open("rb") as file:
             return file.read(16)
@@ -195,7 +244,11 @@ def quiet_logs() -> Iterator[None]:
 
 
 def kill_jobs() -> None:
-    """Kill this sweep's worker processes with their jobs. Ray's own processes stay: they report the killed jobs."""
+    """Kill this sweep's worker processes with their jobs. Ray's own processes stay: they report the killed jobs.
+
+    Jobs on other nodes of Ray's cluster are cancelled.
+    """
+    hydra_private.cancel_jobs_of_ray()
     for process in marked_processes(os.environ[MARK]):
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())

@@ -145,10 +145,13 @@ class TunerSweeperConf(OptunaSweeperConf):
     irrelevant: list[str] = field(
         default_factory=lambda: [
             *("study", "study_mixed", "final", "logger", "cache_dir", "cache_limit", "device", "test", "plots"),
+            *("artifacts",),
             *("data.cache_dir", "data.cache_limit"),
             *("data.root", "data.path", "data.test_path"),  # hashes of the images are compared
         ]
     )
+    # a folder that all machines reach, or a URL of fsspec: run folders are copied there before their outcomes are told
+    artifacts: str | None = None
     # continue a study with other settings or images: its new trials are marked, and no result counts them
     study_mixed: bool = False
 

@@ -66,12 +66,12 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
     best = ranking.best(study, trials)
     if len(study.directions) > 1:
         results["solutions"] = [
-            {"params": t.params, "values": t.values, "trial": t.number, "dir": t.user_attrs.get("output_dir")}
+            {"params": t.params, "values": t.values, "trial": t.number, "dir": _dir(t, folder)}
             for t in ranking.pareto_front(study, trials)
         ]
     elif best is not None:
         results |= {"best_params": best.params, "best_value": best.values[0]}
-        results |= {"best_trial": best.number, "best_dir": best.user_attrs.get("output_dir")}
+        results |= {"best_trial": best.number, "best_dir": _dir(best, folder)}
     results |= _default(study, trials)
     if gain := ranking.gain(study, trials, folder):
         results["gain"] = asdict(gain)
@@ -85,6 +85,11 @@ def _best(study: Study, trials: list[FrozenTrial], folder: Path) -> dict[str, An
         if found := baselines.of_result(tested):
             results["baselines"] = found | {"best_trial": score_of(best, folder, found["metric"])}
     return results
+
+
+def _dir(trial: FrozenTrial, folder: Path) -> str | None:
+    own = ranking.folder_of(trial, folder)
+    return str(own) if own else None
 
 
 def _default(study: Study, trials: list[FrozenTrial]) -> dict[str, Any]:

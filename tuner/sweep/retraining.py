@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra.core.utils import JobStatus
@@ -18,7 +18,7 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tuner import InputError, earlier, yaml_file
+from tuner import InputError, artifacts, earlier, yaml_file
 from tuner.files import disk_error
 from tuner.runs.layout import BEST, DEFAULT
 from tuner.sweep import hydra_private, ranking, report, storage
@@ -41,7 +41,8 @@ class Retraining:
 
     For programs with `final` in their config, such as tuner.train.
 
-    folder: the sweep's. spec: the study's storage. make_launcher: a launcher for a task function.
+    folder: the sweep's. spec: the study's storage. make_launcher: a launcher for a task function, which runs it in this
+    process if the second argument says so. artifacts: where the run folders are copied to. here: in this process.
     """
 
     config: DictConfig
@@ -52,7 +53,9 @@ class Retraining:
     folder: Path
     spec: str | None
     task_function: TaskFunction
-    make_launcher: Callable[[TaskFunction], Launcher]
+    make_launcher: Callable[[TaskFunction, bool], Launcher]
+    artifacts: str | None
+    here: bool = False
 
     def left(self) -> dict[str, int]:
         """The folders whose runs are missing, with the number of the trial to retrain.
@@ -129,7 +132,16 @@ class Retraining:
             overrides.append("plots=false")
         if temperature is not None and "temperature" in self.config.final:
             overrides.append(f"final.temperature={temperature}")
-        launcher = self.make_launcher(LastRun(self.task_function, last))
+        if self.here:
+            log.info("it is retrained on this machine: the nodes of the cluster do not see %s", self.folder)
+        launcher = self.make_launcher(LastRun(self.task_function, last, self.artifacts), self.here)
+        if url := self._result(launcher, name, number, overrides):
+            copies = artifacts.of_study(self.budget.study)
+            last_runs = {key: copies[key] for key in (BEST, DEFAULT) if key in copies}
+            self.budget.study.set_user_attr(artifacts.ARTIFACTS, last_runs | {name: url})
+
+    def _result(self, launcher: Launcher, name: str, number: int, overrides: list[str]) -> Any:
+        """What the job returns. Raises InputError if it fails, and what a disk raises."""
         try:
             [job] = launcher.launch([overrides], initial_job_idx=number)
         except Exception as error:
@@ -142,6 +154,7 @@ class Retraining:
             if disk_error(reason):
                 raise reason
             raise InputError(f"retraining trial {number} failed: {reason}; see {log_file}, then sweep again")
+        return hydra_private.job_result(job)
 
     def _ensemble(self, asked: dict[str, int]) -> "Ensemble":
         from tuner.sweep import ensembling  # imports torch, which other programs may not have

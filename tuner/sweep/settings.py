@@ -36,6 +36,13 @@ def flat(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
+def targets_of(config: DictConfig) -> dict[str, str]:
+    """The keys of a composed config that name what is called, with the dotted names; those of hydra left out."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    names = flat(OmegaConf.to_container(own, resolve=False))
+    return {key: name for key, name in names if key.endswith("._target_") and isinstance(name, str)}
+
+
 def is_below(key: str, keys: Sequence[str]) -> bool:
     """Whether a dotted key is one of `keys`, or in a group of that name."""
     return any(key == other or key.startswith(f"{other}.") for other in keys)

@@ -21,10 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.samplers import GridSampler
 from optuna.trial import Trial, TrialState
 
-from tuner import InputError, earlier, targets
+from tuner import InputError, artifacts, earlier, targets
 from tuner.files import disk_error
 from tuner.rules import FOLDER_NAME
-from tuner.runs.layout import STUDY_FILE
 from tuner.sweep import (
     WORKER,
     hydra_private,
@@ -81,6 +80,7 @@ class AsyncSweeper:
         enqueue: Sequence[Any],
         irrelevant: Sequence[str],
         study_mixed: bool,
+        artifacts: str | None,
         timeout: float | str | None,
         trial_timeout: float | str | None,
         target: float | None,
@@ -95,6 +95,7 @@ class AsyncSweeper:
         self.irrelevant, self.study_mixed = list(irrelevant), study_mixed
         self.stop_options = {"timeout": timeout, "trial_timeout": trial_timeout}
         self.stop_options |= {"target": target, "stop_when_flat": stop_when_flat}
+        self.artifacts = artifacts
         self.missing: InputError | None = None  # why the best trial is not retrained
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -179,6 +180,9 @@ class AsyncSweeper:
     def _check_options(self) -> None:
         options.check_numbers({key: getattr(self, key) for key in options.LIMITS})
         options.check_subdir(self.config)
+        self.artifacts = artifacts.resolved(self.artifacts)
+        if self.artifacts:
+            artifacts.check(self.artifacts)
         retrains, compares = (bool(OmegaConf.select(self.config, f"final.{key}")) for key in ("seeds", "default"))
         objectives = len(options.directions(self.direction))
         self.rules = stopping.of_options(self.stop_options, objectives=objectives, last_runs=retrains * (1 + compares))
@@ -271,8 +275,10 @@ class AsyncSweeper:
         objectives, name, shared = len(self.study.directions), self.study.study_name, self._shared()
         file = storage.file_of(self.spec) if self.spec else None
         places = [Place.of(path) for path in (self.folder, file) if path]
-        own = self.pruner, shared, self.storage_patience, places, self.study
-        self.launcher = self._launcher(Job(self.task_function, self.spec, name, objectives, *own))
+        own = self.pruner, shared, self.storage_patience, places, self.artifacts, self.study
+        self.job = Job(self.task_function, self.spec, name, objectives, *own)
+        self.launcher = self._launcher(self.job)
+        self.job.has_password = launchers.sends_jobs_in_memory(self.launcher)
         self.budget.jobs_outlive = launchers.jobs_outlive_sweep(self.launcher)
         self.retraining = Retraining(
             self.config,
@@ -284,6 +290,7 @@ class AsyncSweeper:
             self.spec,
             self.task_function,
             self._launcher,
+            self.artifacts,
         )
 
     def _shared(self) -> Shared:
@@ -291,8 +298,13 @@ class AsyncSweeper:
         images = {key: value for key, value in attributes if key.startswith(settings.IMAGES)}
         return Shared(self.irrelevant, images, self.study_mixed, self.rules)
 
-    def _launcher(self, task: TaskFunction) -> Launcher:
+    def _launcher(self, task: TaskFunction, here: bool = False) -> Launcher:
+        """The launcher of the config.   here: one that runs jobs in this process."""
         context = replace(self.hydra_context, config_loader=self.loader)
+        if here:
+            launcher = hydra_private.BasicLauncher()
+            launcher.setup(config=self.config, hydra_context=context, task_function=task)
+            return launcher
         return Plugins.instance().instantiate_launcher(config=self.config, hydra_context=context, task_function=task)
 
     # 2. The trials, and the retraining of the best
@@ -338,15 +350,24 @@ class AsyncSweeper:
         # Ray installs signal handlers when it starts, so `interruptible` comes second
         number = self.n_workers if self.budget.has_room() else 1
         file = storage.file_of(self.spec) if self.spec else None
-        shared = [self.folder / STUDY_FILE, file] if file else []
-        with launchers.workers_end_with_sweep(self.launcher, self.spec, number, shared), interruptible(self.slots):
+        needs = launchers.Needs(self.folder, file, settings.targets_of(self.config), self.artifacts)
+        processes = launchers.workers_end_with_sweep(self.launcher, self.spec, number, needs)
+        with processes as see_folder, interruptible(self.slots):
+            self.job.places = self.job.places if see_folder else ()
             with workers.beside(number, self._overrides_of_workers(), self.folder):
                 loop.run()
             if not self.monitor.stopping.is_set():
+                self._bring_run_folders()
+                self.retraining.here = not see_folder
                 try:
                     self.retraining.run()
                 except InputError as error:  # reported after the summary of the trials, which are all there
                     self.missing = error
+
+    def _bring_run_folders(self) -> None:
+        """Bring the run folders here that other machines have copied to `artifacts`."""
+        if WORKER not in os.environ:
+            artifacts.bring(artifacts.of_study(self.study), self.folder)
 
     def _overrides_of_workers(self) -> list[str]:
         """What a worker does otherwise than this sweep: it retrains nothing, and has no workers itself."""
@@ -365,6 +386,8 @@ class AsyncSweeper:
         return report.write(self.study, self.budget.trials(), self.folder, self.spec, stopped)
 
     def _finish(self) -> None:
+        if not self.monitor.interrupted.is_set():
+            self._bring_run_folders()
         results = self._write_results()
         if self.monitor.interrupted.is_set():
             log.info("interrupted with %s", self.monitor.progress.line())

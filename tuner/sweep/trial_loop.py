@@ -121,6 +121,7 @@ class TrialLoop:
             except KeyboardInterrupt:
                 self.monitor.interrupted.set()
                 self.monitor.stopping.set()
+                log.info("interrupted: ending the jobs that run")
                 while wait(threads, timeout=0.3).not_done:
                     launchers.kill_jobs()  # the threads wait for them
                 raise

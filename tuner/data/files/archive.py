@@ -26,7 +26,7 @@ from typing import IO, Any, cast
 from tqdm import tqdm
 
 from tuner import InputError, cache_files
-from tuner.cache_files import Cache, format_bytes
+from tuner.cache_files import ARCHIVES, Cache, format_bytes
 from tuner.data.files.image_file import is_image
 
 OPEN: dict[str, Callable[[Path, str], IO[bytes]]] = {  # suffix -> how a tar file is read
@@ -70,7 +70,7 @@ def unpacked(path: Path, cache: Cache) -> Path | None:
             "stamp": [status.st_size, status.st_mtime_ns, status.st_ctime_ns],
         }
         folder = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-        target = cache.folder / "archives" / folder
+        target = cache.folder / ARCHIVES / folder
         cache_files.obtain_folder(cache, target, partial(_unpack, path), key, what=str(path))
         return target
     if name.endswith(OTHERS):
