@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict, read_write
 
 from tuner import InputError
-from tuner.sweep import MARK, hydra_private, passwords
+from tuner.sweep import MARK, hydra_private, passwords, slurm
 from tuner.sweep.reaper import marked_processes
 
 log = logging.getLogger("tuner.sweep")
@@ -82,13 +82,17 @@ def jobs_outlive_sweep(launcher: Launcher) -> bool:
 def workers_end_with_sweep(
     launcher: Launcher, spec: str | None, workers: int, shared: Sequence[Path] = ()
 ) -> Iterator[None]:
-    """End worker processes with the sweep, however it ends, kill -9 included.
+    """End worker processes with the sweep, however it ends, kill -9 included. Jobs of Slurm survive a kill -9.
 
     spec: the storage. Its password is in the environment of the workers.   workers: processes, this one included.
     shared: files that the nodes of a cluster must see. Raises InputError if one of them does not.
     """
     if workers == 1 and type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
         yield
+        return
+    if slurm.is_slurm(launcher):
+        with passwords.in_environment(spec), slurm.cancelled_with_sweep():
+            yield
         return
     mark = uuid.uuid4().hex
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -194,8 +198,11 @@ def quiet_logs() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def kill_jobs() -> None:
-    """Kill this sweep's worker processes with their jobs. Ray's own processes stay: they report the killed jobs."""
+def kill_jobs(launcher: Launcher) -> None:
+    """End this sweep's jobs, and its worker processes. Ray's own processes stay: they report the killed jobs."""
+    if slurm.is_slurm(launcher):
+        slurm.QUEUE.cancel()
+        return
     for process in marked_processes(os.environ[MARK]):
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())
