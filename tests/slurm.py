@@ -115,7 +115,7 @@ class Cluster:
 
     def jobs(self) -> dict[str, str]:
         """The states of the jobs that wait or run, by their ids."""
-        lines = self.ask("squeue", "--noheader", "--format=%i %T").splitlines()
+        lines = self.ask("squeue", "--array", "--noheader", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)
 
 

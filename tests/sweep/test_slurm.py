@@ -1,17 +1,26 @@
 """Searches on a real Slurm of one node, without accounting: nothing runs twice, nothing is waited for in vain."""
 
 import os
+import shlex
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
+import optuna
 import pytest
-from helpers import wait_until
+from helpers import TINY, wait_until
+from optuna.trial import TrialState
 from slurm import CPUS, slurm_cluster  # noqa: F401 - a fixture
 
 from tuner.sweep import slurm as slurm_queue
+from tuner.sweep.budget import Budget
 from tuner.sweep.slurm import JobEndedError, Queue
+from tuner.sweep.storage import connect, resolve
 
 OPTIONS = ["hydra/launcher=submitit_slurm", "hydra.sweeper.n_jobs=2"]
 
@@ -56,21 +65,6 @@ def test_a_killed_sweep_is_resumed_beside_its_jobs_that_run_and_wait(toy, slurm)
     assert sweep.returncode == 0, out + err
     assert toy.states() == ["COMPLETE"] * 3
     assert sorted(toy.starts()) == [0, 1, 2]
-
-
-@pytest.mark.slow
-def test_a_job_that_was_cancelled_while_no_sweep_ran_is_run_again_at_once(toy, slurm):
-    """Its lease would tell it after two minutes."""
-    options = [*OPTIONS, "hydra.sweeper.n_trials=1", "does=0-go"]
-    with running(toy, *options) as sweep:
-        toy.wait_for(1)
-        sweep.kill()
-    slurm.ask("scancel", *slurm.jobs())
-    wait_until(lambda: not slurm.jobs())
-    done = toy.command(*options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert toy.states() == ["FAIL", "COMPLETE"]
-    assert f"trial 0 failed: its Slurm job {job_of(toy, 0)} has ended, and so has its sweep; it is ret" in done.stdout
 
 
 @pytest.mark.slow
@@ -143,6 +137,60 @@ def test_the_password_of_a_storage_is_in_no_file_of_a_search(toy, slurm, server)
     assert "secret" not in done.stdout + done.stderr
 
 
+# Arrays of equal searches and of workers: no launcher
+
+
+def submit_array(folder, environment, size, *words):
+    """Submit `python -m WORDS` as an array. Returns its id. The output of job N goes to N.log."""
+    options = ["--parsable", f"--array=1-{size}", "--signal=B:USR1@60", "--output=%a.log"]
+    command = ["sbatch", *options, "--wrap", "exec " + shlex.join([sys.executable, "-m", *words])]
+    return subprocess.check_output(command, env=environment, cwd=folder, text=True).strip()
+
+
+@pytest.mark.slow
+def test_an_array_of_searches_of_which_one_is_cancelled_one_warned_and_one_requeued(toy, slurm):
+    words = ["toy", "-m", "hydra.sweeper.n_trials=6", "does=all-go"]
+    array = submit_array(toy.folder, toy.environment, 4, *words)
+    toy.wait_for(4)
+    slurm.ask("scancel", f"{array}_1")
+    slurm.ask("scancel", "--batch", "--signal=USR1", f"{array}_4")  # as before its time limit
+    slurm.ask("scontrol", "requeue", f"{array}_2")
+    wait_until(lambda: slurm.jobs() == {f"{array}_2": "PENDING", f"{array}_3": "RUNNING"})
+    slurm.ask("scontrol", "update", f"JobId={array}_2", "StartTime=now")
+    toy.wait_for(5)
+    (toy.folder / "go").touch()
+    wait_until(lambda: not slurm.jobs())
+    trials = toy.study().trials
+    assert Counter(trial.state.name for trial in trials) == {"FAIL": 3, "COMPLETE": 6}
+    assert all("excused" in trial.system_attrs for trial in trials if trial.state == TrialState.FAIL)
+    assert sorted(toy.starts()) == list(range(9))
+    assert ["interrupted with 0/6" in (toy.folder / f"{n}.log").read_text() for n in (1, 3, 4)] == [True, False, True]
+    assert "best value" in (toy.folder / "3.log").read_text()
+
+
+@pytest.mark.slow
+def test_an_array_of_workers_on_a_database_ends_a_study(command, slurm_cluster, server, tmp_path):  # noqa: F811
+    search = [
+        "-m",
+        "hparams_search=optuna",
+        "study=mine",
+        *TINY,
+        "final.seeds=0",
+        f"hydra.sweeper.storage={server.url}",
+    ]
+    code, output = command(*search, "hydra/launcher=basic", "hydra.sweeper.n_trials=1")
+    assert code == 0, output
+    environment = os.environ | slurm_cluster.environment
+    words = ["tuner.worker", "--storage", server.url, "study=mine", "hydra.sweeper.n_trials=8"]
+    submit_array(tmp_path, environment, 2, *words)
+    wait_until(lambda: not slurm_cluster.jobs())
+    study = optuna.load_study(study_name="mine", storage=connect(resolve(server.url)))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 8
+    assert {Path(trial.user_attrs["output_dir"]).name for trial in study.trials} == {*map(str, range(8))}
+    for name in ("1.log", "2.log"):
+        assert "best value" in (tmp_path / name).read_text()
+
+
 # The queue
 
 
@@ -211,3 +259,46 @@ def test_a_list_that_is_older_than_a_job_says_nothing_about_it(listed, monkeypat
     assert not queue.ended
     answer["states"] = {"7": "PENDING"}
     assert queue.is_alive("7") is True  # asks again
+
+
+# The trials of a sweep that was killed
+
+
+@pytest.mark.parametrize(
+    ("machine", "alive", "states"),
+    [
+        (socket.gethostname(), True, ["RUNNING"]),
+        (socket.gethostname(), False, ["FAIL", "WAITING"]),  # at once
+        (socket.gethostname(), None, ["RUNNING"]),
+        ("elsewhere", True, ["RUNNING"]),
+        ("elsewhere", False, ["RUNNING"]),  # its queue may be another one: the lease tells it
+    ],
+)
+def test_the_queue_tells_whether_a_job_without_its_sweep_is_lost(tmp_path, monkeypatch, machine, alive, states):
+    study = optuna.create_study(study_name="s", storage=connect(f"sqlite:///{tmp_path}/studies"))
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    killed = Budget(study, locks, f"{machine}:1:2:x", n_trials=3, retries=2)
+    killed.jobs_outlive = True
+    killed.record_job(killed.ask().number, "7")
+    killed.renewals.end()
+    monkeypatch.setattr(slurm_queue.QUEUE, "is_alive", {"7": alive}.get)
+    resumed = Budget(study, locks, "here:1:2:y", n_trials=3, retries=2)
+    resumed.recover()
+    assert [trial.state.name for trial in study.trials] == states
+    assert "slurm_job" not in study.trials[-1].system_attrs or states == ["RUNNING"]
+
+
+def test_a_job_in_the_queue_is_not_lost_when_its_lease_expires(tmp_path, monkeypatch):
+    study = optuna.create_study(study_name="s", storage=connect(f"sqlite:///{tmp_path}/studies"))
+    killed = Budget(study, tmp_path, "elsewhere:1:2:x", n_trials=3, retries=2)
+    killed.record_job(killed.ask().number, "7")
+    killed.renewals.end()
+    resumed = Budget(study, tmp_path, "here:1:2:y", n_trials=3, retries=2)
+    resumed.watch.has_expired = lambda number, lease: True
+    monkeypatch.setattr(slurm_queue.QUEUE, "is_alive", lambda job: True)
+    resumed.recover()
+    assert study.trials[0].state == TrialState.RUNNING
+    monkeypatch.setattr(slurm_queue.QUEUE, "is_alive", lambda job: None)
+    resumed.recover()
+    assert study.trials[0].state == TrialState.FAIL

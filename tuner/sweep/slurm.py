@@ -103,6 +103,7 @@ class Queue:
             if self.states is None or self.asked < self.submitted.get(job_id, 0.0) or self._is_listed(job_id):
                 self.ended.pop(job_id, None)
             elif time.monotonic() - self.ended.setdefault(job_id, time.monotonic()) >= RESULT_DELAY:
+                self.submitted.pop(job_id, None)
                 raise JobEndedError(job_id, self.states.get(job_id))
         return False
 
@@ -121,7 +122,7 @@ class Queue:
         finally:
             del self.recorders[thread]
         for job in jobs:
-            del self.submitted[job]
+            self.submitted.pop(job, None)
 
     def cancel(self) -> None:
         """Cancel the jobs of this process that wait or run."""
