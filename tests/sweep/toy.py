@@ -2,7 +2,7 @@
 
 TOY_CONFIG names its config folder. `does` tells a trial, by its number, to do something else than to return x^2.
 With TOY_STAGES its jobs train together. TOY_HOST is the name of the machine, and TOY_LEASE the seconds after which a
-trial is lost.
+trial is lost. TOY_POLL: seconds between two calls of squeue, and after the end of a job in which it may have a result.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from tuner.sweep import leases, plugin
+from tuner.sweep import leases, plugin, slurm
 from tuner.sweep.trial import Stages, TrialPruned, report
 
 plugin.register()
@@ -23,6 +23,8 @@ if host := os.environ.get("TOY_HOST"):
     socket.gethostname = lambda: host
 if seconds := os.environ.get("TOY_LEASE"):
     leases.RENEWAL, leases.EXPIRY = float(seconds) / 6, float(seconds)
+if poll := os.environ.get("TOY_POLL"):
+    slurm.POLL = slurm.RESULT_DELAY = float(poll)
 
 
 def objective(cfg):  # noqa: C901 - one case per way to end
@@ -38,6 +40,9 @@ def objective(cfg):  # noqa: C901 - one case per way to end
             raise RuntimeError(f"trial {number} raises")
         case "wait":  # until later trials have started
             while len(Path(cfg.ran).read_text().splitlines()) < 6:
+                time.sleep(0.05)
+        case "go":  # until it may go
+            while not Path("go").exists():
                 time.sleep(0.05)
         case "pair":  # until two processes have started trials
             while len({line.split()[1] for line in Path(cfg.ran).read_text().splitlines()}) < 2:

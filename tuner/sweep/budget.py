@@ -7,16 +7,17 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tuner.sweep import duplicates, leases, optuna_private
+from tuner.sweep import duplicates, leases, optuna_private, slurm
 from tuner.sweep.leases import LEASE, Renewals, Watch, new_lease
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
 from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
@@ -30,7 +31,8 @@ CLOCK_ERROR = 5.0  # seconds by which the start of a process may seem to change 
 # System attributes of a trial.
 OWNER = "owner"  # the sweep that runs it
 INTERRUPTED = "excused"  # its sweep was interrupted: it does not count as an attempt
-OUTLIVES = "outlives"  # its job may outlive its sweep: only its lease tells whether it is lost
+OUTLIVES = "outlives"  # its job may outlive its sweep: its lease tells whether it is lost
+SLURM_JOB = "slurm_job"  # its job, for which the queue tells it, too
 
 
 class Budget:
@@ -110,8 +112,8 @@ class Budget:
     def _why_lost(self, trial: FrozenTrial) -> str | None:
         """Why nobody runs a running trial any more; None if somebody may.
 
-        The lock of its sweep tells that at once, if it ran on this machine and its jobs ended with it. Otherwise the
-        lease does. Of an earlier version's trials on another machine, nothing can be told.
+        The lock of its sweep tells that at once, if it ran on this machine and its jobs ended with it. Otherwise
+        Slurm's queue or the lease does. Of an earlier version's trials on another machine, nothing can be told.
         """
         owner, attributes = str(trial.system_attrs[OWNER]), trial.system_attrs
         if owner == self.owner:
@@ -125,6 +127,12 @@ class Budget:
                 return None
             if OUTLIVES not in attributes or OUTCOME in attributes:
                 return "the sweep that ran it was killed"
+        if SLURM_JOB in attributes:
+            alive = slurm.QUEUE.is_alive(attributes[SLURM_JOB])
+            if alive:
+                return None
+            if alive is False and host == socket.gethostname():  # the queue of another machine may be another one
+                return f"its Slurm job {attributes[SLURM_JOB]} has ended, and so has its sweep"
         if LEASE in attributes and self.watch.has_expired(trial.number, attributes[LEASE]):
             return f"it gave no sign of life for {leases.EXPIRY:.0f} s; its sweep ran on {host}"
         return None
@@ -201,6 +209,11 @@ class Budget:
         set_system_attr(self.study, trial, SURPLUS, True)  # a sweep that does not share this lock was faster
         self.study.tell(trial, state=TrialState.FAIL)
         return None
+
+    def record_job(self, number: int, job: str) -> None:
+        """Keep the id of a trial's Slurm job: nobody renews the trial's lease while the job waits without its sweep."""
+        with suppress(UpdateFinishedTrialError):  # it was taken for lost: its job does not run it
+            set_system_attr(self.study, self.trial(number), SLURM_JOB, job)
 
     def tell(self, number: int, outcome: Outcome) -> None:
         """Report the end of a trial to the study, unless the study has it already."""
@@ -308,9 +321,8 @@ def _outcome_file(trial: FrozenTrial) -> Path | None:
 
 def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:
     """A waiting trial with the parameters that a lost one was given or has drawn. history: the trials it repeats."""
-    attributes = {
-        key: value for key, value in trial.system_attrs.items() if key not in (OWNER, INTERRUPTED, OUTLIVES, LEASE)
-    }
+    own = (OWNER, INTERRUPTED, OUTLIVES, LEASE, SLURM_JOB)
+    attributes = {key: value for key, value in trial.system_attrs.items() if key not in own}
     attributes[FIXED_PARAMS] = attributes.get(FIXED_PARAMS, {}) | trial.params
     attributes |= {FAILED_TRIAL: history[0], RETRY_HISTORY: history}
     return FrozenTrial(

@@ -24,7 +24,7 @@ from optuna.trial import Trial
 
 from tuner import InputError, artifacts
 from tuner.files import replacing
-from tuner.sweep import gpus, late, passwords, storage
+from tuner.sweep import gpus, late, passwords, slurm, storage
 from tuner.sweep.leases import Renewals
 from tuner.sweep.optuna_private import trial_view
 from tuner.sweep.outcome import OUTCOME_FILE, Outcome, Pruned, ends_sweep, set_outcome
@@ -108,6 +108,7 @@ class Job:
 
     def _start(self, cfg: DictConfig) -> "_Started":
         hydra = HydraConfig.get()
+        slurm.go_on_when_warned()
         if os.getpid() != self.parent and OmegaConf.select(cfg, "device") == "auto" and (gpu := gpus.take_one()):
             log.info("this process takes GPU %s of several: %s=%s", gpu, gpus.VISIBLE, gpu)
         for place in self.places:
@@ -228,6 +229,7 @@ class LastRun:
         None if there is no copy.
         """
         _quiet_console()
+        slurm.go_on_when_warned()
         if stages := stages_of(self.task):
             stages.run(cfg, self.best)
         else:

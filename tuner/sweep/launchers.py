@@ -17,7 +17,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 
 from tuner import InputError, artifacts
 from tuner.runs.layout import STUDY_FILE
-from tuner.sweep import MARK, hydra_private, passwords
+from tuner.sweep import MARK, hydra_private, passwords, slurm
 from tuner.sweep.reaper import marked_processes
 
 log = logging.getLogger("tuner.sweep")
@@ -101,13 +101,18 @@ class Needs:
 
 @contextmanager
 def workers_end_with_sweep(launcher: Launcher, spec: str | None, workers: int, needs: Needs) -> Iterator[bool]:
-    """End worker processes with the sweep, however it ends, kill -9 included. Yields whether jobs see `needs.folder`.
+    """End worker processes with the sweep, however it ends, kill -9 included. Jobs of Slurm survive a kill -9.
 
+    Yields whether jobs see `needs.folder`.
     spec: the storage. Its password is in the environment of the workers.   workers: processes, this one included.
     Raises InputError if a node of a cluster lacks something.
     """
     if workers == 1 and type(launcher).__name__ in ("BasicLauncher", "FusedLauncher"):  # jobs run in this process
         yield True
+        return
+    if slurm.is_slurm(launcher):
+        with passwords.in_environment(spec), slurm.cancelled_with_sweep():
+            yield True
         return
     mark = uuid.uuid4().hex
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -243,12 +248,12 @@ def quiet_logs() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def kill_jobs() -> None:
-    """Kill this sweep's worker processes with their jobs. Ray's own processes stay: they report the killed jobs.
-
-    Jobs on other nodes of Ray's cluster are cancelled.
-    """
-    hydra_private.cancel_jobs_of_ray()
+def kill_jobs(launcher: Launcher) -> None:
+    """End this sweep's jobs, and its worker processes. Ray's own processes stay: they report the killed jobs."""
+    if slurm.is_slurm(launcher):
+        slurm.QUEUE.cancel()
+        return
+    hydra_private.cancel_jobs_of_ray()  # also those on other nodes
     for process in marked_processes(os.environ[MARK]):
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tuner import InputError, artifacts, earlier, yaml_file
 from tuner.files import disk_error
 from tuner.runs.layout import BEST, DEFAULT
-from tuner.sweep import hydra_private, ranking, report, storage
+from tuner.sweep import hydra_private, ranking, report, slurm, storage
 from tuner.sweep.budget import Budget
 from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.job import LastRun
@@ -143,7 +143,7 @@ class Retraining:
     def _result(self, launcher: Launcher, name: str, number: int, overrides: list[str]) -> Any:
         """What the job returns. Raises InputError if it fails, and what a disk raises."""
         try:
-            [job] = launcher.launch([overrides], initial_job_idx=number)
+            [job] = slurm.launch(launcher, [overrides], number)
         except Exception as error:
             if disk_error(error):
                 raise

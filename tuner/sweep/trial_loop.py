@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -18,7 +19,7 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError
 from tuner.files import disk_error
-from tuner.sweep import hydra_private, launchers, sampling
+from tuner.sweep import hydra_private, launchers, sampling, slurm
 from tuner.sweep.budget import OWNER, Budget, counted
 from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.duplicates import IN_A_ROW, WHILE_RUNNING
@@ -27,6 +28,7 @@ from tuner.sweep.outcome import Outcome, ends_sweep
 from tuner.sweep.progress import Progress
 from tuner.sweep.search_space import SearchSpace
 from tuner.sweep.settings import MIXED
+from tuner.sweep.slurm import JobEndedError
 from tuner.sweep.storage_files import StorageLostError
 
 log = logging.getLogger("tuner.sweep")
@@ -123,7 +125,7 @@ class TrialLoop:
                 self.monitor.stopping.set()
                 log.info("interrupted: ending the jobs that run")
                 while wait(threads, timeout=0.3).not_done:
-                    launchers.kill_jobs()  # the threads wait for them
+                    launchers.kill_jobs(self.launcher)  # the threads wait for them
                 raise
         for thread in threads:
             thread.result()
@@ -194,16 +196,23 @@ class TrialLoop:
         except Exception as error:
             if disk_error(error):
                 raise
-            if not self.any_job_returned and not any(self._started(number) for number, _ in jobs):
-                raise InputError(f"the launcher cannot start jobs: {type(error).__name__}: {error}") from error
-            reason = " ".join(f"its process ended: {type(error).__name__}: {error}".split())
-            self._finish_lost(jobs, reason, interrupted=self.monitor.interrupted.wait(NOTICE))
+            self._finish_ended(jobs, error)
         except BaseException as error:
             self._finish_lost(jobs, f"interrupted by {type(error).__name__}", interrupted=True)
             raise
         else:
             self.any_job_returned = True
             self._tell(jobs, returns)
+
+    def _finish_ended(self, jobs: Sequence[tuple[int, list[str]]], error: Exception) -> None:
+        """Finish the trials of jobs that ended without a result. Raises InputError if the launcher can't start any."""
+        of_slurm = error if isinstance(error, JobEndedError) else None
+        reason = str(of_slurm or " ".join(f"{type(error).__name__}: {error}".split()))
+        has_failed = of_slurm is None or of_slurm.state == "FAILED"
+        if has_failed and not self._any_started():
+            raise InputError(f"the launcher cannot start jobs: {reason}") from error
+        excused = self.monitor.interrupted.wait(NOTICE) or (of_slurm is not None and of_slurm.state == "PREEMPTED")
+        self._finish_lost(jobs, reason if of_slurm else f"its process ended: {reason}", interrupted=excused)
 
     def _tell(self, jobs: Sequence[tuple[int, list[str]]], returns: Sequence[JobReturn]) -> None:
         """Tell the study the outcomes. An error that ends the sweep is raised last: it is no failure of a trial."""
@@ -235,12 +244,15 @@ class TrialLoop:
         while jobs:
             first = jobs[0][0]
             contiguous = [job for place, job in enumerate(jobs) if job[0] == first + place]
-            returns += self.launcher.launch([overrides for _, overrides in contiguous], initial_job_idx=first)
+            record = partial(self.budget.record_job, first)
+            returns += slurm.launch(self.launcher, [overrides for _, overrides in contiguous], first, record)
             jobs = jobs[len(contiguous) :]
         return returns
 
-    def _started(self, number: int) -> bool:
-        return "host" in self.budget.trial(number).user_attrs
+    def _any_started(self) -> bool:
+        """Whether any job of this sweep has reached its trial."""
+        own = [t for t in self.budget.trials() if t.system_attrs.get(OWNER) == self.budget.owner]
+        return self.any_job_returned or any("host" in trial.user_attrs for trial in own)
 
     def _overrides(self, trial: Trial) -> list[str] | None:
         """Draw the parameters of a trial. None: that failed, and so has the trial."""
