@@ -68,3 +68,20 @@ def test_what_a_worker_cannot_join_is_one_line(tmp_path):
         worker.recorded(f"sqlite:///{tmp_path}/none.db", "mine")
     done = work("study=a", "study=b")
     assert (done.returncode, done.stderr) == (1, "give the study once, as study=NAME\n")
+
+
+@pytest.mark.slow
+def test_a_worker_waits_for_a_server_that_is_restarted(command, server):
+    words = [word for word in SEARCH if not word.startswith("final.seeds")]
+    code, output = command(*words, "final.seeds=0", f"hydra.sweeper.storage={server.url}")
+    assert code == 0, output
+    server.stop()
+    line = [sys.executable, "-m", "tuner.worker", "--storage", server.url, "study=mine", "hydra.sweeper.n_trials=4"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stderr.readline()
+        server.start()
+        out, err = process.communicate(timeout=300)
+    assert said.endswith("trying again for up to 600 s\n"), said + err
+    assert process.returncode == 0, out + err
+    assert "continuing after 2 of 4 trials" in out
+    assert "secret" not in said + out + err

@@ -18,6 +18,7 @@ OVERRIDE = re.compile(r"\+{0,2}[\w./@]+=.*|~[\w./@]+(=.*)?", re.DOTALL)
 # Keys that are this machine's own matter, or the sweep's that ends the study.
 OWN = re.compile(r"[+~]*(hydra[./](launcher|run|sweep|job|callbacks|searchpath|help|mode|verbose)\b|final\b|study=).*")
 STORAGE = "hydra.sweeper.storage"
+PATIENCE = 600.0  # seconds to wait for a server that is being restarted, as searches do
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
 
 def recorded(url: str, name: str) -> list[str]:
     """The overrides that a study was started with, less those of OWN. Raises InputError if it has none."""
-    store = storage.open_read_only(str(storage.resolve(url)))
+    store = storage.open_read_only(str(storage.resolve(url)), patience=PATIENCE)
     with storage.damage_named(url):
         names = optuna.get_all_study_names(store)
         if name not in names:

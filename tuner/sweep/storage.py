@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -224,18 +224,20 @@ def _database(url: str, engine: dict[str, Any], **arguments: Any) -> BaseStorage
     return cached(RDBStorage(url, engine_kwargs=engine, **arguments))
 
 
-def open_read_only(spec: str, *, live: bool = False) -> BaseStorage:
+def open_read_only(spec: str, *, live: bool = False, patience: float = 0.0) -> BaseStorage:
     """The storage, opened for reading: nothing in it is created or changed, and a running sweep is not slowed down.
 
-    live: also see what a sweep writes that starts later. Storages for which `enforces_read_only` is False would let the
-    caller write. Raises InputError if the storage can't be reached or holds no studies.
+    live: also see what a sweep writes that starts later.   patience: how long to wait for a server, in seconds.
+    Storages for which `enforces_read_only` is False would let the caller write.
+    Raises InputError if the storage can't be reached or holds no studies.
     """
     url = _as_url(spec)
     path = file_of(spec)
     if path and not path.is_file():
         raise InputError(f"no file {path}: give the storage that holds the study")
     if url.startswith("{"):
-        return connect(spec)
+        return connect(spec, patience=patience, joining=patience > 0)
+    waiting = Patience(spec, str(redacted(spec)), patience)
     try:
         if url.startswith(JOURNAL):
             return _read_journal(url.removeprefix(JOURNAL))
@@ -247,7 +249,8 @@ def open_read_only(spec: str, *, live: bool = False) -> BaseStorage:
             storage_config.check_server(url)
             passwords.check(url)
             options["execution_options"] = {"postgresql_readonly": True}
-        return cached(RDBStorage(url, engine_kwargs=options, skip_table_creation=True))
+        build = partial(RDBStorage, url, engine_kwargs=options, skip_table_creation=True)
+        return cached(waiting.call(build) if patience else build())
     except (*ERRORS, SQLAlchemyError, OptunaError) as error:
         cause = error.__cause__ if isinstance(error, OptunaError) and isinstance(error.__cause__, Exception) else error
         raise _unusable(spec, getattr(cause, "orig", None) or cause) from error

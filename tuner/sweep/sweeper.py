@@ -204,7 +204,8 @@ class AsyncSweeper:
         goals = options.directions(self.direction)
         if stages_of(self.task_function):
             options.warn_of_direction(goals, OmegaConf.select(self.config, "objective"))
-        store = storage.connect(self.spec, patience=self.storage_patience)
+        is_worker = WORKER in os.environ  # what starts workers may not see that one has been refused
+        store = storage.connect(self.spec, patience=self.storage_patience, joining=is_worker)
         with storage.damage_named(self.spec):
             self.study, self.folder = open_study(self.study_name, store, goals, folder)
             self.study.get_trials(deepcopy=False)  # all that was written can be read
