@@ -50,8 +50,6 @@ def job_of(toy, number):
 
 @pytest.mark.slow
 def test_a_killed_sweep_is_resumed_beside_its_jobs_that_run_and_wait(toy, slurm):
-    """Nobody renews the lease of the job that waits. The queue still has it."""
-    toy.environment["TOY_LEASE"] = "3"
     options = [*OPTIONS, f"hydra.launcher.cpus_per_task={CPUS}", "hydra.sweeper.n_trials=3", "does=all-go"]
     with running(toy, *options) as sweep:
         toy.wait_for(1)
@@ -59,7 +57,6 @@ def test_a_killed_sweep_is_resumed_beside_its_jobs_that_run_and_wait(toy, slurm)
         sweep.kill()
     with running(toy, *options) as sweep:
         wait_until(lambda: len(slurm.jobs()) == 3)
-        time.sleep(5)  # longer than a lease
         (toy.folder / "go").touch()
         out, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 0, out + err
