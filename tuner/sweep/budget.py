@@ -20,7 +20,7 @@ from tuner.sweep import duplicates, leases, optuna_private
 from tuner.sweep.leases import LEASE, Renewals, Watch, new_lease
 from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
 from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
-from tuner.sweep.patient_storage import SURPLUS
+from tuner.sweep.patient_storage import REQUEST, SURPLUS
 from tuner.sweep.settings import MIXED, SAME_AS
 from tuner.sweep.stopping import ENDED_BY, TIMEOUT, StopRules
 from tuner.sweep.storage_files import Place, StorageLostError
@@ -305,9 +305,8 @@ def _outcome_file(trial: FrozenTrial) -> Path | None:
 
 def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:
     """A waiting trial with the parameters that a lost one was given or has drawn. history: the trials it repeats."""
-    attributes = {
-        key: value for key, value in trial.system_attrs.items() if key not in (OWNER, INTERRUPTED, OUTLIVES, LEASE)
-    }
+    own = (OWNER, INTERRUPTED, OUTLIVES, LEASE, REQUEST)
+    attributes = {key: value for key, value in trial.system_attrs.items() if key not in own}
     attributes[FIXED_PARAMS] = attributes.get(FIXED_PARAMS, {}) | trial.params
     attributes |= {FAILED_TRIAL: history[0], RETRY_HISTORY: history}
     return FrozenTrial(

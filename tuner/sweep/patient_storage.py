@@ -163,7 +163,8 @@ class PatientStorage(BaseStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create a trial, once."""
-        if self.place:  # a file: what fails has not been done
+        # with a file, what fails has not been done; a client of a proxy finds its trial by its own request
+        if self.place or (template_trial and REQUEST in template_trial.system_attrs):
             return int(self.call(lambda: self.inner.create_new_trial(study_id, template_trial)))
         request = uuid.uuid4().hex
         template = copy.copy(template_trial or create_trial(state=TrialState.RUNNING))
