@@ -152,6 +152,8 @@ SMALLEST = {  # command -> rows of each of its tables
         "recipes on small sets": ["tiny", "tiny, linear head", "scikit-learn: SVM with RBF kernel on pixels"],
         "recipes on small sets, the best in hindsight": ["digits"],
     },
+    "scale.py trial": {"a trial of a large study, in memory": ["TPE, 20", "random, 20", "rules, 20"]},
+    "scale.py workers": {"trials per second, sqlite": ["sqlite", "sqlite, through the proxy"]},
     "selection.py": {"what a search's pick is worth": ["heads", "networks"]},
     "sweep.py overhead": {"overhead of a trial": ["in memory", "SQLite", "journal"]},
     "sweep.py memory": {"memory of a search": ["2"]},

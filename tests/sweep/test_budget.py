@@ -189,9 +189,7 @@ def test_of_two_machines_without_a_common_lock_the_later_one_gives_way(new_budge
     for budget in (early, late):
         budget.locks.mkdir()
     ask(early)
-    monkeypatch.setattr(
-        late, "has_room", lambda counted_trials: early.ask() is not None
-    )  # between its look and its asking
+    monkeypatch.setattr(late, "has_room", lambda: early.ask() is not None)  # between its look and its asking
     assert late.ask() is None
     assert states(early) == ["RUNNING", "RUNNING", "FAIL"]
     assert [trial.number for trial in early.counted()] == [0, 1]

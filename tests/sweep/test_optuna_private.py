@@ -1,16 +1,20 @@
 """What tuner relies on in Optuna without a promise of its documentation. A failure says what tuner would do wrong."""
 
 import json
+import socket
 import sqlite3
 from contextlib import closing
 
 import optuna
 import pytest
+import sqlalchemy
 from contract import contract
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import SuccessiveHalvingPruner, ThresholdPruner
-from optuna.samplers import BaseSampler, GridSampler, RandomSampler
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.storages import GrpcStorageProxy, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._grpc.server import make_server
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
@@ -108,13 +112,97 @@ def test_ids_storage_and_attributes(study):
         assert optuna_private.study_id(other) == number != optuna_private.study_id(study)
         for it in (trial, optuna_private.frozen_trial(other, 0)):
             kind = type(it).__name__
-            optuna_private.set_user_attr(other, it, kind, 1)
+            optuna_private.set_attributes(other._storage, it._trial_id, {kind: 1}, {})
             optuna_private.set_system_attr(other, it, kind, 2)
         first = optuna_private.frozen_trial(other, 0)
         assert first.number == 0
         assert first.user_attrs == {"Trial": 1, "FrozenTrial": 1}
         assert first.system_attrs == {"Trial": 2, "FrozenTrial": 2}
         assert optuna_private.frozen_trial(other, 1).user_attrs == {}
+
+
+@pytest.fixture
+def proxied(tmp_path):
+    """A proxy's client, of a database in this process."""
+    database = RDBStorage(f"sqlite:///{tmp_path}/it.db", engine_kwargs={"connect_args": {"timeout": 60}})
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    server = make_server(optuna_private.cached(database), "localhost", port)
+    server.start()
+    client = GrpcStorageProxy(port=port)
+    yield client
+    client.close()
+    server.stop(0).wait()
+    database.engine.dispose()
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "journal", "grpc"])
+def test_trials_that_have_changed_are_read(tmp_path, kind, request):
+    choices = {
+        "memory": optuna.storages.InMemoryStorage,
+        "sqlite": lambda: optuna_private.cached(RDBStorage(f"sqlite:///{tmp_path}/it.db")),
+        "journal": lambda: optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "it.log"))),
+        "grpc": lambda: request.getfixturevalue("proxied"),
+    }
+    with contract("Optuna: storages keep their trials otherwise: sweeps would see old ones, or read all of them"):
+        store = choices[kind]()
+        for name in ("other", "it"):
+            study = optuna.create_study(study_name=name, storage=store, sampler=RandomSampler(0))
+            assert optuna_private.changed_trials(store, study._study_id, [], 0) == []
+            for _ in range(3):
+                study.ask()
+            study.tell(1, 0.5)
+            seen = optuna_private.changed_trials(store, study._study_id, [], 0)
+            assert [(t.number, t.state.name) for t in seen] == [(0, "RUNNING"), (1, "COMPLETE"), (2, "RUNNING")]
+            study.tell(2, 1.5)
+            study.ask().suggest_float("x", 0, 1)
+            seen = optuna_private.changed_trials(store, study._study_id, [0, 2], 3)
+            assert [(t.number, t.value, len(t.params)) for t in seen] == [(0, None, 0), (2, 1.5, 0), (3, None, 1)]
+        if kind == "sqlite":
+            store._backend.engine.dispose()
+
+
+def test_a_sampler_is_shown_a_part_of_a_study(study):
+    with contract("Optuna: samplers read a study otherwise: TPE would see all its trials, or none"):
+        for number in range(20):
+            trial = study.ask()
+            trial.suggest_float("x", 0, 100)
+            study.tell(trial, number)
+        part = optuna_private.PartOfStudy(study, study.trials[5:15])
+        assert [trial.number for trial in part._get_trials(states=(TrialState.COMPLETE,))] == [*range(5, 15)]
+        few = optuna.create_study()
+        few.add_trials(study.trials[5:15])
+        proposals, trial = [], study.trials[0]
+        for seen in (part, few):
+            sampler = TPESampler(seed=1, constant_liar=False)
+            space = sampler.infer_relative_search_space(seen, trial)
+            assert space == {"x": FloatDistribution(0, 100)}
+            proposals.append(sampler.sample_relative(seen, trial, space))
+        assert proposals[0] == proposals[1] != {}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_attributes_are_set_at_once_or_not_at_all(tmp_path, kind):
+    with contract("Optuna: attributes are written otherwise: outcomes of trials would not be recorded"):
+        database = RDBStorage(f"sqlite:///{tmp_path}/it.db")
+        store = optuna_private.cached(database) if kind == "sqlite" else optuna.storages.InMemoryStorage()
+        study = optuna.create_study(storage=store)
+        trial, commits = study.ask(), []
+        sqlalchemy.event.listen(database.engine, "commit", commits.append)
+        optuna_private.set_attributes(store, trial._trial_id, {"a": 1, "b": [2]}, {"c": {"d": None}})
+        optuna_private.set_attributes(store, trial._trial_id, {"a": 3}, {})
+        assert len(commits) == (2 if kind == "sqlite" else 0)
+        frozen = study.trials[0]
+        assert (frozen.user_attrs, frozen.system_attrs) == ({"a": 3, "b": [2]}, {"c": {"d": None}})
+        if kind == "sqlite":
+            with pytest.raises(TypeError):  # no JSON
+                optuna_private.set_attributes(store, trial._trial_id, {"e": 1, "f": object()}, {})
+        study.tell(trial, 0.5)
+        with pytest.raises(UpdateFinishedTrialError):
+            optuna_private.set_attributes(store, trial._trial_id, {"e": 1}, {})
+        assert "e" not in study.trials[0].user_attrs
+        database.engine.dispose()
 
 
 class Untouched(BaseSampler):
@@ -128,7 +216,7 @@ def test_a_job_reports_and_is_pruned_without_the_sampler(study):
     with contract("Optuna: Study and Trial are made otherwise: a job could not report, nor be pruned"):
         study.ask()
         study.sampler = Untouched()
-        trial = optuna_private.trial_view(study, 0, ThresholdPruner(upper=1.0))
+        trial = optuna_private.running_trial(optuna_private.of_jobs(study, ThresholdPruner(upper=1.0)), 0)
         trial.report(0.5, 1)
         assert not trial.should_prune()
         trial.report(2.0, 2)
@@ -142,7 +230,7 @@ def test_a_pruner_sees_the_trials_of_the_last_reading_and_what_was_added(study):
         other = optuna.create_study(pruner=pruner)
         view = optuna_private.StudyView(study, pruner)
         trials, others = ([s.ask() for _ in range(4)] for s in (study, other))
-        view.read()
+        view.show(study.get_trials(deepcopy=False))
         for trial, theirs, value in zip(trials, others, (0.5, 0.9, 0.1, 0.3), strict=True):
             for reported in (trial, theirs):
                 reported.report(value, 1)
@@ -152,7 +240,7 @@ def test_a_pruner_sees_the_trials_of_the_last_reading_and_what_was_added(study):
         assert [trial.system_attrs for trial in study.trials] == [trial.system_attrs for trial in other.trials]
         late = study.ask()
         assert not view.add(late.number, 0.7, 1)
-        view.read()
+        view.show(study.get_trials(deepcopy=False))
         assert view.add(late.number, 0.7, 1)
 
 
@@ -208,7 +296,8 @@ def test_a_trial_is_asked_for_with_its_attributes(tmp_path, kind):
         study = optuna.create_study(storage=choices[kind](), sampler=GridSampler({"x": [1, 2, 3]}))
         study.enqueue_trial({"x": 3})
         for number in range(3):
-            trial = optuna_private.ask(study, {"owner": "me"})
+            queue = study.get_trials(states=(TrialState.WAITING,))
+            trial = optuna_private.ask(study, {"owner": "me"}, queue)
             assert trial.number == number
             x = trial.suggest_int("x", 1, 3)
             study.tell(trial, x)

@@ -106,6 +106,20 @@ def test_each_call_is_done_once(study, flaky, moments):
         study._storage.set_trial_state_values(first._trial_id, TrialState.FAIL)
 
 
+@pytest.mark.parametrize("moments", [[], *MOMENTS], ids=str)
+def test_through_a_proxy_each_trial_is_created_once(study, flaky, moments):
+    """A proxy has a storage of its own kind, with the same attributes, in front of the database."""
+    client = patient(study._storage, Patience("grpc://h", "grpc://h", 60), None)
+    remote = optuna.load_study(study_name="s", storage=client, sampler=RandomSampler(0))
+    flaky.fails = {"create_new_trial": list(moments)}
+    for _ in range(3):
+        remote.ask()
+    remote.enqueue_trial({"x": 0.25})
+    states = [trial.state.name for trial in study.trials if SURPLUS not in trial.system_attrs]
+    assert states == ["RUNNING"] * 3 + ["WAITING"]
+    assert {trial.state.name for trial in study.trials if SURPLUS in trial.system_attrs} <= {"FAIL"}
+
+
 @pytest.mark.parametrize("name", ["mine", None])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_study_is_created_once(study, flaky, name, moment):

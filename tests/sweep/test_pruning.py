@@ -2,7 +2,7 @@ import optuna
 import pytest
 from optuna.pruners import MedianPruner
 
-from tuner.sweep import optuna_private
+from tuner.sweep.history import History
 from tuner.sweep.pruning import Pruning
 
 PRUNER = MedianPruner(n_startup_trials=1, n_warmup_steps=0)
@@ -21,13 +21,13 @@ def study(tmp_path):
 @pytest.fixture
 def readings(monkeypatch):
     """The number of times that all trials are read, as a list of one."""
-    count, read = [0], optuna_private.StudyView.read
+    count, look = [0], History.look
 
-    def counted(view):
+    def counted(history):
         count[0] += 1
-        read(view)
+        return look(history)
 
-    monkeypatch.setattr(optuna_private.StudyView, "read", counted)
+    monkeypatch.setattr(History, "look", counted)
     return count
 
 

@@ -12,8 +12,9 @@ from tuner import InputError
 from tuner.analysis.advice import advice
 from tuner.analysis.loaded_study import load
 from tuner.sweep import stopping
+from tuner.sweep.history import History
 from tuner.sweep.progress import Progress
-from tuner.sweep.stopping import StopRules, of_options, used
+from tuner.sweep.stopping import StopRules, of_options
 
 NOON = datetime(2026, 1, 1, 12)
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
@@ -32,7 +33,13 @@ def numbered(*values, direction="maximize"):
     study = optuna.create_study(direction=direction)
     for value in values:
         study.add_trial(create_trial(state=PRUNED if value is None else COMPLETE, value=value))
-    return study, study.get_trials()
+    return History(study).look()
+
+
+def history_of(*trials):
+    study = optuna.create_study()
+    study.add_trials(trials)
+    return History(study).look()
 
 
 # The rules
@@ -46,25 +53,29 @@ def test_the_time_of_trials_at_once_counts_once_and_a_pause_does_not_count(monke
 
     monkeypatch.setattr(stopping, "datetime", Clock)
     job = {"seconds": 600.0}
-    assert used([]) == 0
-    assert used([ran(0, 10, **job), ran(5, 20, PRUNED, **job), ran(7, 8, FAIL, **job)]) == 20 * 60
-    assert used([ran(60, 70, **job), ran(0, 10, **job)]) == 20 * 60
-    assert used([ran(0, 10, **job), ran(5, 600, FAIL)]) == 10 * 60  # found lost when the study was continued
-    assert used([ran(100, None, RUNNING)]) == 10 * 60
-    assert used([create_trial(state=TrialState.WAITING)]) == 0
+    for minutes, trials in [
+        (0, []),
+        (20, [ran(0, 10, **job), ran(5, 20, PRUNED, **job), ran(7, 8, FAIL, **job)]),
+        (20, [ran(60, 70, **job), ran(0, 10, **job)]),
+        (45, [ran(60, 70, **job), ran(0, 10, **job), ran(20, 30, **job), ran(5, 35, **job)]),
+        (10, [ran(0, 10, **job), ran(5, 600, FAIL)]),  # found lost when the study was continued
+        (10, [ran(100, None, RUNNING)]),
+        (80, [ran(10, 20, **job), ran(40, 70, **job), ran(90, None, RUNNING), ran(60, None, RUNNING)]),
+        (0, [create_trial(state=TrialState.WAITING)]),
+    ]:
+        assert history_of(*trials).used() == minutes * 60
 
 
 def test_the_time_of_the_last_run_is_kept_free():
-    trials = [ran(0, 10, seconds=600.0), ran(10, 14, seconds=240.0)]
-    study = numbered()[0]
-    assert StopRules(timeout=15 * 60).reason(study, trials) is None
-    assert StopRules(timeout=25 * 60, last_runs=1).reason(study, trials) is None
-    reason = StopRules(timeout=24 * 60, last_runs=1).reason(study, trials)
+    history = history_of(ran(0, 10, seconds=600.0), ran(10, 14, seconds=240.0))
+    assert StopRules(timeout=15 * 60).reason(history) is None
+    assert StopRules(timeout=25 * 60, last_runs=1).reason(history) is None
+    reason = StopRules(timeout=24 * 60, last_runs=1).reason(history)
     limit = "the limit is 24 min 0 s, of which 10 min 0 s are kept for the last run"
     assert reason == f"timeout: trials have run for 14 min 0 s; {limit}"
-    reason = StopRules(timeout=34 * 60, last_runs=2).reason(study, trials)
+    reason = StopRules(timeout=34 * 60, last_runs=2).reason(history)
     assert reason.endswith("the limit is 34 min 0 s, of which 20 min 0 s are kept for the last runs")
-    reason = StopRules(timeout=14 * 60).reason(study, trials)
+    reason = StopRules(timeout=14 * 60).reason(history)
     assert reason == "timeout: trials have run for 14 min 0 s; the limit is 14 min 0 s"
 
 
@@ -79,7 +90,7 @@ def test_the_time_of_the_last_run_is_kept_free():
     ],
 )
 def test_target(direction, values, target, reached):
-    assert StopRules(target=target).reason(*numbered(*values, direction=direction)) == reached
+    assert StopRules(target=target).reason(numbered(*values, direction=direction)) == reached
 
 
 @pytest.mark.parametrize(
@@ -92,7 +103,7 @@ def test_target(direction, values, target, reached):
     ],
 )
 def test_stop_when_flat(values, flat, since):
-    reason = StopRules(stop_when_flat=flat).reason(*numbered(*values))
+    reason = StopRules(stop_when_flat=flat).reason(numbered(*values))
     assert reason == (since and f"stop_when_flat: the last {since} trials are not better than trial 0")
 
 
@@ -181,10 +192,8 @@ def test_a_trial_ends_after_its_time_and_the_search_goes_on(toy, launcher):
 
 def test_the_line_of_progress_counts_the_time_of_trials_that_run_again():
     ended = [ran(0, minutes, PRUNED, ended_by="timeout", seconds=60) for minutes in (1, 2)]
-    for number, trial in enumerate(ended):
-        trial.number = number
     copies = [create_trial(state=TrialState.WAITING, system_attrs={"retry_history": [n]}) for n in (0, 1)]
-    progress = Progress(optuna.create_study(), 6, lambda: [*ended, *copies], StopRules(timeout=120))
+    progress = Progress(history_of(*ended, *copies), 6, StopRules(timeout=120))
     assert progress.line() == "0/6 trials, 2 min 0 s of 2 min 0 s"
 
 

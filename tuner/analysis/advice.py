@@ -12,7 +12,7 @@ from tuner.analysis import paired
 from tuner.analysis.loaded_study import LoadedStudy
 from tuner.plots import Parameter
 from tuner.runs import baselines, readings
-from tuner.sweep import budget, ranking, report
+from tuner.sweep import budget, history, ranking, report
 from tuner.sweep.optuna_private import GRID_ID
 from tuner.sweep.stopping import ENDED_BY, RULES, because
 
@@ -149,7 +149,7 @@ def _named(s: LoadedStudy) -> str:
 
 def _counted(s: LoadedStudy) -> pd.DataFrame:
     """The trials that count, without those that were interrupted or tried again."""
-    counting = [t.number for t in budget.counted(s.frozen) if budget.INTERRUPTED not in t.system_attrs]
+    counting = [t.number for t in history.counted(s.frozen) if budget.INTERRUPTED not in t.system_attrs]
     return s.trials[s.trials.number.isin(counting)]
 
 
@@ -239,7 +239,7 @@ def _on_more_trials(s: LoadedStudy) -> list[str]:
         return []
     since = int((finished.number > s.best.number).sum())
     if since < len(finished) / 4:
-        more = f"{_named(s)} hydra.sweeper.n_trials={2 * len(budget.counted(s.frozen))}"
+        more = f"{_named(s)} hydra.sweeper.n_trials={2 * len(history.counted(s.frozen))}"
         return [f"the best came {since} trials before the end: more may help; use the same command with {more}"]
     if since >= max(15, len(finished) / 2):
         return [f"none of the last {since} trials was better: more trials are unlikely to help"]

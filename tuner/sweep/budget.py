@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tuner.sweep import duplicates, leases, optuna_private, slurm
+from tuner.sweep.history import History, counted
 from tuner.sweep.leases import LEASE, Renewals, Watch, new_lease
-from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr, set_user_attr
+from tuner.sweep.optuna_private import FAILED_TRIAL, FIXED_PARAMS, RETRY_HISTORY, set_system_attr
 from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome
-from tuner.sweep.patient_storage import SURPLUS
-from tuner.sweep.settings import MIXED, SAME_AS
+from tuner.sweep.patient_storage import REQUEST, SURPLUS, set_attributes
+from tuner.sweep.settings import SAME_AS
 from tuner.sweep.stopping import ENDED_BY, TIMEOUT, StopRules
 from tuner.sweep.storage_files import Place, StorageLostError
 
@@ -64,8 +65,8 @@ class Budget:
         self.study, self.locks, self.owner = study, locks, owner
         self.n_trials, self.retries, self.on_trial_end = n_trials, retries, on_trial_end
         self.rules = rules or StopRules()
-        self.space = space or {}
         self.configurations = None if space is None else duplicates.size(space)
+        self.history = History(study, None if self.configurations is None else space)
         self.place = Place.of(locks.parent)
         self.lock = FileLock(locks / "study.lock", poll_interval=0.005)
         self.jobs_outlive = False
@@ -96,8 +97,8 @@ class Budget:
         self.place.check()
         try:
             with self.lock:
-                for trial in self.trials():
-                    if trial.state == TrialState.RUNNING and trial.system_attrs.get(OWNER) == self.owner:
+                for trial in self._running():
+                    if trial.system_attrs.get(OWNER) == self.owner:
                         self.finish_lost(trial.number, "the sweep was interrupted", interrupted=True)
         except StorageLostError:
             self._released_file(self.owner).touch()
@@ -151,44 +152,46 @@ class Budget:
         """The trials that count towards the budget."""
         return counted(self.trials())
 
-    def has_room(self, trials: list[FrozenTrial] | None = None) -> bool:
-        """Whether another trial may start.   trials: all of the study, if they have just been read."""
-        trials = self.trials() if trials is None else trials
-        more = any(trial.state == TrialState.WAITING for trial in trials) or not (
-            self.sampler_exhausted.is_set() or self._exhausted(trials)
-        )
-        return len(counted(trials)) < self.n_trials and more and self.rules.reason(self.study, trials) is None
+    def has_room(self) -> bool:
+        """Whether another trial may start."""
+        history = self.history.look()
+        more = bool(self._queue()) or not (self.sampler_exhausted.is_set() or self._exhausted())
+        return history.counted().total() < self.n_trials and more and self.rules.reason(history) is None
+
+    def _queue(self) -> list[FrozenTrial]:
+        """The trials that waited at the last look."""
+        return [trial for trial in self.history.unfinished if trial.state == TrialState.WAITING]
 
     def stopped(self) -> str | None:
         """Why no more trials should start before `n_trials` are done; None without a reason."""
-        trials = self.trials()
-        return self.rules.reason(self.study, trials) or self._exhausted(trials)
+        return self.rules.reason(self.history.look()) or self._exhausted()
 
-    def _exhausted(self, trials: Sequence[FrozenTrial]) -> str | None:
+    def _exhausted(self) -> str | None:
         """Why there is no new configuration; None if there may be one."""
         if self.nothing_new.is_set():
             return f"the last {duplicates.IN_A_ROW} draws gave no new configuration"
         n = self.configurations
-        if n is None or len(trials) < n:
+        if n is None or len(self.history.trials) < n:
             return None
-        own = [trial for trial in counted(trials) if MIXED not in trial.user_attrs]
         which = "the only configuration" if n == 1 else f"all {n} configurations"
         tried = f"{which} of the space {'has' if n == 1 else 'have'} been evaluated"
-        return tried if duplicates.tried(own, self.space) >= n else None
+        return tried if self.history.tried() >= n else None
+
+    def _running(self) -> list[FrozenTrial]:
+        return [trial for trial in self.history.look().unfinished if trial.state == TrialState.RUNNING]
 
     def running(self) -> int:
         """The number of running trials, those of other sweeps included."""
-        return sum(trial.state == TrialState.RUNNING for trial in self.trials())
+        return len(self._running())
 
     def of_others(self) -> list[FrozenTrial]:
         """The running trials of other sweeps, which end or are lost some time."""
         own = (None, self.owner)
-        trials = [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
-        return [t for t in trials if LEASE in t.system_attrs and t.system_attrs.get(OWNER) not in own]
+        return [t for t in self._running() if LEASE in t.system_attrs and t.system_attrs.get(OWNER) not in own]
 
     def failures(self) -> int:
         """The number of failed trials that count."""
-        return sum(trial.state == TrialState.FAIL for trial in self.counted())
+        return self.history.look().counted()[TrialState.FAIL]
 
     # Ask and tell
 
@@ -196,14 +199,13 @@ class Budget:
         """The next trial, or None if the budget is used up. Raises StorageLostError if the study's folder has moved."""
         self.place.check()
         with self.lock:
-            earlier = self.trials()
-            if not self.has_room(earlier):
+            if not self.has_room():
                 return None
             attributes = {OWNER: self.owner, LEASE: new_lease()} | ({OUTLIVES: True} if self.jobs_outlive else {})
-            trial = optuna_private.ask(self.study, attributes)
-            if trial.number > len(earlier):  # another sweep asked in between
-                earlier = [t for t in self.trials() if t.number < trial.number]
-        if len(counted(earlier)) < self.n_trials:
+            trial = optuna_private.ask(self.study, attributes, self._queue())
+            if trial.number > len(self.history.trials):  # another sweep asked in between
+                self.history.look()
+        if self.history.counted_before(trial.number) < self.n_trials:
             self.renewals.hold(trial)
             return trial
         set_system_attr(self.study, trial, SURPLUS, True)  # a sweep that does not share this lock was faster
@@ -222,9 +224,9 @@ class Budget:
             if trial.state.is_finished():
                 return
             if "error" not in trial.user_attrs:  # the job could not write it
-                set_user_attr(self.study, trial, "error", outcome.error)
-                set_user_attr(self.study, trial, "traceback", outcome.traceback)
-        self._put_off(number)
+                set_attributes(self.study, trial, {"error": outcome.error, "traceback": outcome.traceback})
+        if outcome.state == TrialState.PRUNED.name:
+            self._put_off(number)
         self.renewals.drop(number)
         if optuna_private.tell(self.study, number, outcome.values, outcome.trial_state):
             self.sampler_exhausted.set()
@@ -236,10 +238,10 @@ class Budget:
         Running trials of programs that are not sweeps are no originals: they may never end. Nor are the lost trials
         that this one replaces: one of them still seems to run if the sweep that recovered it was killed meanwhile.
         """
-        lost = self.trial(trial.number).system_attrs.get(RETRY_HISTORY, [])
-        others = [t for t in self.trials() if t.number not in lost]
+        params, lost = trial.params, self.trial(trial.number).system_attrs.get(RETRY_HISTORY, [])
+        others = [t for t in self.history.same(params) if t.number not in lost]
         known = [t for t in others if t.state != TrialState.RUNNING or OWNER in t.system_attrs]
-        return duplicates.find(known, trial.number, trial.params)
+        return duplicates.find(known, trial.number, params)
 
     def tell_duplicate(self, trial: Trial, original: FrozenTrial) -> None:
         """Mark a trial as a duplicate, and give it the outcome of the one with the same parameters."""
@@ -283,7 +285,7 @@ class Budget:
         if len(attempts) >= self.retries and not interrupted:
             return False
         history = [*previous, trial.number]
-        if all(other.system_attrs.get(RETRY_HISTORY) != history for other in self.trials()):
+        if tuple(history) not in self.history.look().retries:
             self.study.add_trial(_copy_to_retry(trial, history))
         return True
 
@@ -294,22 +296,21 @@ class Budget:
         """
         with self.lock:
             dead_owners = set()
-            for trial in self.trials():
-                if trial.state != TrialState.RUNNING or OWNER not in trial.system_attrs:
+            for trial in self._running():
+                if OWNER not in trial.system_attrs:
                     continue
                 if reason := self._why_lost(trial):
                     owner = trial.system_attrs[OWNER]
                     released = self._released_file(owner).exists()
                     self.finish_lost(trial.number, reason, interrupted=released)
                     dead_owners.add(owner)
-            running = {trial.system_attrs.get(OWNER) for trial in self.trials() if trial.state == TrialState.RUNNING}
-            for owner in dead_owners - running:
+            for owner in dead_owners - {trial.system_attrs.get(OWNER) for trial in self._running()}:
                 self._lock_file(owner).unlink(missing_ok=True)
                 self._released_file(owner).unlink(missing_ok=True)
 
     def without_owner(self) -> list[int]:
         """The numbers of running trials that no sweep has asked for."""
-        return [t.number for t in self.trials() if t.state == TrialState.RUNNING and OWNER not in t.system_attrs]
+        return [trial.number for trial in self._running() if OWNER not in trial.system_attrs]
 
 
 def _outcome_file(trial: FrozenTrial) -> Path | None:
@@ -321,7 +322,7 @@ def _outcome_file(trial: FrozenTrial) -> Path | None:
 
 def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:
     """A waiting trial with the parameters that a lost one was given or has drawn. history: the trials it repeats."""
-    own = (OWNER, INTERRUPTED, OUTLIVES, LEASE, SLURM_JOB)
+    own = (OWNER, INTERRUPTED, OUTLIVES, LEASE, REQUEST, SLURM_JOB)
     attributes = {key: value for key, value in trial.system_attrs.items() if key not in own}
     attributes[FIXED_PARAMS] = attributes.get(FIXED_PARAMS, {}) | trial.params
     attributes |= {FAILED_TRIAL: history[0], RETRY_HISTORY: history}
@@ -338,19 +339,6 @@ def _copy_to_retry(trial: FrozenTrial, history: list[int]) -> FrozenTrial:
         system_attrs=attributes,
         intermediate_values={},
     )
-
-
-def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that count towards a study's budget: all but waiting, retried and surplus ones, and duplicates."""
-    retried = {trial.system_attrs[RETRY_HISTORY][-1] for trial in trials if RETRY_HISTORY in trial.system_attrs}
-    return [
-        trial
-        for trial in trials
-        if trial.state != TrialState.WAITING
-        and trial.number not in retried
-        and SURPLUS not in trial.system_attrs
-        and SAME_AS not in trial.user_attrs
-    ]
 
 
 def sweep_is_running(folder: Path) -> bool:

@@ -26,17 +26,21 @@ def find(trials: Sequence[FrozenTrial], number: int, params: Mapping[str, Any]) 
     A complete trial is preferred, then a pruned one, then one that runs. A failed trial may be tried again, and so may
     one that ended by its time.
     """
-    text = _text(params)
+    its_text = text(params)
     same = [
         trial
         for trial in trials
-        if trial.state in _ORDER
-        and trial.number != number
-        and not {SAME_AS, MIXED, ENDED_BY} & trial.user_attrs.keys()
+        if trial.number != number
+        and may_be_repeated(trial)
         and trial.params == params
-        and _text(trial.params) == text
+        and text(trial.params) == its_text
     ]
     return min(same, key=lambda trial: (_ORDER.index(trial.state), trial.number), default=None)
+
+
+def may_be_repeated(trial: FrozenTrial) -> bool:
+    """Whether a trial may be the original of a duplicate, by its state and its marks."""
+    return trial.state in _ORDER and not {SAME_AS, MIXED, ENDED_BY} & trial.user_attrs.keys()
 
 
 def outcome(original: FrozenTrial) -> Outcome:
@@ -56,7 +60,7 @@ def outcome(original: FrozenTrial) -> Outcome:
 _ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
 
-def _text(params: Mapping[str, Any]) -> str:
+def text(params: Mapping[str, Any]) -> str:
     """The parameters as text that tells 1, 1.0, true and "1" apart, as an override does."""
     return json.dumps(dict(params), sort_keys=True)
 
@@ -78,13 +82,11 @@ def _size(distribution: BaseDistribution) -> int | None:
     return round((distribution.high - distribution.low) / distribution.step) + 1
 
 
-def tried(trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> int:
-    """The number of configurations of a finite space that these trials have, in whatever state."""
-    points = set()
-    for trial in trials:
-        if trial.params.keys() == space.keys() and all(contains(space[k], v) for k, v in trial.params.items()):
-            points.add(tuple(_place(distribution, trial.params[name]) for name, distribution in space.items()))
-    return len(points)
+def point(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> tuple[int, ...] | None:
+    """The place of a configuration in a finite space; None if the parameters are others."""
+    if params.keys() != space.keys() or not all(contains(space[name], value) for name, value in params.items()):
+        return None
+    return tuple(_place(distribution, params[name]) for name, distribution in space.items())
 
 
 def _place(distribution: BaseDistribution, value: Any) -> int:

@@ -26,8 +26,9 @@ from tuner import InputError, artifacts
 from tuner.files import replacing
 from tuner.sweep import gpus, late, passwords, slurm, storage
 from tuner.sweep.leases import Renewals
-from tuner.sweep.optuna_private import trial_view
-from tuner.sweep.outcome import OUTCOME_FILE, Outcome, Pruned, ends_sweep, set_outcome
+from tuner.sweep.optuna_private import of_jobs, running_trial
+from tuner.sweep.outcome import OUTCOME, OUTCOME_FILE, Outcome, Pruned, ends_sweep
+from tuner.sweep.patient_storage import set_attributes
 from tuner.sweep.pruning import Pruning
 from tuner.sweep.report import read_result
 from tuner.sweep.storage_files import Place
@@ -59,14 +60,16 @@ class Job:
     places: Sequence[Place] = ()
     artifacts: str | None = None
     study: Study | None = None  # in the process of the sweep
+    view: Study | None = None  # as the jobs of a process use it
     pruning: Pruning | None = None  # of all jobs in a process
     renewals: Renewals | None = None  # likewise; in the process of the sweep, its budget renews the leases
     parent: int = field(default_factory=os.getpid)
     has_password: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
+        of_process = dict.fromkeys(("study", "view", "pruning", "renewals"))
         spec = self.spec if self.has_password else storage.redacted(self.spec)
-        return self.__dict__ | {"study": None, "pruning": None, "renewals": None, "spec": spec}
+        return self.__dict__ | of_process | {"spec": spec}
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the job. Returns the objective, or Pruned; raises the task's error once the outcome is recorded."""
@@ -121,7 +124,8 @@ class Job:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler looks like the job's own sys.exit()
         folder = hydra.runtime.output_dir
         try:
-            _set(trial, {"output_dir": folder, "host": socket.gethostname()})
+            if trial:
+                set_attributes(trial.study, trial, {"output_dir": folder, "host": socket.gethostname()})
         except UpdateFinishedTrialError:
             message = f"trial {hydra.job.num} has ended before this job started: it was taken for lost"
             raise InputError(message) from None
@@ -164,13 +168,15 @@ class Job:
         return returned
 
     def _trial(self, number: int) -> Trial | None:
-        study = self.study
-        if study is None:
-            if self.spec is None:
-                return None
-            store = storage.connect(passwords.from_environment(self.spec), patience=self.patience, joining=True)
-            study = optuna.load_study(study_name=self.study_name, storage=store)
-        return trial_view(study, number, self.pruner)
+        if self.view is None:
+            study = self.study
+            if study is None:
+                if self.spec is None:
+                    return None
+                store = storage.connect(passwords.from_environment(self.spec), patience=self.patience, joining=True)
+                study = optuna.load_study(study_name=self.study_name, storage=store)
+            self.view = of_jobs(study, self.pruner)
+        return running_trial(self.view, number)
 
 
 @dataclass
@@ -208,8 +214,7 @@ class _Started:
         if outcome.error:
             attributes |= {"error": outcome.error, "traceback": outcome.traceback}
         try:
-            _set(trial, attributes)
-            set_outcome(trial, outcome)
+            set_attributes(trial.study, trial, attributes, {OUTCOME: asdict(outcome)})
         except UpdateFinishedTrialError:
             late.hand_over(trial, outcome, attributes)
         (self.folder / OUTCOME_FILE).unlink()
@@ -237,12 +242,6 @@ class LastRun:
         folder = Path(HydraConfig.get().runtime.output_dir)
         place = self.artifacts and f"{self.artifacts}/{self.best.study}"
         return artifacts.try_to_put(folder, place, folder.name) if place else None
-
-
-def _set(trial: Trial | None, attributes: dict[str, Any]) -> None:
-    for key, value in attributes.items():
-        if trial is not None:
-            trial.set_user_attr(key, value)
 
 
 def _quiet_console() -> None:

@@ -5,18 +5,21 @@ that reads all trials of the study.
 """
 
 import copy
-from collections.abc import Callable, Container, Sequence
+import itertools
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
-from optuna.storages import BaseStorage, RDBStorage, _CachedStorage
-from optuna.storages._rdb.models import BaseModel
+from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage, _CachedStorage
+from optuna.storages._rdb.models import BaseModel, TrialSystemAttributeModel, TrialUserAttributeModel
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.storages.journal._file import BaseJournalFileLock as BaseJournalFileLock
 from optuna.storages.journal._storage import JournalOperation
 from optuna.study import Study
+from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 # System attributes of a trial that Optuna itself writes and reads.
@@ -76,56 +79,97 @@ def _trial_id(study: Study, number: int) -> int:
     return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
 
 
-def trial_view(study: Study, number: int, pruner: BasePruner) -> Trial:
-    """A running trial, opened in its job: it can report and be pruned, but does not touch the study's sampler."""
-    view = Study(study.study_name, study._storage, optuna.samplers.RandomSampler(), pruner)
-    return Trial(view, _trial_id(study, number))
+def changed_trials(storage: BaseStorage, study_id: int, unfinished: Sequence[int], known: int) -> list[FrozenTrial]:
+    """The trials of a study with these numbers, then those from number `known` on, as they are now.
+
+    Storage.get_all_trials copies the list of all, and sorts it.
+    """
+    trials: Sequence[FrozenTrial] | Mapping[int, FrozenTrial]
+    if isinstance(storage, _CachedStorage):
+        storage._read_trials_from_remote_storage(study_id)
+        trials = storage._studies[study_id].trials
+    elif isinstance(storage, GrpcStorageProxy):
+        with storage._cache.lock:
+            storage._cache._read_trials_from_remote_storage(study_id)
+        trials = storage._cache.studies[study_id].trials
+    elif isinstance(storage, InMemoryStorage):
+        trials = storage._studies[study_id].trials
+    else:
+        trials = storage.get_all_trials(study_id, deepcopy=False)
+    if isinstance(trials, dict):  # by number
+        new: Iterable[int] = itertools.takewhile(trials.__contains__, itertools.count(known))
+    else:
+        new = range(known, len(trials))
+    return [trials[number] for number in (*unfinished, *new)]
 
 
-class _TrialsRead:
-    """A storage whose trials are those of the last read(), with what is written to it since."""
+def of_jobs(study: Study, pruner: BasePruner) -> Study:
+    """A study as its jobs use it: their trials can report and be pruned, but do not touch the study's sampler."""
+    return Study(study.study_name, study._storage, optuna.samplers.RandomSampler(), pruner)
+
+
+def running_trial(study: Study, number: int) -> Trial:
+    """A running trial, opened in its job."""
+    return Trial(study, _trial_id(study, number))
+
+
+class PartOfStudy(Study):
+    """A study as a sampler sees it that is shown only some of its trials, in order of their numbers."""
+
+    def __init__(self, study: Study, trials: Sequence[FrozenTrial]):
+        self.__dict__ |= study.__dict__
+        self.trials_shown = trials
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,  # noqa: ARG002 - Optuna's signature
+    ) -> list[FrozenTrial]:
+        trials = [trial for trial in self.trials_shown if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+
+class _TrialsShown:
+    """A storage that shows these trials, with what is written through it since."""
 
     def __init__(self, storage: BaseStorage):
         self.storage = storage
-        self.trials: dict[int, FrozenTrial] = {}  # by their number
+        self.trials: Sequence[FrozenTrial] = ()  # by number
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.storage, name)
 
-    def read(self, study_id: int) -> None:
-        trials = self.storage.get_all_trials(study_id, deepcopy=False)
-        self.trials = {trial.number: trial for trial in trials}
-
     def get_all_trials(
         self, _study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = [trial for trial in self.trials.values() if states is None or trial.state in states]
+        trials = [trial for trial in self.trials if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         self.storage.set_trial_system_attr(trial_id, key, value)
-        for trial in self.trials.values():
+        for trial in reversed(self.trials):
             if trial._trial_id == trial_id:
                 trial.system_attrs[key] = value
+                return
 
 
 class StudyView:
-    """A study as its pruner sees it: the trials of the last read(), with the values added since."""
+    """A study as its pruner sees it: the trials that were shown last, with the values added since."""
 
     def __init__(self, study: Study, pruner: BasePruner):
-        self.storage = _TrialsRead(study._storage)
+        self.storage = _TrialsShown(study._storage)
         self.study = Study(study.study_name, self.storage, optuna.samplers.RandomSampler(), pruner)  # type: ignore[arg-type]
 
-    def read(self) -> None:
-        """Read all trials."""
-        self.storage.read(self.study._study_id)
+    def show(self, trials: Sequence[FrozenTrial]) -> None:
+        """Show all trials of the study."""
+        self.storage.trials = trials
 
     def add(self, number: int, value: float, step: int) -> bool:
-        """Add a value that a running trial has reported. False for a trial that was not there at the last read()."""
-        trial = self.storage.trials.get(number)
-        if trial is None:
+        """Add a value that a running trial has reported. False for a trial that was not shown."""
+        if number >= len(self.storage.trials):
             return False
-        trial.intermediate_values.setdefault(step, value)
+        self.storage.trials[number].intermediate_values.setdefault(step, value)
         return True
 
     def should_prune(self, number: int) -> bool:
@@ -133,9 +177,19 @@ class StudyView:
         return self.study.pruner.prune(self.study, self.storage.trials[number])
 
 
-def set_user_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
-    """Trial.set_user_attr, also for a frozen trial."""
-    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+def set_attributes(storage: BaseStorage, trial_id: int, user: Mapping[str, Any], system: Mapping[str, Any]) -> None:
+    """Set several attributes of a trial, in this order. In a database that is one transaction."""
+    if isinstance(storage, _CachedStorage):
+        database = storage._backend
+        with _create_scoped_session(database.scoped_session, True) as session:
+            for model, attributes in ((TrialUserAttributeModel, user), (TrialSystemAttributeModel, system)):
+                for key, value in attributes.items():
+                    database._set_trial_attr_without_commit(session, model, trial_id, key, value)
+        return
+    for key, value in user.items():
+        storage.set_trial_user_attr(trial_id, key, value)
+    for key, value in system.items():
+        storage.set_trial_system_attr(trial_id, key, value)
 
 
 def set_system_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
@@ -143,11 +197,14 @@ def set_system_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: A
     study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
-def ask(study: Study, attributes: dict[str, Any]) -> Trial:
-    """Study.ask, with system attributes that the trial has from its first moment on."""
+def ask(study: Study, attributes: dict[str, Any], queue: Iterable[FrozenTrial]) -> Trial:
+    """Study.ask, with system attributes that the trial has from its first moment on.
+
+    queue: the trials that waited at the last look at the study.
+    """
     storage = study._storage
     study._thread_local.cached_all_trials = None
-    for waiting in storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
+    for waiting in queue:
         if trial := claim(study, waiting, attributes):
             return trial
     template = create_trial(state=TrialState.RUNNING, system_attrs=attributes)
@@ -164,12 +221,14 @@ def claim(study: Study, waiting: FrozenTrial, attributes: dict[str, Any]) -> Tri
             return None
     except UpdateFinishedTrialError:
         return None
-    for key, value in attributes.items():  # another one may have set its own before it came too late
-        storage.set_trial_system_attr(waiting._trial_id, key, value)
-    return Trial(study, waiting._trial_id)
+    trial = Trial(study, waiting._trial_id)
+    for key, value in attributes.items():
+        if trial._cached_frozen_trial.system_attrs.get(key) != value:  # another one came too late, but set its own
+            storage.set_trial_system_attr(waiting._trial_id, key, value)
+    return trial
 
 
-def id_of(trial: FrozenTrial) -> int:
+def id_of(trial: Trial | FrozenTrial) -> int:
     """The number of a trial in its storage."""
     return trial._trial_id
 
@@ -179,7 +238,7 @@ def tell(study: Study, number: int, values: Sequence[float] | None, state: Trial
     loop = study._thread_local
     loop.in_optimize_loop = True  # Study.stop raises RuntimeError without it
     try:
-        study.tell(number, values=values, state=state, skip_if_finished=True)
+        _tell_with_warning(study, number, values, state, skip_if_finished=True)  # Study.tell reads the trial once more
     finally:
         loop.in_optimize_loop = False
     return study._stop_flag

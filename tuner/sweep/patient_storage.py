@@ -7,19 +7,21 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.files import disk_error
-from tuner.sweep.optuna_private import id_of
+from tuner.sweep import optuna_private
+from tuner.sweep.optuna_private import id_of, storage_of, study_id
 from tuner.sweep.passwords import hidden
 from tuner.sweep.storage_files import Place, StorageLostError
 
@@ -163,7 +165,8 @@ class PatientStorage(BaseStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create a trial, once."""
-        if self.place:  # a file: what fails has not been done
+        # with a file, what fails has not been done; a client of a proxy finds its trial by its own request
+        if self.place or (template_trial and REQUEST in template_trial.system_attrs):
             return int(self.call(lambda: self.inner.create_new_trial(study_id, template_trial)))
         request = uuid.uuid4().hex
         template = copy.copy(template_trial or create_trial(state=TrialState.RUNNING))
@@ -193,6 +196,26 @@ class PatientStorage(BaseStorage):
             return self.inner.set_trial_state_values(trial_id, state, values)
 
         return bool(self.call(lambda: self.inner.set_trial_state_values(trial_id, state, values), again))
+
+
+def changed_trials(study: Study, unfinished: Sequence[int], known: int) -> list[FrozenTrial]:
+    """The trials of a study with these numbers, then those from number `known` on, as they are now."""
+    storage, of_study = storage_of(study), (study_id(study), unfinished, known)
+    if isinstance(storage, PatientStorage):
+        found: list[FrozenTrial] = storage.call(lambda: optuna_private.changed_trials(storage.inner, *of_study))
+        return found
+    return optuna_private.changed_trials(storage, *of_study)
+
+
+def set_attributes(
+    study: Study, trial: Trial | FrozenTrial, user: Mapping[str, Any], system: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Set several attributes of a trial at once, the system's last."""
+    storage, of_trial = storage_of(study), (id_of(trial), user, system)
+    if isinstance(storage, PatientStorage):
+        storage.call(lambda: optuna_private.set_attributes(storage.inner, *of_trial))
+    else:
+        optuna_private.set_attributes(storage, *of_trial)
 
 
 def patient(inner: BaseStorage, patience: Patience, place: Place | None) -> BaseStorage:

@@ -3,17 +3,13 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
 from types import TracebackType
 
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from tqdm import tqdm
 
-from tuner.sweep import ranking
-from tuner.sweep.budget import counted
+from tuner.sweep.history import History
 from tuner.sweep.outcome import OUTCOME, Outcome
-from tuner.sweep.settings import SAME_AS
 from tuner.sweep.stopping import StopRules, duration
 
 log = logging.getLogger("tuner.sweep")
@@ -22,8 +18,8 @@ log = logging.getLogger("tuner.sweep")
 class Progress:
     """In a terminal, a progress bar; elsewhere, a log line for each trial that ends."""
 
-    def __init__(self, study: Study, n_trials: int, trials: Callable[[], list[FrozenTrial]], rules: StopRules):
-        self.study, self.n_trials, self.trials, self.rules = study, n_trials, trials, rules
+    def __init__(self, history: History, n_trials: int, rules: StopRules):
+        self.history, self.n_trials, self.rules = history, n_trials, rules
         self.bar: tqdm | None = None
         self.start, self.finished_before = time.monotonic(), 0
 
@@ -55,27 +51,25 @@ class Progress:
             self.bar.set_description_str(self.line())
 
     def _finished(self) -> int:
-        return sum(trial.state.is_finished() for trial in counted(self.trials()))
+        return self.history.look().finished()
 
     def line(self) -> str:
         """The state of the study, such as "12/30 trials, 3 pruned, best 0.91 (trial 7), 2 min 5 s left"."""
-        everything = self.trials()
-        trials = counted(everything)
-        counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
-        finished = sum(trial.state.is_finished() for trial in trials)
+        history = self.history.look()
+        counts, finished = history.counted(), history.finished()
         parts = [f"{finished}/{self.n_trials} trials"]
         parts += [f"{counts[TrialState.PRUNED]} pruned"] if counts[TrialState.PRUNED] else []
         parts += [f"{counts[TrialState.FAIL]} failed"] if counts[TrialState.FAIL] else []
-        if duplicates := sum(SAME_AS in trial.user_attrs for trial in everything):
+        if duplicates := history.duplicates():
             parts.append(f"{duplicates} duplicate{'s' * (duplicates != 1)}")
-        if best := ranking.best(self.study, trials):
+        if best := history.best:
             parts.append(f"best {best.value:.6g} (trial {best.number})")
-        parts += self.rules.state(self.study, everything)
+        parts += self.rules.state(history)
         if finished > self.finished_before:
             # all jobs of a stack end before the study gets the first of their outcomes
-            ended = sum(trial.state.is_finished() or OUTCOME in trial.system_attrs for trial in trials)
+            ended = finished + sum(OUTCOME in trial.system_attrs for trial in history.running())
             seconds = (time.monotonic() - self.start) / (ended - self.finished_before) * (self.n_trials - ended)
-            parts.append(f"{duration(min(seconds, max(0.0, self.rules.left(everything))))} left")
+            parts.append(f"{duration(min(seconds, max(0.0, self.rules.left(history))))} left")
         return ", ".join(parts)
 
     def _say(self, text: str, level: int) -> None:

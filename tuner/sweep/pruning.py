@@ -6,6 +6,7 @@ from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import Trial
 
+from tuner.sweep.history import History
 from tuner.sweep.optuna_private import StudyView
 
 
@@ -18,7 +19,7 @@ class Pruning:
     """
 
     def __init__(self, study: Study, pruner: BasePruner):
-        self.view = StudyView(study, pruner)
+        self.history, self.view = History(study), StudyView(study, pruner)
         self.reported: set[int] = set()
         self.lock = threading.Lock()  # a launcher may run its jobs in threads
 
@@ -27,7 +28,7 @@ class Pruning:
         trial.report(value, step)
         with self.lock:
             if number in self.reported or not self.view.add(number, value, step):
-                self.view.read()
+                self.view.show(self.history.look().trials)
                 self.reported.clear()
             self.reported.add(number)
             return self.view.should_prune(number)

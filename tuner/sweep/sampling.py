@@ -13,12 +13,14 @@ from hydra.utils import execution_whitelist, instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import Trial
 
 from tuner import InputError, targets
 from tuner.sweep import hydra_private, ranking, search_space
+from tuner.sweep.bounded_tpe import BoundedTPE
+from tuner.sweep.history import History
 from tuner.sweep.optuna_private import FixedTrial, contains, storage_of
 from tuner.sweep.search_space import SearchSpace
 
@@ -26,10 +28,16 @@ log = logging.getLogger("tuner.sweep")
 
 
 def make_sampler(
-    config: DictConfig, distributions: Mapping[str, BaseDistribution], *, objectives: int, earlier_sweeps: int
+    config: DictConfig,
+    distributions: Mapping[str, BaseDistribution],
+    *,
+    objectives: int,
+    earlier_sweeps: int,
+    history: History,
 ) -> BaseSampler:
     """The sampler that a config names. A grid gets all points of the search space.
 
+    history: of the study, of which TPE sees a part.
     earlier_sweeps: how many sweeps have joined the study before. It is added to the seed: the same seed would draw the
     same points again.
     Raises InputError if the sampler can't search this space, or not for so many objectives.
@@ -44,7 +52,7 @@ def make_sampler(
         raise InputError(
             f"CMA-ES takes one objective, and this search has {objectives}: choose another hydra/sweeper/sampler"
         )
-    return sampler
+    return BoundedTPE(sampler, history) if isinstance(sampler, TPESampler) else sampler
 
 
 def grid_size(distributions: Mapping[str, BaseDistribution]) -> int:

@@ -4,17 +4,20 @@ The rules look at the study alone. So they go on where a killed sweep stopped, a
 """
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optuna.study import Study, StudyDirection
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner import InputError, rules
-from tuner.sweep import ranking
 from tuner.sweep.settings import SAME_AS
+
+if TYPE_CHECKING:
+    from tuner.sweep.history import History
 
 STOPPED = "stopped"  # attribute of a study: why it ended before its n_trials; null if it did not
 ENDED_BY = "ended_by"  # attribute of a trial: the rule that ended it
@@ -41,41 +44,36 @@ class StopRules:
     stop_when_flat: int | None = None
     last_runs: int = 0
 
-    def reason(self, study: Study, trials: Sequence[FrozenTrial]) -> str | None:
-        """Why no more trials should start; None if they should.   trials: all of the study."""
-        if self.left(trials) <= 0:
+    def reason(self, history: "History") -> str | None:
+        """Why no more trials should start; None if they should."""
+        if self.left(history) <= 0:
             last = f"the last run{'s' * (self.last_runs > 1)}"
-            kept = f", of which {duration(free)} are kept for {last}" if (free := self._kept_free(trials)) else ""
+            free = history.longest * self.last_runs
+            kept = f", of which {duration(free)} are kept for {last}" if free else ""
             limit = f"the limit is {duration(self.timeout or 0)}{kept}"
-            return f"{TIMEOUT}: trials have run for {duration(used(trials))}; {limit}"
-        best = ranking.best(study, trials)
+            return f"{TIMEOUT}: trials have run for {duration(history.used())}; {limit}"
+        best = history.best
         if best is None:
             return None
-        sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+        sign = 1 if history.study.direction == StudyDirection.MAXIMIZE else -1
         if self.target is not None and sign * best.values[0] >= sign * self.target:
             return f"target: trial {best.number} has {best.values[0]:.6g}"
-        if self.stop_when_flat and (flat := _since(best, trials)) >= self.stop_when_flat:
+        if self.stop_when_flat and (flat := history.without_gain) >= self.stop_when_flat:
             return f"stop_when_flat: the last {flat} trials are not better than trial {best.number}"
         return None
 
-    def left(self, trials: Sequence[FrozenTrial]) -> float:
+    def left(self, history: "History") -> float:
         """Seconds until the timeout, less what is kept free for the last runs."""
         if self.timeout is None:
             return math.inf
-        return self.timeout - used(trials) - self._kept_free(trials)
+        return self.timeout - history.used() - history.longest * self.last_runs
 
-    def state(self, study: Study, trials: Sequence[FrozenTrial]) -> list[str]:
+    def state(self, history: "History") -> list[str]:
         """How near the rules are, for the line of progress."""
-        parts = [f"{duration(used(trials))} of {duration(self.timeout)}"] if self.timeout is not None else []
-        best = ranking.best(study, trials)
-        if self.stop_when_flat and best:
-            parts.append(f"{_since(best, trials)} of {self.stop_when_flat} without gain")
+        parts = [f"{duration(history.used())} of {duration(self.timeout)}"] if self.timeout is not None else []
+        if self.stop_when_flat and history.best:
+            parts.append(f"{history.without_gain} of {self.stop_when_flat} without gain")
         return parts
-
-    def _kept_free(self, trials: Sequence[FrozenTrial]) -> float:
-        times = (trial.user_attrs.get(SECONDS) for trial in trials if trial.state == TrialState.COMPLETE)
-        longest = max((float(seconds) for seconds in times if seconds and rules.is_number(seconds)), default=0.0)
-        return longest * self.last_runs
 
 
 def because(reason: str, group: str = "") -> str:
@@ -99,30 +97,57 @@ def of_options(options: dict[str, Any], *, objectives: int, last_runs: int) -> S
     return StopRules(**times, target=target, stop_when_flat=flat, last_runs=last_runs)
 
 
-def used(trials: Sequence[FrozenTrial]) -> float:
-    """Seconds in which at least one trial ran. The time between two commands does not count, nor do lost trials."""
-    now, total, until = datetime.now(), timedelta(), datetime.min
-    for start, end in sorted(filter(None, (_interval(trial, now) for trial in trials))):
+Period = tuple[datetime, datetime]
+
+
+class RunTime:
+    """The time in which at least one trial ran. The time between two commands does not count, nor do lost trials."""
+
+    def __init__(self) -> None:
+        self.periods: list[Period] = []  # of ended trials, in order; they do not overlap
+        self.total = timedelta()  # of them
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Add a trial that has ended."""
+        if trial.datetime_start is None or trial.datetime_complete is None or SECONDS not in trial.user_attrs:
+            return
+        start, end = trial.datetime_start, max(trial.datetime_complete, trial.datetime_start)
+        first = last = self._place(start)
+        while last < len(self.periods) and self.periods[last][0] <= end:
+            last += 1
+        joined = sorted([*self.periods[first:last], (start, end)])
+        self.total += _length(joined) - _length(self.periods[first:last])
+        self.periods[first:last] = [(joined[0][0], max(end for _, end in joined))]
+
+    def seconds(self, unfinished: Iterable[FrozenTrial]) -> float:
+        """Seconds so far, with the trials that still run."""
+        now = datetime.now()
+        starts = [t.datetime_start for t in unfinished if t.datetime_start and t.state == TrialState.RUNNING]
+        if not starts:
+            return self.total.total_seconds()
+        since = self.periods[self._place(min(starts)) :]
+        running = [(start, max(now, start)) for start in starts]
+        return (self.total - _length(since) + _length(sorted([*since, *running]))).total_seconds()
+
+    def _place(self, start: datetime) -> int:
+        """The index of the first period that ends after `start`, or then."""
+        return bisect_left(self.periods, start, key=lambda period: period[1])
+
+
+def _length(periods: Sequence[Period]) -> timedelta:
+    """How long periods in order are, where they overlap only once."""
+    total, until = timedelta(), datetime.min
+    for start, end in periods:
         total += max(end, until) - max(start, until)
         until = max(end, until)
-    return total.total_seconds()
+    return total
 
 
-def _interval(trial: FrozenTrial, now: datetime) -> tuple[datetime, datetime] | None:
-    if trial.datetime_start is None:
-        return None
-    if trial.state == TrialState.RUNNING:
-        return trial.datetime_start, max(now, trial.datetime_start)
-    if trial.datetime_complete is None or SECONDS not in trial.user_attrs:
-        return None
-    return trial.datetime_start, max(trial.datetime_complete, trial.datetime_start)
-
-
-def _since(best: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
-    """The number of trials after the best that have ended, complete or pruned, duplicates left out."""
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    later = [trial.user_attrs for trial in trials if trial.number > best.number and trial.state in ended]
-    return sum(SAME_AS not in attributes and attributes.get(ENDED_BY) != TIMEOUT for attributes in later)
+def lacks_gain(trial: FrozenTrial) -> bool:
+    """Whether a trial that comes after the best one and is not better says so: it has ended, complete or pruned."""
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        return False
+    return SAME_AS not in trial.user_attrs and trial.user_attrs.get(ENDED_BY) != TIMEOUT
 
 
 def duration(seconds: float) -> str:

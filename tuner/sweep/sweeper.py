@@ -247,16 +247,15 @@ class AsyncSweeper:
         name_objectives(self.study, OmegaConf.select(self.config, "objective"))
         earlier_sweeps = self.study.user_attrs.get("sweeps", 0)
         distributions, objectives = self.space.distributions, len(self.study.directions)
-        self.study.sampler = sampling.make_sampler(
-            self.sampler, distributions, objectives=objectives, earlier_sweeps=earlier_sweeps
-        )
+        own = {"objectives": objectives, "earlier_sweeps": earlier_sweeps, "history": self.budget.history}
+        self.study.sampler = sampling.make_sampler(self.sampler, distributions, **own)
         self.study.set_user_attr("sweeps", earlier_sweeps + 1)
         grid = isinstance(self.study.sampler, GridSampler)
         if grid and self.enqueue:
             raise InputError("enqueue: a grid runs only its own points; leave enqueue out, or take another sampler")
         if grid:
             self.budget.n_trials = min(self.n_trials, sampling.grid_size(distributions))
-        progress = Progress(self.study, self.budget.n_trials, self.budget.trials, self.rules)
+        progress = Progress(self.budget.history, self.budget.n_trials, self.rules)
         limit = allowed_failures(self.max_failure_rate, self.budget.n_trials)
         self.monitor = Monitor(self.budget, progress, limit)
         self.budget.on_trial_end = self.monitor.trial_ended
@@ -315,7 +314,7 @@ class AsyncSweeper:
         if launchers.is_fused(self.launcher):
             self.launcher.fused.workers = self.n_workers  # type: ignore[attr-defined]
         self.slots = launchers.slots(self.launcher, self.n_jobs)
-        done, n_trials = len(self.budget.counted()), self.budget.n_trials
+        done, n_trials = self.budget.history.look().counted().total(), self.budget.n_trials
         verb = "all of its" if done >= n_trials else "continuing after" if done else "running"
         count = f"{done} of {n_trials}" if 0 < done < n_trials else n_trials
         name, place = self.study.study_name, storage.redacted(self.spec) or "memory"
@@ -381,7 +380,8 @@ class AsyncSweeper:
     # 3. The results
 
     def _write_results(self) -> dict[str, Any]:
-        stopped = None if len(self.budget.counted()) >= self.budget.n_trials else self.budget.stopped()
+        counted = self.budget.history.look().counted().total()
+        stopped = None if counted >= self.budget.n_trials else self.budget.stopped()
         if stopped != self.study.user_attrs.get(stopping.STOPPED):
             self.study.set_user_attr(stopping.STOPPED, stopped)
         return report.write(self.study, self.budget.trials(), self.folder, self.spec, stopped)

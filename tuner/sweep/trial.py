@@ -134,13 +134,13 @@ class RunningTrial:
 
     def _deadlines(self) -> dict[str, float]:
         """The rules that end a trial after a time -> when, by the monotonic clock."""
-        if self.trial is None:
+        if self.pruning is None:
             return {}
         rules, left = self.shared.rules, {}
         if rules.trial_timeout is not None:
             left["trial_timeout"] = rules.trial_timeout
         if rules.timeout is not None:
-            left[TIMEOUT] = rules.left(self.trial.study.get_trials(deepcopy=False))
+            left[TIMEOUT] = rules.left(self.pruning.history.look())
         return {rule: time.monotonic() + seconds for rule, seconds in left.items()}
 
     def report(self, value: float, step: int) -> None:

@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState
 from tuner import InputError
 from tuner.files import disk_error
 from tuner.sweep import hydra_private, launchers, sampling, slurm
-from tuner.sweep.budget import OWNER, Budget, counted
+from tuner.sweep.budget import OWNER, Budget
 from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.duplicates import IN_A_ROW, WHILE_RUNNING
 from tuner.sweep.launchers import Slots
@@ -171,12 +171,12 @@ class TrialLoop:
         """Wait for a running trial to end: the sampler may then draw something new. If none runs, the search ends."""
         before = None
         while not self.monitor.stopping.is_set():
-            trials = self.budget.trials()
-            ended = sum(trial.state.is_finished() for trial in counted(trials))
+            history = self.budget.history.look()
+            ended = history.finished()
             if before not in (None, ended):
                 return
             before = ended
-            if not any(trial.state == TrialState.RUNNING and OWNER in trial.system_attrs for trial in counted(trials)):
+            if not any(OWNER in trial.system_attrs for trial in history.running()):
                 self.budget.nothing_new.set()
                 return
             self.monitor.stopping.wait(PAUSE)
