@@ -24,6 +24,7 @@ def run(tmp_path):
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text("a: 1\n")
     (folder / "result.json").write_text("{}")
+    (folder / ".packing-killed").mkdir()
     (folder / ".lock").touch()
     (folder / "checkpoint.pt").touch()
     return folder
@@ -46,7 +47,10 @@ def test_a_run_folder_comes_back_as_it_was(run, tmp_path, scheme):
     assert url.startswith(f"{place}/7-")
     artifacts.fetch(url, tmp_path / "elsewhere" / "7")
     assert content(tmp_path / "elsewhere" / "7") == {".hydra/config.yaml": "a: 1\n", "result.json": "{}"}
-    assert sorted(path.name for path in tmp_path.glob("**/.*")) == [".hydra", ".hydra", ".lock"]  # nothing temporary
+    assert sorted(path.name for path in tmp_path.glob("**/.*")) == [
+        *(".hydra", ".hydra", ".lock", ".packing-killed")  # nothing temporary is added
+    ]
+    artifacts.fetch(url, tmp_path / "elsewhere" / "7")  # another process was faster
 
 
 def test_a_copy_that_is_damaged_or_missing_is_not_used(run, tmp_path, caplog):
@@ -94,6 +98,13 @@ def test_a_place_that_cannot_be_used_is_told_before_a_run_starts(command, monkey
         assert f"artifacts={place} cannot be used: " in output
         assert reason in output
     assert not Path("multirun").exists()
+
+
+def test_a_password_in_the_url_is_refused_and_not_repeated(command):
+    code, output = command("data=synthetic", "model=tiny", "artifacts=ftp://me:secret@host/runs")
+    assert code == 1
+    assert "artifacts=URL has a password" in output
+    assert "secret" not in output + "".join(path.read_text() for path in Path().rglob("*") if path.is_file())
 
 
 def test_a_study_names_only_folders_of_its_own():

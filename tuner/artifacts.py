@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tuner import InputError
 from tuner.cache_files import ARCHIVES, Cache, machine_cache, obtain_folder
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 ARTIFACT = "artifact"  # attribute of a trial: the URL of its run folder
 ARTIFACTS = "artifacts"  # attribute of a study: those of best/ and default/, by these names
 PAUSES = (1.0, 10.0)  # seconds between attempts
+PACKING = ".packing-"  # a folder in the run folder
+LEFT_OUT = (".lock", CHECKPOINT)
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}  # schemes of fsspec
 
 
@@ -37,7 +40,12 @@ def resolved(place: str | None) -> str | None:
 
 
 def check(place: str) -> None:
-    """Write a file to a place, read and remove it. Raises InputError if that fails."""
+    """Write a file to a place, read and remove it. Raises InputError if that fails, or if the URL has a password."""
+    if urlsplit(place).password:
+        raise InputError(
+            "artifacts=URL has a password, which would be in every run's config: leave it out, and give it as the file "
+            "system of fsspec reads it, such as in an environment variable or a file of its own"
+        )
     url, content = f"{resolved(place)}/.{secrets.token_hex(8)}", b"tuner"
     try:
         files, path = _open(url)
@@ -53,11 +61,13 @@ def check(place: str) -> None:
 
 def put(folder: Path, place: str, name: str) -> str:
     """Copy a run folder to PLACE/NAME-HASH.tar, and return that URL. Raises OSError if that fails thrice."""
-    with tempfile.TemporaryDirectory(prefix=".artifact-", dir=folder.parent) as temporary:
+    content = sorted(path for path in folder.iterdir() if path.name not in LEFT_OUT)
+    with tempfile.TemporaryDirectory(prefix=PACKING, dir=folder) as temporary:
         packed = Path(temporary) / "run.tar"
         with tarfile.open(packed, "w") as archive:
-            for path in sorted(path for path in folder.iterdir() if path.name not in (".lock", CHECKPOINT)):
-                archive.add(path, path.name)
+            for path in content:
+                if not path.name.startswith(PACKING):  # of a process that was killed
+                    archive.add(path, path.name)
         with packed.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         url = f"{place}/{name}-{digest}.tar"
@@ -98,7 +108,11 @@ def fetch(url: str, folder: Path) -> None:
     partial.mkdir(parents=True)
     try:
         _unpack(url, partial)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process has brought it meanwhile
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

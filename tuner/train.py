@@ -40,8 +40,6 @@ def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> Prepared:
         run.save_config(hydra_private.job_files(cfg))
         number = hydra_cfg.job.num if hydra_cfg.mode == RunMode.MULTIRUN else None
         config = parse(cfg)
-        if number is None and config.artifacts:
-            artifacts.check(config.artifacts)
         run.save_config({"conf/config.yaml": applied_yaml(cfg, config)})
         return prepare(config, run, trial, number)
 
@@ -65,6 +63,8 @@ def task(cfg: DictConfig) -> float | tuple[float, float]:
         log.warning("hparams_search=%s needs -m to search: this is a single run", search)
     folder = Path(hydra_cfg.runtime.output_dir)
     with one_line_errors(folder, raises=in_sweep):
+        if not in_sweep and (place := cfg.get("artifacts")) is not None:
+            artifacts.check(str(place))  # before anything is written: a password may be in it
         value = STAGES.run(cfg, None)
         artifacts.keep(folder, cfg.get("artifacts"))
         return value
