@@ -3,6 +3,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from sqlalchemy import create_engine, text
 
 from tuner import InputError
 from tuner.sweep import storage
@@ -357,3 +359,14 @@ def test_what_cannot_be_read_is_named(tmp_path, spec, message, live):
         storage.open_read_only(spec.replace("{tmp}", str(tmp_path)), live=live)
     assert "secret" not in str(error.value)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_process_keeps_one_connection_to_a_server(postgresql):
+    study = optuna.create_study(storage=storage.connect(storage.resolve(postgresql)))
+    with ThreadPoolExecutor(4) as pool:
+        for trial in pool.map(lambda _: study.ask(), range(8)):
+            study.tell(trial, 0.0)
+    query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    with create_engine(postgresql).connect() as connection:
+        assert connection.execute(text(query)).scalar() == 1

@@ -53,6 +53,21 @@ def test_a_worker_that_is_killed_loses_no_trial(toy):
     assert f"worker 1 ended with exit code -9: see {log}; the trials that it had are run again" in out
 
 
+def test_a_worker_that_is_killed_is_started_again(toy):
+    with toy.start("hydra.sweeper.workers=2", *SHORT, "steps=600", "seconds=600") as sweep:
+        first = worker_of(toy, sweep)
+        first.kill()
+        wait_until(lambda: len(starts(toy)) == 3)
+        sweep.send_signal(signal.SIGINT)
+        out, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 130, out + err
+    log = toy.folder / "multirun/toy/workers/1.log"
+    text = f"worker 1 ended with exit code -9: see {log}; the trials that it had are run again, and it is started again"
+    assert out.count(text) == 1
+    assert out.count("worker 1 ended") == 1
+    assert_nothing_is_left(toy)
+
+
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGUSR1])
 def test_an_interrupt_ends_the_workers_which_put_their_trials_back(toy, signal_):
     with toy.start("hydra.sweeper.workers=2", *SHORT, "steps=600", "seconds=60") as sweep:

@@ -211,7 +211,7 @@ def _database(url: str, engine: dict[str, Any], **arguments: Any) -> BaseStorage
     else:
         storage_config.check_server(url)
         connection = LIBPQ if url.startswith(("postgresql:", "postgresql+psycopg")) else {}
-        engine = {"pool_pre_ping": True, **engine}
+        engine = {"pool_pre_ping": True, "pool_size": 1, **engine}  # kept open by each of many processes
     engine = {**engine, "connect_args": connection | engine.get("connect_args", {})}
     url = url.replace("{", "{{").replace("}", "}}")  # RDBStorage formats it
     for _ in range(20):

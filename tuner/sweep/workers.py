@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
@@ -21,6 +23,8 @@ from tuner.sweep import WORKER, gpus
 log = logging.getLogger("tuner.sweep")
 LOGS = "workers"  # in the study's folder
 GRACE = 60.0  # seconds to put back trials after SIGTERM; then a worker is killed
+PAUSE = 1.0  # seconds between two looks at the workers
+STARTS = 5  # of a worker: one that dies again and again has a fault of its own
 
 
 def count(choice: int | str, config: DictConfig, launcher: Launcher, *, in_memory: bool) -> int:
@@ -60,38 +64,90 @@ def beside(number: int, overrides: Sequence[str], folder: Path) -> Iterator[None
     """Run `number` - 1 workers beside this process, each on its own GPU if there are several.
 
     overrides: further ones for the workers.   folder: the study's; the output of worker N goes to workers/N.log.
-    They end by themselves when no trials are left. If the block is left before that, they put their trials back.
+    They end by themselves when no trials are left. One that a signal ends before that is started again, STARTS times at
+    most. If the block is left before that, they put their trials back.
     """
-    with ExitStack() as stack:
-        workers = [stack.enter_context(_worker(place, number, overrides, folder)) for place in range(1, number)]
-        stack.callback(_end, workers)
+    workers = [_Worker.of(place, number, overrides, folder) for place in range(1, number)]
+    leaving = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(workers, leaving), name="workers", daemon=True)
+    try:
+        for worker in workers:
+            worker.start()
+        keeper.start()
         with _threads(number):
             yield
-        for process in workers:  # no trials are left
+        leaving.set()
+        keeper.join()
+        for worker in workers:  # no trials are left
             with suppress(subprocess.TimeoutExpired):  # _end() ends it
-                process.wait(GRACE)
+                worker.process.wait(GRACE)
+    finally:
+        leaving.set()
+        if keeper.ident is not None:
+            keeper.join()
+        _end([worker.process for worker in workers if worker.starts])
+        for worker in workers:
+            worker.report()
 
 
-@contextmanager
-def _worker(place: int, number: int, overrides: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    path = folder / LOGS / f"{place}.log"
-    path.parent.mkdir(exist_ok=True)
-    environment = os.environ | {WORKER: str(place), "OMP_NUM_THREADS": str(max(1, _cores() // number))}
-    where = ""
-    if visible := gpus.visible():
-        environment |= gpus.only(gpu := visible[place % len(visible)])
-        where = f" on GPU {gpu}"
-    command = [sys.executable, *(program() or [])[1:], *sys.argv[1:], *overrides]
-    with path.open("ab") as output:  # in a session of its own: Ctrl-C in a terminal reaches this process alone
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
-    log.info("worker %d%s: %s", place, where, path)
-    with process:
-        yield process
-    if process.returncode not in (0, 130):
-        text = "worker %d ended with exit code %d: see %s; the trials that it had are run again"
-        log.warning(text, place, process.returncode, path)
+def _keep(workers: Sequence["_Worker"], leaving: threading.Event) -> None:
+    """Start workers again that a signal has ended: kill -9, a crash, the system without memory."""
+    while not leaving.wait(PAUSE):
+        for worker in workers:
+            worker.keep()
+
+
+@dataclass
+class _Worker:
+    """A process beside this one, which is started again if it dies.   where: on which GPU.   path: its log."""
+
+    place: int
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    where: str
+    path: Path
+    starts: int = 0
+    told: bool = False
+
+    @classmethod
+    def of(cls, place: int, number: int, overrides: Sequence[str], folder: Path) -> "_Worker":
+        """Worker `place` of `number` processes, this one included."""
+        environment = os.environ | {WORKER: str(place), "OMP_NUM_THREADS": str(max(1, _cores() // number))}
+        where = ""
+        if visible := gpus.visible():
+            environment |= gpus.only(gpu := visible[place % len(visible)])
+            where = f" on GPU {gpu}"
+        command = [sys.executable, *(program() or [])[1:], *sys.argv[1:], *overrides]
+        return cls(place, command, environment, where, folder / LOGS / f"{place}.log")
+
+    def start(self) -> None:
+        """Start the process, in a session of its own: Ctrl-C in a terminal reaches this process alone."""
+        self.path.parent.mkdir(exist_ok=True)
+        with self.path.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self.environment,
+                start_new_session=True,
+            )
+        self.starts, self.told = self.starts + 1, False
+        log.info("worker %d%s: %s", self.place, self.where, self.path)
+
+    def keep(self) -> None:
+        """Start the process again if a signal has ended it. One that ended by itself had a reason."""
+        again = (self.process.poll() or 0) < 0 and self.starts < STARTS
+        self.report(", and it is started again" if again else "")
+        if again:
+            self.start()
+
+    def report(self, more: str = "") -> None:
+        """Log how the process has ended, once, unless it was as it should.   more: the end of the line."""
+        if self.starts and self.process.poll() not in (None, 0, 130, -signal.SIGTERM) and not self.told:
+            self.told = True
+            text = "worker %d ended with exit code %d: see %s; the trials that it had are run again%s"
+            log.warning(text, self.place, self.process.returncode, self.path, more)
 
 
 def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -103,6 +159,7 @@ def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
 
 @contextmanager
