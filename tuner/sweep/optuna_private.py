@@ -177,9 +177,14 @@ class StudyView:
         return self.study.pruner.prune(self.study, self.storage.trials[number])
 
 
+def is_database(storage: BaseStorage) -> bool:
+    """Whether several attributes of a trial can be set in one transaction."""
+    return isinstance(storage, _CachedStorage)
+
+
 def set_attributes(storage: BaseStorage, trial_id: int, user: Mapping[str, Any], system: Mapping[str, Any]) -> None:
     """Set several attributes of a trial, in this order. In a database that is one transaction."""
-    if isinstance(storage, _CachedStorage):
+    if isinstance(storage, _CachedStorage):  # is_database, for mypy
         database = storage._backend
         with _create_scoped_session(database.scoped_session, True) as session:
             for model, attributes in ((TrialUserAttributeModel, user), (TrialSystemAttributeModel, system)):

@@ -212,9 +212,9 @@ def set_attributes(
 ) -> None:
     """Set several attributes of a trial at once, the system's last."""
     storage, of_trial = storage_of(study), (id_of(trial), user, system)
-    if isinstance(storage, PatientStorage):
+    if isinstance(storage, PatientStorage) and optuna_private.is_database(storage.inner):
         storage.call(lambda: optuna_private.set_attributes(storage.inner, *of_trial))
-    else:
+    else:  # one after another, each with its own patience: all at once might fail at a later one again and again
         optuna_private.set_attributes(storage, *of_trial)
 
 
