@@ -16,6 +16,7 @@ import pytest
 from helpers import TINY
 from postgres import postgresql, server  # noqa: F401 - fixtures
 
+from tuner.sweep.leases import Renewals
 from tuner.sweep.storage import connect, resolve
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # with -n 2, each process has one core; torch is not imported yet
@@ -95,6 +96,22 @@ def call(monkeypatch, capfd):
         return (1 if isinstance(code, str) else code), output.out, said
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def leases_end():
+    """No thread renews leases when its test has ended: it would log into the next ones that its study is gone."""
+    held, hold = [], Renewals.hold
+
+    def remembered(self, trial):
+        held.append(self)
+        hold(self, trial)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Renewals, "hold", remembered)
+        yield
+    for renewals in held:
+        renewals.end()
 
 
 @pytest.fixture(autouse=True)

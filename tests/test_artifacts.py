@@ -46,9 +46,10 @@ def test_a_run_folder_comes_back_as_it_was(run, tmp_path, scheme):
     url = artifacts.put(run, place, "7")
     assert url.startswith(f"{place}/7-")
     artifacts.fetch(url, tmp_path / "elsewhere" / "7")
-    assert content(tmp_path / "elsewhere" / "7") == {".hydra/config.yaml": "a: 1\n", "result.json": "{}"}
+    there = {".hydra/config.yaml": "a: 1\n", "result.json": "{}", ".copy-of": url}
+    assert content(tmp_path / "elsewhere" / "7") == there
     assert sorted(path.name for path in tmp_path.glob("**/.*")) == [
-        *(".hydra", ".hydra", ".lock", ".packing-killed")  # nothing temporary is added
+        *(".copy-of", ".hydra", ".hydra", ".lock")  # nothing temporary is left
     ]
     artifacts.fetch(url, tmp_path / "elsewhere" / "7")  # another process was faster
 
@@ -100,8 +101,34 @@ def test_a_place_that_cannot_be_used_is_told_before_a_run_starts(command, monkey
     assert not Path("multirun").exists()
 
 
-def test_a_password_in_the_url_is_refused_and_not_repeated(command):
-    code, output = command("data=synthetic", "model=tiny", "artifacts=ftp://me:secret@host/runs")
+def test_a_copy_of_another_best_is_replaced(run, tmp_path):
+    first = artifacts.put(run, f"{tmp_path}/store", "best")
+    (run / "result.json").write_text("{1: 2}")
+    second = artifacts.put(run, f"{tmp_path}/store", "best")
+    here = tmp_path / "study"
+    for url in (first, second, second):
+        assert artifacts.bring({"best": url}, here)
+    assert (here / "best" / "result.json").read_text() == "{1: 2}"
+    assert [path.name[:11] for path in sorted(here.iterdir())] == ["best", "best-until-"]
+
+
+def test_a_place_that_is_away_is_asked_once(run, tmp_path, monkeypatch, impatient, caplog):
+    asked = []
+
+    def refused(url, _packed):
+        asked.append(url)
+        raise PermissionError("403")
+
+    monkeypatch.setattr(artifacts, "_download", refused)
+    urls = {str(number): f"{tmp_path}/store/{number}-{'0' * 64}.tar" for number in range(100)}
+    assert not artifacts.bring(urls, tmp_path / "study")
+    assert len(asked) == 3  # attempts
+    assert caplog.text.count("cannot be read: 403") == 1
+
+
+@pytest.mark.parametrize("place", ["ftp://me:secret@host/runs", "simplecache::ftp://me:secret@host/runs"])
+def test_a_password_in_the_url_is_refused_and_not_repeated(command, place):
+    code, output = command("data=synthetic", "model=tiny", f"artifacts={place}")
     assert code == 1
     assert "artifacts=URL has a password" in output
     assert "secret" not in output + "".join(path.read_text() for path in Path().rglob("*") if path.is_file())

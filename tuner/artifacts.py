@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tuner import InputError
 from tuner.cache_files import ARCHIVES, Cache, machine_cache, obtain_folder
 from tuner.files import replacing
-from tuner.runs.layout import BEST, CHECKPOINT, DEFAULT
+from tuner.runs.layout import BEST, CHECKPOINT, DEFAULT, OUTCOME_FILE
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -28,8 +28,13 @@ ARTIFACT = "artifact"  # attribute of a trial: the URL of its run folder
 ARTIFACTS = "artifacts"  # attribute of a study: those of best/ and default/, by these names
 PAUSES = (1.0, 10.0)  # seconds between attempts
 PACKING = ".packing-"  # a folder in the run folder
-LEFT_OUT = (".lock", CHECKPOINT)
+SOURCE = ".copy-of"  # a file in a folder that was brought here: its URL
+LEFT_OUT = (".lock", CHECKPOINT, OUTCOME_FILE, SOURCE)
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}  # schemes of fsspec
+
+
+class AwayError(InputError):
+    """A place cannot be read, for a reason that holds for all of its files."""
 
 
 def resolved(place: str | None) -> str | None:
@@ -41,7 +46,7 @@ def resolved(place: str | None) -> str | None:
 
 def check(place: str) -> None:
     """Write a file to a place, read and remove it. Raises InputError if that fails, or if the URL has a password."""
-    if urlsplit(place).password:
+    if any(map(_has_password, place.split("::"))):
         raise InputError(
             "artifacts=URL has a password, which would be in every run's config: leave it out, and give it as the file "
             "system of fsspec reads it, such as in an environment variable or a file of its own"
@@ -59,15 +64,23 @@ def check(place: str) -> None:
         raise InputError(f"artifacts={place} cannot be used: a file that was written there has other content when read")
 
 
+def _has_password(url: str) -> bool:
+    try:
+        return urlsplit(url).password is not None
+    except ValueError:  # not a URL: fsspec refuses it, too
+        return False
+
+
 def put(folder: Path, place: str, name: str) -> str:
     """Copy a run folder to PLACE/NAME-HASH.tar, and return that URL. Raises OSError if that fails thrice."""
+    for killed in folder.glob(f"{PACKING}*"):
+        shutil.rmtree(killed)
     content = sorted(path for path in folder.iterdir() if path.name not in LEFT_OUT)
     with tempfile.TemporaryDirectory(prefix=PACKING, dir=folder) as temporary:
         packed = Path(temporary) / "run.tar"
         with tarfile.open(packed, "w") as archive:
             for path in content:
-                if not path.name.startswith(PACKING):  # of a process that was killed
-                    archive.add(path, path.name)
+                archive.add(path, path.name)
         with packed.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         url = f"{place}/{name}-{digest}.tar"
@@ -103,11 +116,15 @@ def keep(folder: Path, place: str | None) -> None:
 
 
 def fetch(url: str, folder: Path) -> None:
-    """Bring a run folder here, whole or not at all. Raises InputError if it is not there, or damaged."""
+    """Bring a run folder here, whole or not at all.
+
+    Raises InputError if it is not there, or damaged, and AwayError if its place cannot be read.
+    """
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir(parents=True)
     try:
         _unpack(url, partial)
+        (partial / SOURCE).write_text(url, "utf-8")
         try:
             partial.rename(folder)
         except OSError:  # another process has brought it meanwhile
@@ -134,7 +151,7 @@ def _unpack(url: str, folder: Path) -> None:
     except FileNotFoundError as error:
         raise InputError(f"there is no {url}") from error
     except OSError as error:
-        raise InputError(f"{url} cannot be read: {_reason(error)}") from error
+        raise AwayError(f"{url} cannot be read: {_reason(error)}") from error
     finally:
         packed.unlink(missing_ok=True)
 
@@ -174,16 +191,31 @@ def of_study(study: "Study") -> dict[str, str]:
     return {name: url for name, url in urls.items() if isinstance(url, str)}
 
 
-def bring(urls: Mapping[str, str], folder: Path) -> None:
-    """Bring the run folders that are missing in the folder of a study. One that can't be read is named in a warning."""
-    missing = {name: url for name, url in urls.items() if not (folder / name).exists()}
+def bring(urls: Mapping[str, str], folder: Path) -> bool:
+    """Bring the run folders that are missing in the folder of a study. One that can't be read is named in a warning.
+
+    A best/ or default/ that was brought earlier, and is another one now, is renamed. False: the place is away.
+    """
+    missing = {name: url for name, url in urls.items() if not (folder / name).exists() or _is_stale(folder / name, url)}
     if missing:
         log.info("bringing %d run folders from %s", len(missing), next(iter(missing.values())).rpartition("/")[0])
     for name, url in missing.items():
+        if (folder / name).exists():
+            (folder / name).rename(folder / f"{name}-until-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
         try:
             fetch(url, folder / name)
+        except AwayError as error:
+            log.warning("run folders are missing in %s: %s", folder, error)
+            return False
         except InputError as error:
             log.warning("%s is missing: %s", folder / name, error)
+    return True
+
+
+def _is_stale(folder: Path, url: str) -> bool:
+    """Whether a folder is the copy of another run. Those that were made here are not."""
+    source = folder / SOURCE
+    return source.exists() and source.read_text("utf-8") != url
 
 
 def _open(url: str) -> tuple[Any, str]:

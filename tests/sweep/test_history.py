@@ -49,6 +49,22 @@ def facts(of):
     }
 
 
+def test_an_interrupt_in_the_middle_of_a_look_counts_nothing_twice(study, monkeypatch):
+    looked = History(study, SPACE)
+    study.tell(study.ask(SPACE), 0.5)
+    study.ask(SPACE)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "_compare_with_best", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            looked.look()
+    assert facts(looked.look()) == facts(History(study, SPACE).look())
+    assert looked.counted() == {TrialState.COMPLETE: 1, TrialState.RUNNING: 1}
+
+
 def recounted(trials, study):
     """The same from the whole list."""
     counting = history.counted(trials)

@@ -15,6 +15,7 @@ from tuner.sweep import late, leases, storage
 from tuner.sweep.budget import OWNER, Budget
 from tuner.sweep.job import Job
 from tuner.sweep.leases import LEASE, Renewals, Watch
+from tuner.sweep.optuna_private import set_system_attr
 from tuner.sweep.outcome import OUTCOME, Outcome
 
 DONE = Outcome("COMPLETE", [0.5])
@@ -121,6 +122,15 @@ def test_a_renewal_that_fails_is_told_once_and_tried_again(study, tmp_path, monk
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "the lease of trial 0 cannot be renewed: away"
     ]
+
+
+def test_a_sweep_keeps_a_trial_that_another_one_came_too_late_to_start(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "RENEWAL", 0.01)
+    budget = new_budget(study, tmp_path, "here")
+    trial = budget.ask()
+    set_system_attr(study, trial, OWNER, "another")  # set before it saw that the trial runs
+    wait_until(lambda: budget.trial(0).system_attrs[OWNER] == budget.owner)
+    budget.renewals.end()
 
 
 def test_a_trial_that_has_ended_is_renewed_no_more(study, tmp_path, monkeypatch):

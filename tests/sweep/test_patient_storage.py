@@ -227,6 +227,21 @@ def test_a_locked_file_of_sqlite_is_waited_for(tmp_path):
         assert is_away(OperationalError("x", {}, sqlite3.OperationalError(text))) is expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("connection refused", True),
+        ("FATAL:  the database system is starting up", True),
+        ('FATAL:  password authentication failed for user "ann"', False),
+        ('FATAL:  database "mine" does not exist', False),
+        ('FATAL:  role "ann" does not exist', False),
+        ("(1045, \"Access denied for user 'ann'@'h' (using password: YES)\")", False),
+    ],
+)
+def test_a_server_that_refuses_is_not_waited_for(text, expected):
+    assert is_away(OperationalError("x", {}, Exception(text))) is expected
+
+
 def test_a_server_that_is_not_there_is_waited_for_only_by_jobs(monkeypatch):
     monkeypatch.setattr("tuner.sweep.patient_storage.FIRST_PAUSE", 0.001)
     attempts = []

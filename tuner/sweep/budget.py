@@ -70,7 +70,7 @@ class Budget:
         self.place = Place.of(locks.parent)
         self.lock = FileLock(locks / "study.lock", poll_interval=0.005)
         self.jobs_outlive = False
-        self.renewals, self.watch = Renewals(study), Watch()
+        self.renewals, self.watch = Renewals(study, {OWNER: owner}), Watch()
         self.sampler_exhausted = threading.Event()  # a grid has no more points
         self.nothing_new = threading.Event()  # the sampler draws duplicates only
 
@@ -97,8 +97,8 @@ class Budget:
         self.place.check()
         try:
             with self.lock:
-                for trial in self._running():
-                    if trial.system_attrs.get(OWNER) == self.owner:
+                for trial in self.trials():
+                    if trial.state == TrialState.RUNNING and trial.system_attrs.get(OWNER) == self.owner:
                         self.finish_lost(trial.number, "the sweep was interrupted", interrupted=True)
         except StorageLostError:
             self._released_file(self.owner).touch()

@@ -34,6 +34,9 @@ class History:
 
     def __init__(self, study: Study, space: Mapping[str, BaseDistribution] | None = None):
         self.study, self.space, self.lock = study, space, threading.RLock()
+        self._forget()
+
+    def _forget(self) -> None:
         self.trials: list[FrozenTrial] = []
         self.unfinished: tuple[FrozenTrial, ...] = ()
         self.complete: list[FrozenTrial] = []
@@ -50,19 +53,26 @@ class History:
     def look(self) -> "History":
         """Read the trials that may have changed since the last look."""
         with self.lock:
-            known, open_before = len(self.trials), len(self.unfinished)
-            changed = changed_trials(self.study, [trial.number for trial in self.unfinished], known)
-            for trial in changed[:open_before]:
-                self.trials[trial.number] = trial
-            self.trials += changed[open_before:]
-            ended = [trial for trial in changed if trial.state.is_finished()]
-            for trial in ended:
-                self._add(trial)
-            self._compare_with_best(ended)
-            for trial in self.trials[known:]:
-                self._add_retry(trial.system_attrs.get(RETRY_HISTORY))
-            self.unfinished = tuple(trial for trial in changed if not trial.state.is_finished())
+            try:
+                self._update(changed_trials(self.study, [trial.number for trial in self.unfinished], len(self.trials)))
+            except BaseException:  # such as Ctrl-C: some may be counted already
+                self._forget()
+                raise
         return self
+
+    def _update(self, changed: list[FrozenTrial]) -> None:
+        """Count what has ended.   changed: the trials that had not ended at the last look, then the new ones."""
+        known, open_before = len(self.trials), len(self.unfinished)
+        for trial in changed[:open_before]:
+            self.trials[trial.number] = trial
+        self.trials += changed[open_before:]
+        ended = [trial for trial in changed if trial.state.is_finished()]
+        for trial in ended:
+            self._add(trial)
+        self._compare_with_best(ended)
+        for trial in self.trials[known:]:
+            self._add_retry(trial.system_attrs.get(RETRY_HISTORY))
+        self.unfinished = tuple(trial for trial in changed if not trial.state.is_finished())
 
     def _add(self, trial: FrozenTrial) -> None:
         """Count a trial that has ended."""

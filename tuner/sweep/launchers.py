@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from hydra.plugins.launcher import Launcher
@@ -123,10 +124,20 @@ def workers_end_with_sweep(launcher: Launcher, spec: str | None, workers: int, n
         started_ray = False
         try:
             started_ray = _start_ray(launcher)
-            yield _check_nodes(needs) if type(launcher).__name__ == "RayLauncher" else True
+            yield _check_nodes(needs, _options_of_ray(launcher)) if type(launcher).__name__ == "RayLauncher" else True
         finally:
             _stop_workers(started_ray)
             del os.environ[MARK]  # then Popen closes the pipe, and the reaper ends the remaining processes
+
+
+def _options_of_ray(launcher: Launcher) -> dict[str, Any]:
+    """Ray's options for a job, of hydra.launcher.ray.remote."""
+    return dict(OmegaConf.to_container(launcher.ray_cfg.remote or OmegaConf.create({}), resolve=True))  # type: ignore
+
+
+def _has(resources: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    """Whether a node has what a job asks for."""
+    return all(resources.get(name, 0.0) >= amount for name, amount in wanted.items() if amount)
 
 
 def _start_ray(launcher: Launcher) -> bool:
@@ -139,12 +150,11 @@ def _start_ray(launcher: Launcher) -> bool:
     import ray
 
     options = launcher.ray_cfg  # type: ignore[attr-defined]
+    given = _options_of_ray(launcher)
     hydra_private.follow_jobs_of_ray()
     starts = not ray.is_initialized()
     if starts:
         ray.init(**OmegaConf.to_container(options.init, resolve=True))  # type: ignore[arg-type]
-    given = OmegaConf.to_container(options.remote or OmegaConf.create({}))
-    assert isinstance(given, dict)
     defaults: dict[str, int] = {"max_retries": 0, "max_calls": 0}
     if "num_gpus" not in given and ray.cluster_resources().get("GPU", 0):
         log.info("hydra.launcher.ray.remote.num_gpus: 1 (auto: Ray has GPUs, and each trial gets one)")
@@ -154,14 +164,18 @@ def _start_ray(launcher: Launcher) -> bool:
     return starts
 
 
-def _check_nodes(needs: Needs) -> bool:
-    """Whether all nodes of Ray's cluster see the study's folder. Raises InputError for a node that lacks something."""
+def _check_nodes(needs: Needs, job: Mapping[str, Any]) -> bool:
+    """Whether all nodes of Ray's cluster see the study's folder. Raises InputError for a node that lacks something.
+
+    job: Ray's options for the jobs. Nodes that are too small for them get none.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = _found(needs)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    probe = ray.remote(num_cpus=0, max_retries=0)(_found)
+    wanted = {"CPU": job.get("num_cpus", 1), "GPU": job.get("num_gpus", 0), **(job.get("resources") or {})}
+    nodes = [node for node in ray.nodes() if node["Alive"] and _has(node["Resources"], wanted)]
+    probe = ray.remote(num_cpus=0, max_retries=0, runtime_env=job.get("runtime_env") or {})(_found)
     answers = [
         probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(needs)
         for node in nodes
@@ -212,16 +226,23 @@ def _found(needs: Needs) -> _Found:
             artifacts.check(needs.artifacts)
         except InputError as error:
             reason = str(error)
-    missing = [key for key, name in needs.targets.items() if importlib.util.find_spec(name.partition(".")[0]) is None]
+    missing = [key for key, name in needs.targets.items() if not _is_installed(name.partition(".")[0])]
     storage = _content(needs.storage) if needs.storage else None
     return _Found(_content(needs.folder / STUDY_FILE), storage, missing, reason)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # __main__, which is sent with the job; an empty name, which the job refuses
+        return True
 
 
 def _content(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             return file.read(16)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # not there, or not to be read by this user
         return None
 
 

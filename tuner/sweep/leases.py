@@ -7,6 +7,7 @@ compares times: a watcher counts the seconds for which it has seen the same leas
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +30,14 @@ def new_lease() -> float:
 
 @dataclass
 class Renewals:
-    """Renews the leases of this process's trials, in a thread."""
+    """Renews the leases of this process's trials, in a thread.
+
+    owner: system attributes that are set again with each lease. A sweep of another machine that came too late to start
+        a waiting trial may have left its own.
+    """
 
     study: Study
+    owner: Mapping[str, Any] = field(default_factory=dict)
     held: dict[int, Trial | FrozenTrial] = field(default_factory=dict)  # by number
     ended: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
@@ -59,7 +65,8 @@ class Renewals:
 
     def _renew(self, number: int, trial: Trial | FrozenTrial) -> None:
         try:
-            set_system_attr(self.study, trial, LEASE, new_lease())
+            for key, value in {**self.owner, LEASE: new_lease()}.items():
+                set_system_attr(self.study, trial, key, value)
             self.failed = False
         except UpdateFinishedTrialError:  # it has ended, or was taken for lost: its job is told when it ends
             self.drop(number)

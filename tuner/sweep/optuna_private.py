@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage, _CachedStorage
-from optuna.storages._rdb.models import BaseModel, TrialSystemAttributeModel, TrialUserAttributeModel
+from optuna.storages._rdb.models import BaseModel, TrialModel, TrialSystemAttributeModel, TrialUserAttributeModel
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.storages.journal._file import BaseJournalFileLock as BaseJournalFileLock
 from optuna.storages.journal._storage import JournalOperation
@@ -187,6 +187,7 @@ def set_attributes(storage: BaseStorage, trial_id: int, user: Mapping[str, Any],
     if isinstance(storage, _CachedStorage):  # is_database, for mypy
         database = storage._backend
         with _create_scoped_session(database.scoped_session, True) as session:
+            TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)  # nobody ends it meanwhile
             for model, attributes in ((TrialUserAttributeModel, user), (TrialSystemAttributeModel, system)):
                 for key, value in attributes.items():
                     database._set_trial_attr_without_commit(session, model, trial_id, key, value)

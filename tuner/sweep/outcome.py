@@ -11,13 +11,13 @@ from optuna.trial import Trial, TrialState
 
 from tuner import InputError
 from tuner.files import disk_error
+from tuner.runs.layout import OUTCOME_FILE as OUTCOME_FILE
 from tuner.sweep.optuna_private import set_system_attr
 from tuner.sweep.settings import MixedStudyError
 from tuner.sweep.storage_files import StorageLostError
 
 OUTCOME = "outcome"  # system attribute of a trial: its Outcome as a dict, from the job to whoever tells the study
 OF_USER = (InputError, ConfigCompositionException)
-OUTCOME_FILE = ".outcome.json"  # the same in the run folder, until the study has it
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import abc
 import copy
 import json
 import logging
+import re
 import threading
 import time
 import uuid
@@ -26,6 +27,9 @@ from tuner.sweep.passwords import hidden
 from tuner.sweep.storage_files import Place, StorageLostError
 
 log = logging.getLogger("tuner.sweep")
+REFUSED = re.compile(  # how servers refuse a client: waiting does not help
+    r'authentication failed|no pg_hba.conf entry|(database|role) ".*" does not exist|Access denied|Unknown database'
+)
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts
 # System attributes of a trial.
 REQUEST = "request"  # an identifier, by which a repeated request finds it
@@ -113,6 +117,8 @@ def is_away(error: BaseException | None) -> bool:
         module, name = type(error).__module__.partition(".")[0], type(error).__name__
         if isinstance(error, DBAPIError) and type(error.orig).__module__.startswith("sqlite3"):
             return "locked" in str(error.orig)
+        if isinstance(error, DBAPIError) and REFUSED.search(str(error.orig)):
+            return False
         if isinstance(error, OperationalError | InterfaceError | PoolTimeout | ConnectionError):
             return True
         if isinstance(error, DBAPIError) and error.connection_invalidated:

@@ -135,10 +135,11 @@ class Retraining:
         if self.here:
             log.info("it is retrained on this machine: the nodes of the cluster do not see %s", self.folder)
         launcher = self.make_launcher(LastRun(self.task_function, last, self.artifacts), self.here)
-        if url := self._result(launcher, name, number, overrides):
-            copies = artifacts.of_study(self.budget.study)
-            last_runs = {key: copies[key] for key in (BEST, DEFAULT) if key in copies}
-            self.budget.study.set_user_attr(artifacts.ARTIFACTS, last_runs | {name: url})
+        url = self._result(launcher, name, number, overrides)
+        copies = artifacts.of_study(self.budget.study)
+        if url or name in copies:  # an earlier copy is not of this run
+            others = {key: copies[key] for key in (BEST, DEFAULT) if key in copies and key != name}
+            self.budget.study.set_user_attr(artifacts.ARTIFACTS, others | ({name: url} if url else {}))
 
     def _result(self, launcher: Launcher, name: str, number: int, overrides: list[str]) -> Any:
         """What the job returns. Raises InputError if it fails, and what a disk raises."""

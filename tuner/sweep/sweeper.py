@@ -96,6 +96,7 @@ class AsyncSweeper:
         self.stop_options = {"timeout": timeout, "trial_timeout": trial_timeout}
         self.stop_options |= {"target": target, "stop_when_flat": stop_when_flat}
         self.artifacts = artifacts
+        self.copies_away = False  # the place of the run folders' copies cannot be read
         self.missing: InputError | None = None  # why the best trial is not retrained
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -366,8 +367,8 @@ class AsyncSweeper:
 
     def _bring_run_folders(self) -> None:
         """Bring the run folders here that other machines have copied to `artifacts`."""
-        if WORKER not in os.environ:
-            artifacts.bring(artifacts.of_study(self.study), self.folder)
+        if WORKER not in os.environ and not self.copies_away:
+            self.copies_away = not artifacts.bring(artifacts.of_study(self.study), self.folder)
 
     def _overrides_of_workers(self) -> list[str]:
         """What a worker does otherwise than this sweep: it retrains nothing, and has no workers itself."""

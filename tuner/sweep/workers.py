@@ -137,10 +137,16 @@ class _Worker:
 
     def keep(self) -> None:
         """Start the process again if a signal has ended it. One that ended by itself had a reason."""
-        again = (self.process.poll() or 0) < 0 and self.starts < STARTS
+        code = self.process.poll() or 0
+        again = code < 0 and code != -signal.SIGTERM and self.starts < STARTS
         self.report(", and it is started again" if again else "")
-        if again:
+        if not again:
+            return
+        try:
             self.start()
+        except OSError as error:  # no memory, or too many processes: at the next look there may be room
+            self.starts += 1
+            log.warning("worker %d cannot be started: %s", self.place, error)
 
     def report(self, more: str = "") -> None:
         """Log how the process has ended, once, unless it was as it should.   more: the end of the line."""
