@@ -35,7 +35,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """Run `python -m tuner.train ARGUMENTS` in an empty folder; gives (exit code, what it printed)."""
-    from tuner import output as present
+    from tuner import terminal as present
     from tuner import train
 
     monkeypatch.chdir(tmp_path)
@@ -75,7 +75,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capfd):
     """Run `python -m tuner.COMMAND ARGUMENTS` in this process; gives (exit code, standard output, standard error)."""
-    from tuner import output as present
+    from tuner import terminal as present
 
     def run(name, *arguments):
         module = importlib.import_module(f"tuner.{name}")

@@ -444,10 +444,13 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(command, tmp_path):
     assert "resuming after epoch 1" in output
 
 
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(command, tmp_path):
+def test_ctrl_c_is_two_lines_that_says_how_to_go_on(command, tmp_path):
     code, output = interrupted(command, *TINY, "epochs=3")
     assert code == 130
-    assert f"interrupted; resume with: python -m tuner.resume {tmp_path / 'here'}" in output.splitlines()[-1]
+    stands, resume = output.splitlines()[-2:]
+    assert re.search(rf"interrupted after epoch 1, val accuracy 0\.\d{{4}}: {tmp_path / 'here'}$", stands)
+    assert resume.endswith(f"resume with: python -m tuner.resume {tmp_path / 'here'}")
+    assert result(tmp_path / "here")["status"] == "interrupted"
     assert "Traceback" not in output
 
 

@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
+from tuner import DivergedError
 from tuner.config import CONF, parse
-from tuner.training.fit import DivergedError
 from tuner.training.setup import setup_of
 from tuner.training.spec import spec_of
 from tuner.training.together import fit_all

@@ -17,7 +17,7 @@ from rich.text import Text
 from test_runs import EPOCHS, HEADER, RESULT, make
 
 from tuner import compare
-from tuner import output as present
+from tuner import terminal as present
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(tuner.__file__).parents[1]), 
 ENVIRONMENT.pop("PYTHONIOENCODING", None)
 PROGRAM = """
 import logging, sys, pandas as pd
-from tuner import InputError, output
+from tuner import InputError, output, terminal
 def main():
     logging.getLogger().warning("the log: 日本")
     output.terminal(pd.DataFrame({"class": ["日本"] * 10_000}), "a table │")
@@ -30,7 +30,7 @@ def main():
     if "missing" in sys.argv:
         open("nowhere/x")
     print("end: 日本")
-output.command(main)
+terminal.command(main)
 """
 
 
@@ -76,7 +76,7 @@ def test_streams(tmp_path, line, code, out, err):
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_each_command_goes_through_the_one_place_that_handles_streams(name):
     last = Path(tuner.__file__).with_name(f"{name}.py").read_text("utf-8").splitlines()[-1]
-    assert last.startswith("    output.command(")
+    assert last.startswith("    terminal.command(")
 
 
 def test_ctrl_c_while_a_command_is_imported_leaves_no_traceback(tmp_path):

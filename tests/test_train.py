@@ -15,6 +15,7 @@ import yaml
 from helpers import TINY, result
 from safetensors import safe_open
 
+from tuner import runs
 from tuner.bank import features
 from tuner.networks import weights
 from tuner.runs.run import Run
@@ -83,10 +84,8 @@ def test_a_run_leaves_a_complete_folder(command):
 
 def test_it_prints_epochs_with_loss_and_accuracy_where_the_output_is_no_terminal(command):
     _, output = command(*TINY)
-    assert (
-        len(re.findall(r"epoch \d/3: loss \d+\.\d{4} \(val \d+\.\d{4}\), accuracy 0\.\d{4} \(val 0\.\d{4}\)", output))
-        == 3
-    )
+    of_splits = [rf"val {name} \d+\.\d{{4}}, train {name} \d+\.\d{{4}}" for name in ("accuracy", "loss")]
+    assert len(re.findall(rf"epoch \d/3: {', '.join(of_splits)}", output)) == 3
     [folder] = run_folders()
     assert (folder / "train.log").read_text().count("epoch ") == output.count("epoch ")
 
@@ -190,7 +189,7 @@ def test_a_refused_run_changes_nothing_in_a_finished_runs_folder(command):
     before = files("here")
     code, output = command(*TINY, "hydra.run.dir=here", "optimizer.lr=0.5", "model.head.width=7")
     assert code == 1
-    assert "here holds a finished run; choose another hydra.run.dir" in output
+    assert "here holds a finished run; choose another name or hydra.run.dir" in output
     assert files("here") == before
 
 
@@ -342,7 +341,7 @@ def test_a_finished_run_is_not_overwritten(command):
     before = result(Path("mine"))
     code, output = command(*TINY, "hydra.run.dir=mine", "seed=1")
     assert code == 1
-    assert "mine holds a finished run; choose another hydra.run.dir" in output
+    assert "mine holds a finished run; choose another name or hydra.run.dir" in output
     assert result(Path("mine")) == before
 
 
@@ -416,10 +415,46 @@ def test_the_wheel_holds_all_that_is_needed(tmp_path):
     assert "test accuracy" in done.stdout
 
 
-def test_a_search_without_m_says_that_it_is_one_run(command):
-    code, output = command(*TINY, "hparams_search=optuna", "epochs=1")
+def test_a_search_needs_no_m(command):
+    code, output = command(*TINY, "hparams_search=optuna", "hydra.sweeper.n_trials=1", "final.seeds=0", "study=s")
     assert code == 0, output
-    assert "hparams_search=optuna needs -m to search: this is a single run" in output
+    assert Path("multirun/s/trials.csv").exists()
+    assert not Path("outputs").exists()
+
+
+def test_a_run_may_have_a_name_and_the_last_one_has_a_link(command):
+    for name in ("first", "second"):
+        code, output = command(*TINY, "epochs=1", f"name={name}")
+        assert code == 0, output
+        assert f"tiny on synthetic: {Path.cwd()}/outputs/{name}" in output.splitlines()[0]
+        assert Path("outputs/latest").resolve() == Path.cwd() / "outputs" / name
+    assert list(runs.load("outputs").folder) == ["outputs/first", "outputs/second"]  # not the link
+    code, output = command(*TINY, "epochs=1", "name=first")
+    assert code == 1
+    assert "first holds a finished run; choose another name" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["name=latest"], "name=latest must be another name: outputs/latest is a link to the last run"),
+        (["name=a/b"], "name=a/b must be the name of a folder"),
+        (["-m", "name=a"], "name=a is for a single run; the name of a search is study=a"),
+        (["hparams_search=optuna", "name=a"], "name=a is for a single run; the name of a search is study=a"),
+    ],
+)
+def test_names_that_a_run_cannot_have(command, arguments, message):
+    code, output = command(*TINY, *arguments)
+    assert code == 1
+    assert message in output
+
+
+@pytest.mark.parametrize("mistake", ["epochs=0", "optimizer.lr=fast", "model.last_block=block9", "model.head.width=-1"])
+def test_a_mistake_leaves_no_folder(command, mistake):
+    code, output = command(*TINY, mistake)
+    assert code == 1
+    assert "Traceback" not in output
+    assert list(Path().iterdir()) == []
 
 
 def test_a_run_does_not_go_into_the_folder_of_a_study(command):

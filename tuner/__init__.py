@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-# A command, python -m tuner.COMMAND, takes seconds to import; until tuner.output.command runs, Ctrl-C ends it quietly.
+# A command takes seconds to import; until tuner.terminal.command runs, Ctrl-C ends it quietly.
 if any(option == "-m" and name.startswith("tuner.") for option, name in pairwise(sys.orig_argv)) and (
     signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
@@ -26,6 +26,10 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return legible(super().__str__())  # it may quote a file of others
+
+
+class DivergedError(ArithmeticError):
+    """A loss is not finite."""
 
 
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> "Model":

@@ -15,7 +15,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from tuner import InputError, output
+from tuner import DivergedError, InputError, output, terminal
 from tuner.analysis import audit_page, findings
 from tuner.analysis.findings import Images
 from tuner.analysis.label_errors import LabelErrors, label_errors
@@ -25,7 +25,6 @@ from tuner.bank.neighbours import distance_within_class, projected
 from tuner.config import CONF, RunConfig, parse
 from tuner.data import exclusion, summary
 from tuner.files import replacing
-from tuner.training.fit import DivergedError
 from tuner.training.folds import fold_numbers
 from tuner.training.model_choice import SIZES, with_size
 from tuner.training.out_of_fold import FOLDS, out_of_fold
@@ -269,4 +268,4 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

@@ -8,7 +8,7 @@ python -m tuner.cache --limit 20GB            # delete files unused for longest,
 import argparse
 from pathlib import Path
 
-from tuner import cache_files, output
+from tuner import cache_files, output, terminal
 from tuner.cache_files import Entry, format_bytes
 from tuner.rules import SIZE, as_bytes
 from tuner.runs import readings
@@ -75,4 +75,4 @@ def _is_chosen(entry: Entry, days: float, prune: bool) -> bool:
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

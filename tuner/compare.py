@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from tuner import InputError, artifacts, output, plots
+from tuner import InputError, artifacts, output, plots, terminal
 from tuner.analysis import paired
 from tuner.rules import as_number
 from tuner.runs import readings
@@ -385,4 +385,4 @@ def _summary(frame: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

@@ -343,7 +343,7 @@ def written(folder: Path) -> DictConfig:
     if not {"model", "seed", "precision"} <= plain.keys():
         raise InputError(f"{path} is not the config of a run: it must have model, seed and precision")
     earlier.rename_keys(plain)
-    for key in ("hydra", "study"):  # how a new run would be started
+    for key in ("hydra", "name", "study"):  # how a new run would be started
         plain.pop(key, None)
     plain["cache_limit"] = None  # no run folder decides what is removed from this machine's cache
     if isinstance(plain.get("data"), dict) and "cache_limit" in plain["data"]:
@@ -397,7 +397,7 @@ def _exists(path: Path) -> bool:
 @functools.cache
 def _root() -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"), resolve=False)
-    return {key: plain[key] for key in ("study", "hydra")}
+    return {key: plain[key] for key in ("name", "study", "hydra")}
 
 
 def applied_yaml(composed: DictConfig, config: RunConfig) -> str:

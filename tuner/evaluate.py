@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from tuner import InputError, output, plots
+from tuner import InputError, output, plots, terminal
 from tuner.config import CONF, RunConfig, parse_part, written
 from tuner.data import Data, Samples, copies, exclusion
 from tuner.device import CHOICES, Batches, send
@@ -257,4 +257,4 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tuner import InputError, artifacts, output
+from tuner import InputError, artifacts, output, terminal
 from tuner.config import of_run
 from tuner.data.files.image_file import expand
 from tuner.files import replacing
@@ -225,4 +225,4 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

@@ -36,6 +36,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def link(path: Path, target: Path) -> None:
+    """Make a symbolic link, in place of one that may be there. Raises OSError if another file or folder is."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary.symlink_to(target)
+    try:
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def appending(path: Path) -> TextIO:
     """A text file, opened to append to it. Raises OSError if it is a link."""
     no_link = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag

@@ -3,12 +3,10 @@
 import html
 import io
 import json
-import logging
 import math
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,15 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tuner import InputError
-from tuner.files import disk_error, replacing
-from tuner.safe_text import HARMFUL, Formatter, cell, printable, printable_lines
+from tuner.files import replacing
+from tuner.safe_text import HARMFUL, cell, printable, printable_lines
 
 if TYPE_CHECKING:
     from plotly.basedatatypes import BaseFigure
 
-CLOSED = 128 + 13  # exit code if the reader of a pipe has gone, as shells report SIGPIPE
-INTERRUPTED = 128 + 2  # after Ctrl-C
 LEGIBLE = 10  # characters; longer text may be folded to this width
 WHOLE = 100_000  # characters; no row is longer
 TO_FOUR_PLACES = ("accuracy", "loss", "probability", "precision", "f1")  # columns whose names end so have four decimals
@@ -55,64 +50,8 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
 """
 
 
-def command(main: Callable[[], None], *, log: bool = True) -> None:
-    """Run a command. A mistake, or a file that can't be used, ends it with a line; Ctrl-C ends it quietly.
-
-    log: the log goes to standard error. False: the command sets up its own.
-    If standard output can't be written, the exit code is 1, or CLOSED after `| head`, whose reader has gone. A log that
-    can't be written ends nothing.
-    """
-    _prepare_streams()
-    if log:
-        logging.basicConfig(level=logging.INFO)
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(Formatter("%(message)s"))
-    try:
-        try:
-            main()
-        finally:
-            sys.stdout.flush()
-    except InputError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # SIGPIPE's default action would also apply to sockets
-        _drop_output()
-        sys.exit(CLOSED)
-    except OSError as error:
-        if error.filename is None and disk_error(error) is None:
-            raise
-        _drop_output()
-        sys.exit(f"{error.filename or 'the output'} cannot be used: {error.strerror or error}")
-
-
-def _prepare_streams() -> None:
-    """Make standard output and error safe to write: closed ones go nowhere, unknown characters are escaped."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set in tuner/__init__.py until imports are done
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:  # closed: the next file that is opened would take its number, which is the lowest
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - a number, until the process ends
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    logging.raiseExceptions = False  # a log that can't be written prints no traceback, and ends nothing
-
-
-def _drop_output() -> None:
-    """If standard output can't be written, lose what is left of it, or the interpreter would report that at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 class Terminal(Console):
-    """rich's console on standard output. `command` handles a reader that has gone."""
+    """rich's console on standard output. `terminal.command` handles a reader that has gone."""
 
     def on_broken_pipe(self) -> None:
         """Called in the handler of a BrokenPipeError. rich's own would exit."""

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tuner import InputError, output, plots
+from tuner import InputError, output, plots, terminal
 from tuner.data.files import image_file
 from tuner.data.tables import csv_unlabelled
 from tuner.data.tables.csv_images import Place
@@ -217,4 +217,4 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

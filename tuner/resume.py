@@ -7,18 +7,19 @@ where the run was started.
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tuner import InputError, artifacts, output
+from tuner import InputError, artifacts, terminal
 from tuner.config import RunConfig, parse, start_folder, with_values, written
 from tuner.files import appending
+from tuner.runs.ending import one_line_errors
 from tuner.runs.layout import CHECKPOINT
 from tuner.runs.run import Run
 from tuner.safe_text import Formatter
-from tuner.stages import one_line_errors, train
 
 FORMAT = "[%(asctime)s] %(levelname)s %(message)s"  # as in conf/train.yaml
 
@@ -50,8 +51,11 @@ def main() -> None:
     if (started := start_folder(folder)) and started.is_dir():  # a logger's store may be a relative path
         os.chdir(started)
     logging.basicConfig(level=logging.INFO, handlers=[_handler(sys.stdout)], force=True)
+    from tuner.stages import train  # imports torch, which takes seconds
+
+    again = shlex.join(["python", "-m", "tuner.resume", str(folder), *args.overrides])
     run = Run(folder)
-    with appending(folder / "train.log") as file, one_line_errors(folder, raises=False):
+    with appending(folder / "train.log") as file, one_line_errors(folder, again=again):
         for logger in (logging.getLogger(), run.log):
             logger.addHandler(_handler(file))
         train(config, run)
@@ -59,10 +63,10 @@ def main() -> None:
 
 
 def _handler(stream: TextIO) -> logging.Handler:
-    handler = logging.StreamHandler(stream)
+    handler = terminal.Console(stream)
     handler.setFormatter(Formatter(FORMAT, "%H:%M:%S"))
     return handler
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

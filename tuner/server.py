@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, run_grpc_proxy_server
 
-from tuner import InputError, output
+from tuner import InputError, terminal
 from tuner.rules import POSITIVE
 from tuner.sweep import passwords, storage
 
@@ -54,7 +54,7 @@ def main() -> None:
             warnings.simplefilter("ignore", ExperimentalWarning)  # the user chose it by name
             run_grpc_proxy_server(store, host=args.host, port=args.port)
     except KeyboardInterrupt:
-        os._exit(output.INTERRUPTED)  # gRPC's threads may wait for a client, and Python for them
+        os._exit(terminal.INTERRUPTED)  # gRPC's threads may wait for a client, and Python for them
     finally:
         ended.set()
 
@@ -71,4 +71,4 @@ def _tell(store: BaseStorage, where: str, ended: threading.Event, seconds: float
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

@@ -6,29 +6,26 @@ together, then finished.
 
 import logging
 import math
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from tuner import InputError, output, rules
+from tuner import InputError, rules
 from tuner.bank import cuts
 from tuner.config import RunConfig, record_values
 from tuner.data import summary
 from tuner.device import describe
 from tuner.files import disk_error
 from tuner.runs.ensemble import Ensemble
-from tuner.runs.layout import CHECKPOINT
 from tuner.runs.run import Run
 from tuner.runs.trackers import open_tracker
 from tuner.sweep.trial import RunningTrial, TrialPruned
+from tuner.terminal import epochs_bar
 from tuner.training import merging, model_choice
 from tuner.training.checkpoint import with_checkpoints
-from tuner.training.fit import DivergedError
 from tuner.training.folds import Fold, folds_of, means
 from tuner.training.initial import with_initial_weights
 from tuner.training.results import draw_choice, draw_data, features, is_on, write_results
@@ -71,14 +68,11 @@ class Prepared:
         Raises TrialPruned if the pruner ends the trial.
         """
         self.run.log_epoch(epoch, metrics)
-        text = f"loss {metrics['train_loss']:.4f}, accuracy {metrics['train_accuracy']:.4f}"
-        if "val_loss" in metrics:
-            text = f"loss {metrics['train_loss']:.4f} (val {metrics['val_loss']:.4f}), "
-            text += f"accuracy {metrics['train_accuracy']:.4f} (val {metrics['val_accuracy']:.4f})"
-        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.set_description_str(f"epoch {epoch}/{self.bar.total}: {_accuracies(metrics)}", refresh=False)
         self.bar.update()
         self.bar.refresh()
         if self.bar.disable:
+            text = f"{_accuracies(metrics)}, {_losses(metrics)}"
             self.run.log.info("%sepoch %d/%d: %s", self._prefix, epoch, self.bar.total, text)
         # A diverged run has failed; it is not reported, or it would count as pruned.
         if self.trial and "val_loss" in metrics and math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
@@ -87,6 +81,16 @@ class Prepared:
     @property
     def _prefix(self) -> str:
         return f"{self.run.folder.name}: " if self.run.folder.name.isdecimal() else ""
+
+
+def _accuracies(metrics: Metrics) -> str:
+    train = f"train accuracy {metrics['train_accuracy']:.4f}"
+    return f"val accuracy {metrics['val_accuracy']:.4f}, {train}" if "val_loss" in metrics else train
+
+
+def _losses(metrics: Metrics) -> str:
+    train = f"train loss {metrics['train_loss']:.4f}"
+    return f"val loss {metrics['val_loss']:.4f}, {train}" if "val_loss" in metrics else train
 
 
 # 1. Prepare
@@ -129,9 +133,8 @@ def prepare(config: RunConfig, run: Run, trial: RunningTrial | None = None, numb
         if setup.choice and "model_choice" in run.result:
             draw_choice(run, setup.choice)
     epochs = config.final.epochs or config.epochs
-    bar = tqdm(total=epochs, desc="training", unit="epoch", disable=in_sweep or None)
-    if resume := specs[0].resume:
-        bar.update(resume["fitted"]["epochs"])
+    resume = specs[0].resume
+    bar = epochs_bar(epochs, resume["fitted"]["epochs"] if resume else 0, hidden=in_sweep)
     return Prepared(config, run, trial, setup, specs, bar, in_sweep, ensemble, folds)
 
 
@@ -322,7 +325,7 @@ def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple
 
 
 def record_end(run: Run, error: BaseException) -> None:
-    """Write to result.json that a run was pruned or has failed, unless its end is recorded."""
+    """Write to result.json that a run was pruned, interrupted or has failed, unless its end is recorded."""
     if run.has_ended:
         return
     if run.resumes and isinstance(error, InputError):
@@ -333,6 +336,8 @@ def record_end(run: Run, error: BaseException) -> None:
         last = {name: None if epochs.empty else float(epochs[name].iloc[-1]) for name in names}
         run.finish("pruned", epochs=len(epochs), **last)
         run.log.info("%s", error)
+    elif isinstance(error, KeyboardInterrupt):
+        run.finish("interrupted")
     else:
         run.finish("failed", error=f"{type(error).__name__}: {error}")
 
@@ -357,32 +362,3 @@ def recorded(run: Run) -> Iterator[None]:
         record_end(run, error)
         run.close()
         raise
-
-
-@contextmanager
-def one_line_errors(folder: Path, *, raises: bool) -> Iterator[None]:
-    """Exit after a line about a user's mistake, a diverged run, a disk or Ctrl-C, instead of with a traceback.
-
-    raises: leave that to the caller.
-    """
-    resume = f"resume with: python -m tuner.resume {folder}"
-    try:
-        yield
-    except (InputError, DivergedError) as error:
-        if raises:
-            raise
-        log.error("%s", error)
-        log.debug("where it came from, for hydra.verbose=true", exc_info=error)
-        sys.exit(1)
-    except Exception as error:
-        reason = disk_error(error)
-        if raises or reason is None:
-            raise
-        again = resume if (folder / CHECKPOINT).exists() else "start it again"
-        log.error("a disk is full or cannot be written (%s): change that, then %s", reason, again)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        if raises:
-            raise
-        log.error("interrupted%s", f"; {resume}" if (folder / CHECKPOINT).exists() else "")
-        sys.exit(output.INTERRUPTED)

@@ -15,11 +15,12 @@ import optuna
 import pandas as pd
 from matplotlib.figure import Figure
 from optuna import visualization
+from optuna.trial import TrialState
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tuner import InputError, artifacts, output, plots
+from tuner import InputError, artifacts, output, plots, terminal
 from tuner.analysis import loaded_study
 from tuner.analysis.advice import advice, cannot_be_told_apart, certainty
 from tuner.analysis.loaded_study import LoadedStudy
@@ -27,6 +28,7 @@ from tuner.files import subfolder
 from tuner.safe_text import printable
 from tuner.sweep import budget, storage
 from tuner.sweep.optuna_private import study_id
+from tuner.sweep.progress import training
 from tuner.sweep.settings import MIXED
 from tuner.sweep.stopping import duration
 
@@ -294,7 +296,7 @@ def watch(args: argparse.Namespace) -> None:
             which = s.folder or s.study.study_name  # the same study, even if a newer one starts
             if console.is_terminal:
                 live.update(glance(s, args.top, console.width), refresh=True)
-            elif (line := headline(s)) != last:
+            elif (line := state(s)) != last:
                 output.print_text(line)
                 last = line
             if not (budget.sweep_is_running(s.folder) if s.folder else s.states["RUNNING"]):
@@ -302,10 +304,16 @@ def watch(args: argparse.Namespace) -> None:
             time.sleep(WATCHED_EVERY)
 
 
+def state(s: LoadedStudy) -> str:
+    """The headline, and how far the running trials are."""
+    running = [trial for trial in s.frozen if trial.state == TrialState.RUNNING]
+    return "; ".join(filter(None, [headline(s), training(running, s.study.directions)]))
+
+
 def glance(s: LoadedStudy, top: int, width: int) -> Group:
     """The headline and the best trials, for a terminal of `width` characters."""
     tables = best_trials(s, top).values()
-    return Group(Text(printable(headline(s)), "bold"), *(output.within(table, width) for table in tables))
+    return Group(Text(printable(state(s)), "bold"), *(output.within(table, width) for table in tables))
 
 
 def dashboard(args: argparse.Namespace) -> None:
@@ -329,4 +337,4 @@ def dashboard(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

@@ -74,5 +74,6 @@ def of_group(group: str) -> tuple[str, ...]:
 
 
 def of_hydra() -> tuple[str, ...]:
-    """What Hydra may call on its own: search spaces, tuner's formatter of log lines, and what only the user can add."""
-    return (*SEARCH_SPACES, "tuner.safe_text.Formatter", *by_user())
+    """What Hydra may call on its own: search spaces, tuner's log lines, and what only the user can add."""
+    of_train = ("tuner.safe_text.Formatter", "tuner.terminal.Console", "tuner.sweep.summary.Summary")
+    return (*SEARCH_SPACES, *of_train, *by_user())

@@ -1,39 +1,49 @@
 """Fine-tune a pretrained image network: `python -m tuner.train`.
 
-Hydra calls the task with a config; a launcher may call its three stages instead (see tuner.stages).
+Hydra calls the task with a config; a launcher may call its three stages instead (see tuner.stages). They import torch
+and pandas, which take seconds: the log says before that what is run.
 """
 
 import logging
 import os
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tuner import InputError, artifacts, earlier, output, targets
+from tuner import InputError, artifacts, earlier, files, targets, terminal
 from tuner.config import CONF, applied_yaml, parse
 from tuner.rules import FOLDER_NAME, or_null
-from tuner.runs.run import Run, TakenError
-from tuner.stages import Prepared, finish, fit_together, one_line_errors, prepare, recorded
-from tuner.sweep import hydra_private, plugin
+from tuner.runs.ending import close_log_files, nothing_left, one_line_errors
+from tuner.runs.layout import LATEST
+from tuner.sweep import hydra_private, passwords, plugin
 from tuner.sweep.trial import RunningTrial, Stages
+
+if TYPE_CHECKING:
+    from tuner.stages import Prepared
 
 plugin.register()
 log = logging.getLogger("tuner.train")
+OUTPUTS = "outputs"
 
 
-def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> Prepared:
+def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> "Prepared":
     """Open the run folder of a Hydra job, check its config, and prepare the run."""
+    from tuner.runs.run import Run, TakenError
+    from tuner.stages import prepare, recorded
+
     hydra_cfg = HydraConfig.get()
     try:
         run = Run(Path(hydra_cfg.runtime.output_dir))
     except TakenError:
-        close_log_files()
+        close_log_files()  # they are another run's
         raise
     with recorded(run):
         # Hydra would write these before the folder is known to be free; train.yaml has hydra.output_subdir: null
@@ -41,15 +51,24 @@ def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> Prepared:
         number = hydra_cfg.job.num if hydra_cfg.mode == RunMode.MULTIRUN else None
         config = parse(cfg)
         run.save_config({"conf/config.yaml": applied_yaml(cfg, config)})
-        return prepare(config, run, trial, number)
+        prepared = prepare(config, run, trial, number)
+    if number is None:
+        link_latest(run.folder, Path(hydra_cfg.runtime.cwd))
+    return prepared
 
 
-def close_log_files() -> None:
-    """What follows is not logged to the files that Hydra has opened for this job: they are another run's."""
-    root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
-        root.removeHandler(handler)
-        handler.close()
+def fit_together(jobs: Sequence["Prepared"]) -> Iterator[tuple[int, Any]]:
+    """See tuner.stages.fit_together."""
+    from tuner import stages
+
+    yield from stages.fit_together(jobs)
+
+
+def finish(job: "Prepared", fitted: Any) -> float | tuple[float, float]:
+    """See tuner.stages.finish."""
+    from tuner import stages
+
+    return stages.finish(job, fitted)
 
 
 STAGES = Stages(prepare_job, fit_together, finish, check=parse)
@@ -58,40 +77,61 @@ STAGES = Stages(prepare_job, fit_together, finish, check=parse)
 def task(cfg: DictConfig) -> float | tuple[float, float]:
     """One run, from its Hydra config to its folder. A user's mistake ends it in one line."""
     hydra_cfg = HydraConfig.get()
-    in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
-    if not in_sweep and (search := hydra_cfg.runtime.choices.get("hparams_search")):
-        log.warning("hparams_search=%s needs -m to search: this is a single run", search)
     folder = Path(hydra_cfg.runtime.output_dir)
-    with one_line_errors(folder, raises=in_sweep):
-        if not in_sweep and (place := cfg.get("artifacts")) is not None:
+    in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    if in_sweep:
+        return _run(cfg, folder)
+    again = str(passwords.redacted(shlex.join(["python", "-m", "tuner.train", *sys.argv[1:]])))
+    with one_line_errors(folder, again=again), nothing_left(folder):
+        parse(cfg)
+        if (place := cfg.get("artifacts")) is not None:
             artifacts.check(str(place))  # before anything is written: a password may be in it
-        value = STAGES.run(cfg, None)
-        artifacts.keep(folder, cfg.get("artifacts"))
-        return value
+        choices = hydra_cfg.runtime.choices
+        log.info("%s on %s: %s", choices.get("model"), choices.get("data"), folder)
+        return _run(cfg, folder)
+
+
+def _run(cfg: DictConfig, folder: Path) -> float | tuple[float, float]:
+    value = STAGES.run(cfg, None)
+    artifacts.keep(folder, cfg.get("artifacts"))
+    return value
 
 
 task.stages = STAGES  # type: ignore[attr-defined]
 
 
-def check_folders(arguments: Sequence[str]) -> None:
-    """Raises InputError for a folder that Hydra could not make, or would make outside of multirun/."""
-    for key, _, value in (argument.partition("=") for argument in arguments):
-        text = value.strip("'\"")
-        if key == "study" and "${" not in text:
+def link_latest(folder: Path, start: Path) -> None:
+    """Let outputs/latest be the last single run.   start: the folder in which it was started."""
+    outputs = start / OUTPUTS
+    if outputs in folder.parents:
+        try:
+            files.link(outputs / LATEST, folder.relative_to(outputs))
+        except OSError as error:
+            log.warning("%s cannot be a link to this run: %s", outputs / LATEST, error.strerror)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises InputError for a folder that Hydra could not make, or would make elsewhere, and for a search's `name`."""
+    values = {key: value.strip("'\"") for key, _, value in (word.partition("=") for word in words)}
+    for key in ("study", "name"):
+        if "${" not in (text := values.get(key, "${")):
             or_null(FOLDER_NAME).check(key, None if text == "null" else text)
-        if (
-            key in ("hydra.run.dir", "hydra.sweep.dir")
-            and max(len(os.fsencode(part)) for part in text.split("/")) > 255
-        ):
-            raise InputError(f"{key}={text} has the name of a folder of more than 255 bytes: shorten it")
+    if values.get("name") == LATEST:
+        raise InputError(f"name={LATEST} must be another name: {OUTPUTS}/{LATEST} is a link to the last run")
+    searches = {"-m", "--multirun"} & {*words} or values.get("hparams_search", "null") != "null"
+    if searches and "name" in values:
+        raise InputError(f"name={values['name']} is for a single run; the name of a search is study={values['name']}")
+    for key in ("hydra.run.dir", "hydra.sweep.dir"):
+        if any(len(os.fsencode(part)) > 255 for part in values.get(key, "").split("/")):
+            raise InputError(f"{key}={values[key]} has the name of a folder of more than 255 bytes: shorten it")
 
 
 def main() -> None:
-    """Train one run, or search with -m, from a config that Hydra composes. Refuses names of earlier versions."""
+    """Train one run, or search, from a config that Hydra composes. Refuses names of earlier versions."""
     # Hydra refuses this spelling, with the password
     sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
     earlier.refuse_old_names(sys.argv[1:])
-    check_folders(sys.argv[1:])
+    check_words(sys.argv[1:])
     with hydra_private.files_in_one_line():
         hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=targets.of_hydra())(task)()
 
@@ -99,4 +139,4 @@ def main() -> None:
 if __name__ == "__main__":
     from tuner.train import main as importable  # so that worker processes import it, instead of being sent its code
 
-    output.command(importable, log=False)  # Hydra sets up the log
+    terminal.command(importable, log=False)  # Hydra sets up the log

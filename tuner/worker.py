@@ -9,7 +9,7 @@ import sys
 
 import optuna
 
-from tuner import InputError, output
+from tuner import InputError, terminal
 from tuner.sweep import WORKER, passwords, storage
 from tuner.sweep.settings import COMMAND
 
@@ -59,4 +59,4 @@ def recorded(url: str, name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    output.command(main)
+    terminal.command(main)

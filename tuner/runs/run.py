@@ -62,7 +62,9 @@ class Run:
             log.warning("%s cannot be locked (%s): make sure that only one process writes there", folder, error)
         try:
             if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
-                raise TakenError(f"{folder} holds a finished run; choose another hydra.run.dir, or move that run")
+                raise TakenError(
+                    f"{folder} holds a finished run; choose another name or hydra.run.dir, or move that run"
+                )
         except (InputError, OSError):
             self._unlock()
             raise
@@ -159,7 +161,7 @@ class Run:
         plots.save(figure, subfolder(self.folder, "plots") / f"{name}.png")
 
     def finish(self, status: str, **more: Any) -> None:
-        """Write result.json. status: complete, pruned or failed."""
+        """Write result.json. status: complete, pruned, interrupted or failed."""
         seconds = round(self.seconds(), 2)
         result = {"status": status, **self.result, **more, "seconds": seconds, "versions": versions()}
         with replacing(self.folder / "result.json") as file:

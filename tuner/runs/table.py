@@ -16,7 +16,7 @@ import pandas as pd
 
 from tuner import InputError, earlier, yaml_file
 from tuner.rules import as_number
-from tuner.runs.layout import PREDICTIONS
+from tuner.runs.layout import LATEST, PREDICTIONS
 from tuner.runs.result import read_result
 from tuner.safe_text import from_cell, printable
 
@@ -90,7 +90,7 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     if is_run:
         yield folder
     for name in sorted(folders, key=lambda name: (int(name) if name.isdecimal() else math.inf, name)):
-        if folders[name] and name[0] != "." and not (is_run and name == "plots"):
+        if folders[name] and name[0] != "." and name != LATEST and not (is_run and name == "plots"):
             yield from _find(folder / name, seen)
 
 
@@ -106,9 +106,9 @@ def load(*folders: str | Path, resolve: bool = True) -> pd.DataFrame:
 
     Columns: `folder`; RESULTS; `started`; `test_split`, the hash of the test split, if it was read; all other scores of
     these runs, such as val_auroc; and the keys of the config, such as optimizer.lr. A key with the name of a result is
-    `config.KEY`. `status` is complete, pruned, failed, or unfinished (still running, or killed). For failed and
-    unfinished runs epochs, val_accuracy and val_loss are the last of metrics.csv. A damaged folder is logged and left
-    out.
+    `config.KEY`. `status` is complete, pruned, failed, interrupted (by Ctrl-C), or unfinished (still running, or
+    killed). For the last three, epochs, val_accuracy and val_loss are the last of metrics.csv. A damaged folder is
+    logged and left out.
     resolve: a key that refers to another, such as data.seed: ${seed}, shows the resolved value.
     Raises InputError if a given folder is missing.
     """
@@ -128,7 +128,7 @@ def _row(folder: Path) -> dict[str, Any]:
     config, started = read_config(folder)
     finished = (folder / "result.json").exists()
     result = read_result(folder) if finished else {"status": "unfinished"}
-    if result["status"] in ("unfinished", "failed"):  # these have no epochs in result.json
+    if result["status"] in ("unfinished", "interrupted", "failed"):  # these have no epochs in result.json
         result = _last_epoch(folder / "metrics.csv") | result
     with _named("result.json"):
         for name in RESULTS:

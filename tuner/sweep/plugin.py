@@ -144,7 +144,7 @@ class TunerSweeperConf(OptunaSweeperConf):
     # keys and groups that do not affect the objective: they may be others when a study is continued
     irrelevant: list[str] = field(
         default_factory=lambda: [
-            *("study", "study_mixed", "final", "logger", "cache_dir", "cache_limit", "device", "test", "plots"),
+            *("name", "study", "study_mixed", "final", "logger", "cache_dir", "cache_limit", "device", "test", "plots"),
             *("artifacts",),
             *("data.cache_dir", "data.cache_limit"),
             *("data.root", "data.path", "data.test_path"),  # hashes of the images are compared

@@ -256,7 +256,9 @@ class AsyncSweeper:
             raise InputError("enqueue: a grid runs only its own points; leave enqueue out, or take another sampler")
         if grid:
             self.budget.n_trials = min(self.n_trials, sampling.grid_size(distributions))
-        progress = Progress(self.budget.history, self.budget.n_trials, self.rules)
+        epochs = OmegaConf.select(self.config, "epochs")
+        epochs = epochs if isinstance(epochs, int) and "epochs" not in self.space.distributions else None
+        progress = Progress(self.budget.history, self.budget.n_trials, self.rules, epochs)
         limit = allowed_failures(self.max_failure_rate, self.budget.n_trials)
         self.monitor = Monitor(self.budget, progress, limit)
         self.budget.on_trial_end = self.monitor.trial_ended

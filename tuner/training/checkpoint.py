@@ -21,7 +21,7 @@ from tuner.training.spec import Spec
 
 log = logging.getLogger(__name__)
 MOST = 1 / 20  # largest share of a run's time to spend on writing
-IRRELEVANT = ("study", "cache_dir", "cache_limit")  # keys that do not affect the training
+IRRELEVANT = ("name", "study", "cache_dir", "cache_limit")  # keys that do not affect the training
 LONG = 60  # seconds after which a run's log says how to resume it
 
 

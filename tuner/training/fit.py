@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim import Optimizer
 
-from tuner import InputError, earlier
+from tuner import DivergedError, InputError, earlier
 from tuner.device import (
     Batches,
     exact_float32,
@@ -31,10 +31,6 @@ from tuner.training.spec import Fitted, Metrics, OnEpoch, Spec
 log = logging.getLogger("tuner.training.fit")
 PROGRESS = ("epochs", "saved_epoch", "best_epoch", "best_value", "metrics", "state")  # of Fitted, in a checkpoint
 _Labels = list[tuple[torch.Tensor, torch.Tensor | float]]
-
-
-class DivergedError(ArithmeticError):
-    """A loss is not finite."""
 
 
 def fit(

@@ -1,0 +1,92 @@
+"""How a single run ends: with a line about a mistake or a full disk, or with two after Ctrl-C."""
+
+import csv
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner import DivergedError, InputError
+from tuner.files import disk_error
+from tuner.runs.layout import CHECKPOINT
+from tuner.terminal import INTERRUPTED
+
+log = logging.getLogger("tuner.train")
+
+
+@contextmanager
+def one_line_errors(folder: Path, *, again: str) -> Iterator[None]:
+    """Exit after a line about a user's mistake, a diverged run, a disk or Ctrl-C, instead of with a traceback.
+
+    again: the command that starts the run again.
+    """
+    try:
+        yield
+    except (InputError, DivergedError) as error:
+        log.error("%s", error)
+        log.debug("where it came from, for hydra.verbose=true", exc_info=error)
+        sys.exit(1)
+    except Exception as error:
+        reason = disk_error(error)
+        if reason is None:
+            raise
+        log.error("a disk is full or cannot be written (%s): change that, then %s", reason, _go_on(folder, again))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        log.error("interrupted %s: %s", _stands(folder), folder)
+        log.error("%s", _go_on(folder, again))
+        sys.exit(INTERRUPTED)
+
+
+def _go_on(folder: Path, again: str) -> str:
+    if (folder / CHECKPOINT).exists():
+        return f"resume with: python -m tuner.resume {shlex.quote(str(folder))}"
+    return f"start it again with: {again}"
+
+
+def _stands(folder: Path) -> str:
+    """How far a run has come, from its metrics.csv."""
+    try:
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        rows = []
+    if not rows:
+        return "before the first epoch ended"
+    accuracy = rows[-1].get("val_accuracy")
+    return f"after epoch {rows[-1]['epoch']}" + (f", val accuracy {float(accuracy):.4f}" if accuracy else "")
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Remove the folder that Hydra has made for a run if a mistake of the user ends it before it has trained.
+
+    A folder that was there before is kept.
+    """
+    is_new = all(path.suffix == ".log" and path.stat().st_size == 0 for path in folder.iterdir())
+    try:
+        yield
+    except InputError:
+        if is_new and not has_trained(folder):
+            close_log_files()
+            shutil.rmtree(folder)
+            for parent in list(folder.parents)[:2]:  # outputs/DATE, outputs
+                if parent != Path.cwd() and not any(parent.iterdir()):
+                    parent.rmdir()
+        raise
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run has ended an epoch."""
+    return (folder / "metrics.csv").exists() and (folder / "metrics.csv").read_bytes().count(b"\n") > 1
+
+
+def close_log_files() -> None:
+    """What follows is not logged to the files that Hydra has opened for this job."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()

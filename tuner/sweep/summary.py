@@ -1,0 +1,63 @@
+"""The end of a multirun that is no search, such as `-m seed=0,1,2`: the mean and the spread of its runs.
+
+Hydra calls it, because conf/train.yaml lists it among hydra.callbacks. A search has a report of its own.
+"""
+
+import logging
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from tuner import yaml_file
+from tuner.runs.result import read_result
+
+log = logging.getLogger("tuner.train")
+MOST = 10  # lines
+BASIC = "BasicSweeper"  # Hydra's own
+
+
+class Summary(Callback):
+    """Logs the mean validation accuracy over the seeds of each configuration, the best first."""
+
+    def on_multirun_end(self, config: DictConfig, **_more: Any) -> None:
+        """Called by Hydra when all jobs have ended."""
+        if not str(config.hydra.sweeper._target_).endswith(BASIC):
+            return
+        folder = Path(config.hydra.sweep.dir)
+        for line in lines(folder):
+            log.info("%s", line)
+        log.info("all runs: python -m tuner.compare %s", folder)
+
+
+def lines(folder: Path) -> list[str]:
+    """A line for each configuration, and one that says how many more there are.   folder: of the multirun."""
+    accuracies = defaultdict(list)
+    for overrides, accuracy in complete_runs(folder):
+        accuracies[overrides].append(accuracy)
+    best_first = sorted(accuracies, key=lambda overrides: -statistics.fmean(accuracies[overrides]))
+    shown = [f"{overrides + ': ' if overrides else ''}{spread(accuracies[overrides])}" for overrides in best_first]
+    return shown[:MOST] + ([f"and {len(shown) - MOST} more configurations"] if len(shown) > MOST else [])
+
+
+def complete_runs(folder: Path) -> Iterable[tuple[str, float]]:
+    """The overrides of each complete run, apart from its seed, and its validation accuracy."""
+    for result_path in folder.glob("*/result.json"):
+        result = read_result(result_path.parent)
+        if result["status"] == "complete" and isinstance(result.get("val_accuracy"), float):
+            overrides = yaml_file.read(result_path.parent / ".hydra" / "overrides.yaml")
+            others = [str(line) for line in overrides if not str(line).startswith("seed=")]
+            yield " ".join(others), result["val_accuracy"]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Such as "validation accuracy 0.9042 (mean of 4 runs, standard deviation 0.0031, 0.9000 to 0.9083)"."""
+    mean = f"validation accuracy {statistics.fmean(values):.4f}"
+    if len(values) == 1:
+        return f"{mean} (1 run)"
+    deviation, low, high = statistics.stdev(values), min(values), max(values)
+    return f"{mean} (mean of {len(values)} runs, standard deviation {deviation:.4f}, {low:.4f} to {high:.4f})"
