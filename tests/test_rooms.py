@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "tuner"
 COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
 COMMANDS |= {"evaluate", "export", "resume", "cache", "audit"}
 ROOMS = (  # a module or a package, each above all that it may import
-    *("safe_text", "yaml_file", "files", "targets", "rules", "earlier", "device", "cache_files", "output", "config"),
+    *("safe_text", "yaml_file", "files", "targets", "rules", "config_reference", "earlier", "device"),
+    *("cache_files", "output", "config"),
     *("data", "networks", "plots", "bank", "runs", "artifacts", "training", "sweep", "stages", "inference", "analysis"),
 )
 ONLY_IN = {
