@@ -10,9 +10,21 @@ PACKAGE = Path(__file__).parent.parent / "tuner"
 COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
 COMMANDS |= {"evaluate", "export", "resume", "cache", "audit"}
 ROOMS = (  # a module or a package, each above all that it may import
-    *("safe_text", "yaml_file", "files", "terminal", "targets", "rules", "earlier", "device", "cache_files", "output"),
-    *("config", "data", "networks", "plots", "bank", "runs", "artifacts", "training", "sweep", "stages", "inference"),
-    "analysis",
+    *("safe_text", "yaml_file", "files", "terminal", "targets", "rules", "config_reference", "completion", "earlier"),
+    *(
+        "device",
+        "cache_files",
+        "output",
+        "config",
+        "data",
+        "networks",
+        "plots",
+        "bank",
+        "runs",
+        "artifacts",
+        "training",
+    ),
+    *("sweep", "stages", "inference", "analysis"),
 )
 ONLY_IN = {
     "fsspec": {"artifacts"},
@@ -40,7 +52,7 @@ ONLY_IN = {
 
 
 def rank(room: str) -> int:
-    return len(ROOMS) if room in COMMANDS else ROOMS.index(room)
+    return len(ROOMS) if room in {*COMMANDS, "__main__"} else ROOMS.index(room)
 
 
 def imported() -> list[tuple[str, str]]:
@@ -65,7 +77,7 @@ def test_the_page_on_design_lists_the_layers_from_the_top_down():
 
 def test_every_room_has_its_place():
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert rooms == {*ROOMS, *COMMANDS, "__init__"}
+    assert rooms == {*ROOMS, *COMMANDS, "__init__", "__main__"}
 
 
 def test_imports_run_downwards_and_no_command_is_imported():

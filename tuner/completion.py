@@ -32,8 +32,8 @@ compdef _tuner tuner""",
     "fish": "complete -c tuner -a '(tuner --complete (commandline -cp))'",
 }
 INSTALL = {
-    "bash": "add this to ~/.bashrc:  eval \"$(tuner completion bash)\"",
-    "zsh": "add this to ~/.zshrc, after compinit:  eval \"$(tuner completion zsh)\"",
+    "bash": 'add this to ~/.bashrc:  eval "$(tuner completion bash)"',
+    "zsh": 'add this to ~/.zshrc, after compinit:  eval "$(tuner completion zsh)"',
     "fish": "tuner completion fish > ~/.config/fish/completions/tuner.fish",
 }
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError, earlier, targets, yaml_file
 from tuner.cache_files import Cache
+from tuner.config_reference import CONF as CONF
 from tuner.files import replacing
 from tuner.rules import (
     BELOW_ONE,
@@ -41,8 +42,6 @@ from tuner.rules import (
 )
 
 log = logging.getLogger("tuner.config")
-HERE = Path(__file__).resolve().parent
-CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed, or a checkout
 PATHS = (  # that may be relative
     ("model", "weights"),
     *(("data", key) for key in ("root", "path", "test_path", "folder", "exclude")),

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tuner import InputError, artifacts, earlier, files, targets, terminal
+from tuner import InputError, __version__, artifacts, config_reference, earlier, files, targets, terminal
 from tuner.config import CONF, applied_yaml, parse
 from tuner.rules import FOLDER_NAME, or_null
 from tuner.runs.ending import close_log_files, nothing_left, one_line_errors
@@ -128,6 +128,12 @@ def check_words(words: Sequence[str]) -> None:
 
 def main() -> None:
     """Train one run, or search, from a config that Hydra composes. Refuses names of earlier versions."""
+    if config_reference.asks_for_help(sys.argv[1:]):
+        config_reference.print_help(sys.argv[1:])
+        return
+    if "--version" in sys.argv[1:]:
+        print(f"tuner {__version__}")
+        return
     # Hydra refuses this spelling, with the password
     sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
     earlier.refuse_old_names(sys.argv[1:])

@@ -48,10 +48,10 @@ class SuccessiveHalvingPruner:
     """Asynchronous successive halving: each rung keeps the best 1 / reduction_factor. Li et al., arXiv:1810.05934."""
 
     _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
-    min_resource: Any = "auto"
-    reduction_factor: int = 4
-    min_early_stopping_rate: int = 0
-    bootstrap_count: int = 0
+    min_resource: Any = "auto"  # epochs before the first rung; auto: by the first trials
+    reduction_factor: int = 4  # one of so many trials passes a rung
+    min_early_stopping_rate: int = 0  # rungs that are left out at the start
+    bootstrap_count: int = 0  # trials that a rung waits for, before one passes it
 
 
 @dataclass
@@ -59,10 +59,10 @@ class HyperbandPruner:
     """Successive halving with several minimum resources at once. Li et al., arXiv:1603.06560."""
 
     _target_: str = "optuna.pruners.HyperbandPruner"
-    min_resource: int = 1
-    max_resource: Any = "auto"
-    reduction_factor: int = 3
-    bootstrap_count: int = 0
+    min_resource: int = 1  # epochs before the first rung
+    max_resource: Any = "auto"  # epochs of a whole trial; auto: by the first complete ones
+    reduction_factor: int = 3  # one of so many trials passes a rung
+    bootstrap_count: int = 0  # trials that a rung waits for, before one passes it
 
 
 @dataclass
@@ -70,8 +70,8 @@ class WilcoxonPruner:
     """Prunes a trial that a Wilcoxon signed-rank test finds worse than the best, paired by step."""
 
     _target_: str = "optuna.pruners.WilcoxonPruner"
-    p_threshold: float = 0.1
-    n_startup_steps: int = 2
+    p_threshold: float = 0.1  # a trial with a smaller p-value is pruned
+    n_startup_steps: int = 2  # steps before a trial is pruned
 
 
 @dataclass
@@ -79,10 +79,10 @@ class ThresholdPruner:
     """Prunes a trial that reports NaN or a value outside lower..upper."""
 
     _target_: str = "optuna.pruners.ThresholdPruner"
-    lower: float | None = None
-    upper: float | None = None
-    n_warmup_steps: int = 0
-    interval_steps: int = 1
+    lower: float | None = None  # a trial that reports less is pruned
+    upper: float | None = None  # a trial that reports more is pruned
+    n_warmup_steps: int = 0  # epochs of a trial, before it is pruned
+    interval_steps: int = 1  # epochs between two looks
 
 
 @dataclass
@@ -90,9 +90,9 @@ class PatientPruner:
     """Prunes after `patience` steps without improvement, if `wrapped_pruner` (null: always) would prune, too."""
 
     _target_: str = "optuna.pruners.PatientPruner"
-    wrapped_pruner: Any = None
-    patience: int = 5
-    min_delta: float = 0.0
+    wrapped_pruner: Any = None  # another pruner that must agree; null: none
+    patience: int = 5  # epochs without improvement
+    min_delta: float = 0.0  # the least that counts as one
 
 
 PRUNERS = {
