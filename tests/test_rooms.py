@@ -11,20 +11,8 @@ COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
 COMMANDS |= {"evaluate", "export", "resume", "cache", "audit"}
 ROOMS = (  # a module or a package, each above all that it may import
     *("safe_text", "yaml_file", "files", "terminal", "targets", "rules", "config_reference", "completion", "earlier"),
-    *(
-        "device",
-        "cache_files",
-        "output",
-        "config",
-        "data",
-        "networks",
-        "plots",
-        "bank",
-        "runs",
-        "artifacts",
-        "training",
-    ),
-    *("sweep", "stages", "inference", "analysis"),
+    *("device", "cache_files", "output", "config", "data", "networks", "plots", "bank", "runs", "artifacts"),
+    *("training", "sweep", "stages", "inference", "analysis", "calls"),
 )
 ONLY_IN = {
     "fsspec": {"artifacts"},
@@ -33,7 +21,7 @@ ONLY_IN = {
     "optuna": {"analysis", "artifacts", "server", "study", "sweep", "worker"},
     "optuna_dashboard": {"study"},
     "psutil": {"sweep"},
-    "pandas": {"analysis", "audit", "compare", "evaluate", "output", "plots", "predict", "runs", "study"},
+    "pandas": {"analysis", "audit", "calls", "compare", "evaluate", "output", "plots", "predict", "runs", "study"},
     "matplotlib": {"plots", "runs", "study"},
     "plotly": {"compare", "output"},
     "rich": {"output", "study"},

@@ -2,9 +2,11 @@
 
 import signal
 import sys
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from tuner.safe_text import legible
 
@@ -30,6 +32,23 @@ class InputError(ValueError):
 
 class DivergedError(ArithmeticError):
     """A loss is not finite."""
+
+
+class CallableModule(ModuleType):
+    """A module with the name of a function: `tuner.train` is a command, and `tuner.train(...)` runs it."""
+
+    def __call__(self, *overrides: str) -> Any:
+        """See `tuner.calls`."""
+        from tuner import calls
+
+        return getattr(calls, self.__name__.removeprefix("tuner."))(*overrides)
+
+
+def __getattr__(name: str) -> Any:
+    """Import tuner.train and tuner.sweep when they are used."""
+    if name not in ("train", "sweep"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"tuner.{name}")
 
 
 def load(run: str | Path, *, device: str = "auto", precision: str = "auto") -> "Model":

@@ -5,7 +5,7 @@ import runpy
 import signal
 import sys
 
-from tuner import __version__, completion, config_reference
+from tuner import __version__, calls, completion, config_reference
 
 COMMANDS = {
     "train": "fine-tune a network: one run",
@@ -49,8 +49,7 @@ def main() -> None:
 def run(command: str, words: list[str]) -> None:
     """Run a command in this process, as python -m does."""
     if command == "sweep":
-        named = any(word.startswith(("hparams_search=", "hydra/sweeper=")) for word in words)
-        command, words = "train", ["-m", *([] if named else ["hparams_search=optuna"]), *words]
+        command, words = "train", ["-m", *calls.default_search(words), *words]
     sys.argv[1:] = words
     runpy.run_module(f"tuner.{command}", run_name="__main__", alter_sys=True)
 

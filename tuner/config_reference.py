@@ -48,7 +48,7 @@ FROM_PLUGINS = {  # options that other packages bring, with what they are
 USAGE = """\
 usage: tuner train [GROUP=OPTION ...] [KEY=VALUE ...]     one run
        tuner sweep [GROUP=OPTION ...] [KEY=VALUE ...]     a search; without hparams_search=NAME, hparams_search=optuna
-       --cfg job prints the composed config instead; --config-dir FOLDER adds configs; --hydra-help has Hydra's options"""
+       --cfg job prints the composed config; --config-dir FOLDER adds configs; --hydra-help has Hydra's options"""
 WIDTH = 100  # columns of the text for a terminal
 SIMILAR = 5  # suggestions for an unknown word
 

@@ -18,7 +18,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tuner import InputError, __version__, artifacts, config_reference, earlier, files, targets, terminal
+from tuner import (
+    CallableModule,
+    InputError,
+    __version__,
+    artifacts,
+    config_reference,
+    earlier,
+    files,
+    targets,
+    terminal,
+)
 from tuner.config import CONF, applied_yaml, parse
 from tuner.rules import FOLDER_NAME, or_null
 from tuner.runs.ending import close_log_files, nothing_left, one_line_errors
@@ -141,6 +151,8 @@ def main() -> None:
     with hydra_private.files_in_one_line():
         hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=targets.of_hydra())(task)()
 
+
+sys.modules[__name__].__class__ = CallableModule  # tuner.train(...): see tuner.calls
 
 if __name__ == "__main__":
     from tuner.train import main as importable  # so that worker processes import it, instead of being sent its code

@@ -40,18 +40,23 @@ def lines(folder: Path) -> list[str]:
     for overrides, accuracy in complete_runs(folder):
         accuracies[overrides].append(accuracy)
     best_first = sorted(accuracies, key=lambda overrides: -statistics.fmean(accuracies[overrides]))
-    shown = [f"{overrides + ': ' if overrides else ''}{spread(accuracies[overrides])}" for overrides in best_first]
+    common = set.intersection(*map(set, best_first)) if best_first else set()
+    names = [" ".join(word for word in overrides if word not in common) for overrides in best_first]
+    shown = [
+        f"{name}: {spread(accuracies[overrides])}" if name else spread(accuracies[overrides])
+        for name, overrides in zip(names, best_first, strict=True)
+    ]
     return shown[:MOST] + ([f"and {len(shown) - MOST} more configurations"] if len(shown) > MOST else [])
 
 
-def complete_runs(folder: Path) -> Iterable[tuple[str, float]]:
+def complete_runs(folder: Path) -> Iterable[tuple[tuple[str, ...], float]]:
     """The overrides of each complete run, apart from its seed, and its validation accuracy."""
     for result_path in folder.glob("*/result.json"):
         result = read_result(result_path.parent)
         if result["status"] == "complete" and isinstance(result.get("val_accuracy"), float):
             overrides = yaml_file.read(result_path.parent / ".hydra" / "overrides.yaml")
-            others = [str(line) for line in overrides if not str(line).startswith("seed=")]
-            yield " ".join(others), result["val_accuracy"]
+            others = tuple(str(line) for line in overrides if not str(line).startswith("seed="))
+            yield others, result["val_accuracy"]
 
 
 def spread(values: Sequence[float]) -> str:
