@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tuner"
 COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
-COMMANDS |= {"evaluate", "export", "resume", "cache", "audit"}
+COMMANDS |= {"evaluate", "export", "resume", "cache", "audit", "report"}
 ROOMS = (  # a module or a package, each above all that it may import
     *("safe_text", "yaml_file", "files", "terminal", "targets", "rules", "config_reference", "completion", "earlier"),
     *("device", "cache_files", "output", "config", "data", "networks", "plots", "bank", "runs", "artifacts"),

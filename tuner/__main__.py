@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "classify images with a trained model",
     "evaluate": "score a trained model on a test split, or on other data",
     "export": "write a trained model as ONNX or torch.export",
+    "report": "write a run as one web page, and its model card",
     "resume": "resume a single run that was killed",
     "audit": "find wrong labels, copies and outliers in a data set",
     "cache": "list or delete cached features and images",

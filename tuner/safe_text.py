@@ -1,5 +1,6 @@
 """Text from others, made safe to print and to open in a spreadsheet."""
 
+import html
 import logging
 import re
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 FORMULA = re.compile(r"\s*[=+@-]|'")
 LONG = re.compile(r"\S{1000,}")  # longer than most paths
+MARKUP = re.compile(r"[\\`*_\[\]|~$#]")  # Markdown's characters, and $ of formulas
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -33,6 +35,11 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Called by logging."""
         return printable_lines(super().format(record))
+
+
+def markdown(text: str) -> str:
+    """The text as a part of a line of Markdown: it is shown as it is, and is neither markup nor HTML."""
+    return MARKUP.sub(r"\\\g<0>", html.escape(printable(text), quote=False))
 
 
 def cell(value: Any) -> Any:

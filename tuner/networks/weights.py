@@ -24,6 +24,11 @@ ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = ASSETS / "vgg16_imagenet_features.safetensors"  # float16, torchvision's names
 BUNDLED_AS = "IMAGENET1K_FEATURES"  # torchvision's name of the same weights, for their preprocessing
 BUNDLES = {"vgg16": BUNDLED, "efficientnet_lite0": ASSETS / "efficientnet_lite0_imagenet.safetensors"}
+LICENCES = {  # of BUNDLES, as in NOTICE
+    "vgg16": "trained on ImageNet by the Visual Geometry Group, University of Oxford (Simonyan and Zisserman, "
+    "arXiv:1409.1556), Creative Commons Attribution 4.0",
+    "efficientnet_lite0": "trained on ImageNet by Google (Tan and Le, arXiv:1905.11946), Apache License 2.0",
+}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Layer names in torchvision's older files of DenseNet and ViT -> today's names
 RENAMED = {

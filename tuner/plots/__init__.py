@@ -10,11 +10,11 @@ from tuner.plots.pareto import pareto_front
 from tuner.plots.run import accuracy, confusion_matrix, examples, loss, per_class, train_vs_test
 from tuner.plots.space import Parameter
 from tuner.plots.study import contours, importances, parallel_coordinates, slices
-from tuner.plots.style import HUGE, save
+from tuner.plots.style import HUGE, png, save
 from tuner.plots.thumbnail import thumbnail
 from tuner.plots.timeline import timeline
 from tuner.plots.trials import edf, history, intermediate_values
-from tuner.plots.trust import attention, reliability
+from tuner.plots.trust import attention, calibration, reliability
 
 __all__ = [
     "HUGE",
@@ -22,6 +22,7 @@ __all__ = [
     "accuracy",
     "attention",
     "bars",
+    "calibration",
     "confusion_matrix",
     "contours",
     "curves",
@@ -36,6 +37,7 @@ __all__ = [
     "parallel_coordinates",
     "pareto_front",
     "per_class",
+    "png",
     "reliability",
     "save",
     "slices",

@@ -1,10 +1,11 @@
 """What all figures share: colours, sizes, the empty figure and its axes, labels, and `save`."""
 
+import io
 import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib import font_manager
@@ -41,7 +42,19 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a PNG of 150 dots per inch. A reader of `path` sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file, warnings.catch_warnings():
+    with replacing(path) as file:
+        _write(figure, file)
+
+
+def png(figure: Figure) -> bytes:
+    """The same PNG in memory, for a web page."""
+    file = io.BytesIO()
+    _write(figure, file)
+    return file.getvalue()
+
+
+def _write(figure: Figure, file: BinaryIO) -> None:
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the box in its place says so
         figure.savefig(file, format="png", dpi=150)
 

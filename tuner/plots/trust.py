@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 
 from tuner.plots import style
 from tuner.plots.style import BLUE, GRID, INK, LIGHT, MUTED, NAME, ORANGE, TEXT
@@ -25,21 +26,35 @@ def reliability(
     figure = style.figure(title, 10, 5.6, note)
     grid = figure.add_gridspec(2, 2, height_ratios=[4, 1])
     for column, (bins, name) in enumerate(((before, "before"), (after, f"after, temperature {temperature:.2f}"))):
-        top = style.axes(figure, grid[0, column])
-        _draw_bins(top, bins)
+        top = _draw_column(figure, grid, column, bins)
         top.set_title(f"{name}: {errors[column]:.3f}", fontsize=TEXT, color=INK)
-        below = style.axes(figure, grid[1, column], sharex=top)
-        counts = np.array([count for count, *_ in bins], float)
-        width = 1 / len(bins)
-        below.bar((np.arange(len(bins)) + 0.5) * width, counts / max(1, counts.sum()), 0.9 * width, color=LIGHT)
-        below.set_xlabel("confidence, the probability of the predicted class")
-        below.set_ylim(0, 1)
-        below.set_yticks([0.5, 1])
-        top.tick_params(labelbottom=False)
-        if column == 0:
-            top.set_ylabel("accuracy")
-            below.set_ylabel("images")
     return figure
+
+
+def calibration(bins: Sequence[Any], error: float, split: str) -> Figure:
+    """Accuracy by calibrated confidence alone.   bins, error: as in `reliability`, after calibration."""
+    note = "Below the diagonal the model is overconfident. Light bars: the share of images in each bin."
+    figure = style.figure(f"{split.capitalize()} calibration error {error:.3f}", 6.5, 5.6, note)
+    _draw_column(figure, figure.add_gridspec(2, 1, height_ratios=[4, 1]), 0, bins)
+    return figure
+
+
+def _draw_column(figure: Figure, grid: GridSpec, column: int, bins: Sequence[Any]) -> Axes:
+    """Draw accuracy by confidence, and the share of images in each bin below it. Returns the upper axes."""
+    top = style.axes(figure, grid[0, column])
+    _draw_bins(top, bins)
+    below = style.axes(figure, grid[1, column], sharex=top)
+    counts = np.array([count for count, *_ in bins], float)
+    width = 1 / len(bins)
+    below.bar((np.arange(len(bins)) + 0.5) * width, counts / max(1, counts.sum()), 0.9 * width, color=LIGHT)
+    below.set_xlabel("confidence, the probability of the predicted class")
+    below.set_ylim(0, 1)
+    below.set_yticks([0.5, 1])
+    top.tick_params(labelbottom=False)
+    if column == 0:
+        top.set_ylabel("accuracy")
+        below.set_ylabel("images")
+    return top
 
 
 def _draw_bins(axes: Axes, bins: Sequence[Any]) -> None:

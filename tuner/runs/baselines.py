@@ -49,18 +49,22 @@ def of_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if all(is_number(found.get(key)) for key in numbers) else None
 
 
-def lines(found: Mapping[str, Any], value: object, what: str) -> list[str]:
-    """The scores, and a line if `value`, that of `what` in the same metric, is not above all of them."""
-    metric = METRICS[found["metric"]]
+def by_name(found: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a record, by names for people."""
     names = (
         *("the majority class", f"{found['neighbours']} nearest neighbour{'s' * (found['neighbours'] != 1)}"),
         "ridge regression on the features",
     )
-    by_name = dict(zip(names, (found[key] for key in SCORES), strict=True))
-    text = f"for comparison, validation {metric} of " + ", ".join(f"{name} {v:.4f}" for name, v in by_name.items())
+    return dict(zip(names, (found[key] for key in SCORES), strict=True))
+
+
+def lines(found: Mapping[str, Any], value: object, what: str) -> list[str]:
+    """The scores, and a line if `value`, that of `what` in the same metric, is not above all of them."""
+    metric, scores = METRICS[found["metric"]], by_name(found)
+    text = f"for comparison, validation {metric} of " + ", ".join(f"{name} {v:.4f}" for name, v in scores.items())
     if found["n_train"] < found["n_train_available"]:
         text += f" (from {found['n_train']:,} of {found['n_train_available']:,} training images)"
-    best = max(by_name, key=lambda name: by_name[name])
-    if not isinstance(value, int | float) or value > by_name[best]:
+    best = max(scores, key=lambda name: scores[name])
+    if not isinstance(value, int | float) or value > scores[best]:
         return [text]
-    return [text, f"{what} does not beat {best}: validation {metric} {value:.4f} against {by_name[best]:.4f}"]
+    return [text, f"{what} does not beat {best}: validation {metric} {value:.4f} against {scores[best]:.4f}"]

@@ -67,9 +67,14 @@ def bins(log_p: torch.Tensor, labels: torch.Tensor) -> list[Bin]:
     log_p: log-probabilities, float [N, classes].   labels: int64 [N].
     """
     confidence, predicted = log_p.double().exp().max(1)
+    return bins_of(confidence, predicted == labels)
+
+
+def bins_of(confidence: torch.Tensor, right: torch.Tensor) -> list[Bin]:
+    """The same, from confidences, float64 [N], and whether the predictions are right, bool [N]."""
     place = (confidence * BINS).ceil().clamp(1, BINS).long() - 1  # the bins are (0, 1/15], (1/15, 2/15], ...
     count = torch.bincount(place, minlength=BINS)
-    sums = [torch.bincount(place, x, minlength=BINS) for x in (confidence, (predicted == labels).double())]
+    sums = [torch.bincount(place, x, minlength=BINS) for x in (confidence, right.double())]
     means = [(total / count.clamp(min=1)).tolist() for total in sums]
     return [Bin(*values) for values in zip(count.tolist(), *means, strict=True)]
 

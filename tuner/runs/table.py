@@ -38,18 +38,23 @@ def read_metrics(folder: str | Path) -> pd.DataFrame:
 
 
 def read_predictions(folder: str | Path) -> pd.DataFrame | None:
-    """The columns split, image, label and predicted of a run's predictions.csv, each image once; None if it has none.
+    """The columns split, image, label, predicted and confidence of a run's predictions.csv, each image once.
 
-    What is wrong with the file is logged.
+    None if it has none. What is wrong with the file is logged.
     """
     path = Path(folder) / PREDICTIONS
     if not path.exists():
         log.info("%s has no %s: it is unfinished, or of an older version", folder, PREDICTIONS)
         return None
-    types: Any = {"split": str, "image": str, "label": str, "predicted": str}
+    texts = ["split", "image", "label", "predicted"]
+    types: Any = dict.fromkeys(texts, str) | {"confidence": float}
     try:
-        table = pd.read_csv(path, usecols=list(types), dtype=types, keep_default_na=False)
-        table = table.map(from_cell)
+        blank = {"confidence": ""}
+        table = pd.read_csv(path, usecols=types.__contains__, dtype=types, na_values=blank, keep_default_na=False)
+        if missing := [name for name in texts if name not in table]:
+            raise ValueError(f"it has no column {missing[0]}")
+        table = table.reindex(columns=list(types))  # earlier versions wrote no confidence
+        table[texts] = table[texts].map(from_cell)
         table = table.drop_duplicates(["split", "image", "label"])  # a file that the data set lists twice
         if table.duplicated(["split", "image"]).any():
             raise ValueError("an image has two labels")
