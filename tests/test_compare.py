@@ -24,6 +24,7 @@ FLOATS = [1 / 3, 0.1 + 0.2, 5e-324, 1e22, 0.9999999999999999, 1e-05, 123456.7890
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     caplog.set_level(logging.INFO)
 
 
@@ -72,11 +73,11 @@ def test_runs_from_the_best_with_what_differs(compared):
     make("multirun/s/1", other, RESULT | {"val_accuracy": 0.95, "test_accuracy": 0.9})
     make("multirun/s/2", other, metrics=HEADER + EPOCHS)
     assert cells(compared()) == [
-        ["folder", "status", "val_accuracy", "test_accuracy", "epochs", "seconds", "optimizer.lr", "config.epochs"],
-        ["multirun/s/1", "complete", "0.9500", "0.9000", "2", "1.5", "0.0001", "3"],
-        ["outputs/day/one", "complete", "0.9123", "-", "2", "1.5", "0.001", "-"],
-        ["multirun/s/2", "unfinished", "0.6500", "-", "2", "-", "0.0001", "3"],
-        ["multirun/s/0", "failed", "-", "-", "2", "1.5", "0.0001", "3"],
+        ["folder", "status", "val_accuracy", "test_accuracy", "optimizer.lr", "config.epochs", "epochs", "seconds"],
+        ["multirun/s/1", "complete", "0.9500", "0.9000", "0.0001", "3", "2", "1.5"],
+        ["outputs/day/one", "complete", "0.9123", "-", "0.001", "-", "2", "1.5"],
+        ["multirun/s/2", "unfinished", "0.6500", "-", "0.0001", "3", "2", "-"],
+        ["multirun/s/0", "failed", "-", "-", "0.0001", "3", "2", "1.5"],
     ]
     assert compared().endswith("\n\n4 runs: 2 complete, 1 failed, 1 unfinished\n")
 
@@ -89,8 +90,8 @@ def test_one_run_and_none(compared):
         compared("outputs")
     make("outputs/1", {"a": 1}, RESULT)
     assert cells(compared()) == [
-        ["folder", "status", "val_accuracy", "epochs", "seconds"],
-        ["outputs/1", "complete", "0.7500", "2", "1.5"],
+        ["folder", "val_accuracy", "epochs", "seconds"],
+        ["outputs/1", "0.7500", "2", "1.5"],
     ]
     assert compared("outputs/1").endswith("1 run: 1 complete\n")
     with pytest.raises(InputError, match="there is no folder elsewhere"):
@@ -178,6 +179,80 @@ def test_columns(compared):
         assert rows[1][:2] == ["outputs/0", "2"]
     with pytest.raises(InputError, match="no run has c; known keys:"):
         compared("--columns", "a,c")
+
+
+# As wide as the terminal
+
+
+def on_two_data_sets():
+    """Nine runs of a search on one data set, two on another, which have many keys that differ."""
+    for number in range(9):
+        data = {"_target_": "tuner.data.fmnist_small.load", "seed": "${seed}"}
+        config = {"data": data, "seed": 0, "optimizer": {"lr": 0.1**number}, "wide": number % 2, "keep": "best"}
+        make(f"multirun/mine/{number}", config, RESULT | {"val_accuracy": 0.1 * number, "n_train": 70, "n_val": 10})
+    for number in range(2):
+        data = {"_target_": "tuner.data.image_folder.load", "root": "photos", "seed": "${seed}"}
+        many = {f"model.setting_of_the_head_{i}": number + i for i in range(20)}
+        config = {"data": data, "seed": number, "keep": "last", "weights": f"/data/{number}.pt"} | many
+        make(f"outputs/2026-11-28/03-51-52-03450{number}", config, RESULT | {"val_accuracy": 0.25, "n_train": 20})
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_it_fits_the_terminal(compared, monkeypatch, width):
+    on_two_data_sets()
+    monkeypatch.setenv("COLUMNS", str(width))
+    for options in ((), ("--over", "seed")):
+        assert max(map(len, compared(*options).splitlines())) <= width
+    assert max(map(len, compared("--wide").splitlines())) > 200
+
+
+def test_data_sets_have_a_table_each_of_what_differs_in_it(compared, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    on_two_data_sets()
+    first, second, hidden, summary = compared().split("\n\n")
+    heading, common, *rows = first.splitlines()
+    assert heading == "fmnist_small: 9 complete runs, 80 images"
+    assert common == "keep=best, seed=0"
+    assert rows[0].split() == ["folder", "val_accuracy", "optimizer.lr", "wide", "epochs", "seconds"]
+    assert rows[1].split() == ["multirun/mine/8", "0.8000", "1e-08", "0", "2", "1.5"]
+    assert len(rows) == 10
+    assert second.startswith("image_folder: 2 complete runs in outputs/2026-11-28, 20 images\nkeep=last\n")
+    assert "03-51-52-034500" in second
+    assert "photos" not in second  # of all runs of this data set
+    hidden = " ".join(hidden.split())
+    assert hidden.startswith("not shown: ")
+    assert hidden.endswith("more; --wide shows all columns, --columns KEY,... the ones you name")
+    assert summary == "11 runs: 11 complete\n"
+
+
+def test_data_sets_of_one_loader_are_told_apart_by_their_keys(compared):
+    for number, root in enumerate(("/data/cats", "/data/dogs")):
+        data = {"_target_": "tuner.data.image_folder.load", "root": root, "size": "${model.image_size}"}
+        make(f"outputs/{number}", {"data": data, "model": {"image_size": 32 + number}}, RESULT)
+    make("outputs/imported", None, RESULT)
+    headings = [part.splitlines()[0] for part in compared().split("\n\n")[:3]]
+    assert headings == [
+        "image_folder, root=/data/cats: 1 complete run",
+        "image_folder, root=/data/dogs: 1 complete run",
+        "no config: 1 complete run",
+    ]
+
+
+def test_each_data_set_has_some_of_the_rows(compared):
+    for number in range(40):
+        data = {"_target_": f"tuner.data.{'synthetic' if number else 'fmnist_small'}.load"}
+        make(f"outputs/{number}", {"data": data}, RESULT | {"val_accuracy": number / 100})
+    printed = compared()
+    assert "fmnist_small: 1 complete run" in printed
+    assert printed.endswith("40 runs: 40 complete; 24 more with --top 0\n")
+    assert "fmnist_small" not in compared("--top", "3")
+
+
+def test_comparing_runs_waits_for_no_library_that_it_does_not_need():
+    heavy = ("torch", "torchvision", "sklearn", "scipy", "plotly", "matplotlib", "optuna", "hydra", "sqlalchemy")
+    code = f"import sys, tuner.compare; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"
 
 
 # --where
@@ -596,7 +671,7 @@ def test_real_runs_of_several_seeds(command, compared):
     assert "config.epochs" in frame
 
     header, *lines = cells(compared())
-    assert header[-3:] == ["seconds", "seed", "optimizer.lr"] or header[-3:] == ["seconds", "optimizer.lr", "seed"]
+    assert header[-4:] == ["seed", "optimizer.lr", "epochs", "seconds"]
     assert len(lines) == 4
     rows = json.loads(compared("--over", "seed", "--json"))
     by_lr = {row["optimizer.lr"]: row for row in rows}

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from rich.text import Text
 from test_runs import EPOCHS, HEADER, RESULT, make
 
 from tuner import compare
@@ -121,36 +120,51 @@ def test_where_the_output_is_no_terminal_a_row_is_a_line(capfd, monkeypatch):
     assert [row.split() for row in rows] == [[wide(0).folder[0], *[text] * 30] for text in ("0.125", "-")]
 
 
-@pytest.mark.parametrize(
-    ("columns", "width", "folded"), [(2, 120, False), (2, 60, True), (2, 30, False), (15, 80, False)]
-)
-def test_a_narrow_terminal_loses_nothing(capfd, monkeypatch, columns, width, folded):
-    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", str(width))):
-        monkeypatch.setenv(name, value)
-    present.terminal(wide(columns))
-    printed = [re.sub(r"\x1b\[\d*m", "", line).rstrip() for line in capfd.readouterr().out.splitlines()]
-    assert (len(printed) > 3) == folded
-    words = "".join("".join(printed).split())
-    assert words.count("0.125") == columns
-    if folded:
+@pytest.fixture
+def narrow(monkeypatch, capfd):
+    """Prints a table on a terminal of so many characters; gives its lines, without colours."""
+
+    def show(frame, width, **options):
+        for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", str(width))):
+            monkeypatch.setenv(name, value)
+        present.terminal(frame, **options)
+        return [re.sub(r"\x1b\[\d*m", "", line) for line in lines(capfd)]
+
+    return show
+
+
+def test_a_narrow_terminal_gets_stacked_headers_then_shorter_text_then_fewer_columns(narrow):
+    folder = wide(0).folder[0]
+    assert narrow(wide(2), 90)[0].split() == ["folder", "optimizer.setting0", "optimizer.setting1"]
+    stacked = narrow(wide(2), 60)
+    assert [line.split() for line in stacked[:2]] == [["optimizer.", "optimizer."], ["folder", "setting0", "setting1"]]
+    assert stacked[2].split() == [folder, "0.125", "0.125"]
+    short = narrow(wide(2), 50)
+    assert short[2].split() == [f"{folder[:11]}...{folder[-12:]}", "0.125", "0.125"]
+    fewer = narrow(wide(4), 50)
+    assert fewer[2].split() == [short[2].split()[0], "0.125", "0.125"]
+    assert " ".join(fewer[4:]) == "not shown, the terminal is too narrow: optimizer.setting2, optimizer.setting3"
+    for printed, width in ((stacked, 60), (short, 50), (fewer, 50)):
         assert max(map(len, printed)) <= width
-        column = [line.split("  ")[0] for line in printed]
-        assert "".join(column) == "folder" + wide(0).folder[0] * 2
-    else:
-        assert words.count(wide(0).folder[0]) == 2
 
 
-@pytest.mark.parametrize(
-    ("columns", "width", "folded"), [(2, 120, False), (2, 60, False), (2, 30, True), (15, 80, True)]
-)
-def test_in_a_place_of_so_many_characters_nothing_stands_on_end(columns, width, folded):
-    shown = present.within(wide(columns), width)
-    assert isinstance(shown, Text) == folded
-    console = Console(width=width, file=io.StringIO())
-    console.print(shown)
+def test_a_column_that_was_asked_for_is_shown_on_any_terminal(narrow):
+    assert narrow(wide(9), 50, whole=True)[1].split() == [wide(0).folder[0], *["0.125"] * 9]
+
+
+def test_long_values_side_by_side_are_folded_and_lose_nothing(narrow):
+    printed = narrow(pd.DataFrame({"key": ["weights"], "a": ["/u" * 40], "b": ["/v" * 40]}), 60, fold=True)
+    assert max(map(len, printed)) <= 60
+    assert [sum(line.count(text) for line in printed) for text in "uv"] == [40, 40]
+    assert printed[1].startswith("weights  /u")
+
+
+def test_in_a_place_of_so_many_characters_no_line_is_broken():
+    console = Console(width=60, file=io.StringIO())
+    console.print(present.within(wide(15), console.width))
     printed = console.file.getvalue().splitlines()
-    assert max(map(len, printed)) <= width
-    assert "".join("".join(printed).split()).count("0.125") == columns
+    assert max(map(len, printed)) <= 60
+    assert printed[-2].split()[1:] == ["0.125"] * 3
 
 
 def test_markup_in_a_value_is_text(capfd):

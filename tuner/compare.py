@@ -9,21 +9,26 @@ import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from tuner import InputError, artifacts, output, plots, terminal
-from tuner.analysis import paired
+from tuner import InputError, artifacts, output, terminal
+from tuner.analysis import paired, run_groups
+from tuner.analysis.run_groups import several
 from tuner.rules import as_number
 from tuner.runs import readings
 from tuner.runs import table as runs
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 log = logging.getLogger("tuner.compare")
-ROWS = 30  # on the terminal, without --top
+ROWS = 30  # on the terminal, without --top; shared by the data sets
+FEWEST = 5  # of a data set
+NAMED = 12  # columns that are not shown
 NOT_OF_THE_MODEL = (  # keys that do not affect the model
-    *("study", "study_mixed", "cache_dir", "cache_limit", "data.cache_limit", "test", "plots"),
+    *("name", "study", "study_mixed", "cache_dir", "cache_limit", "data.cache_limit", "test", "plots"),
     *("model.budget", "model.screen"),
     *("objective", "config.device"),
     *("final.seeds", "final.ensemble", "final.epochs", "final.temperature"),
@@ -46,11 +51,7 @@ def differing(frame: pd.DataFrame) -> list[str]:
     keys = [key for key in keys if not runs.is_result(key) and not f"{key}.".startswith("logger.")]
     written = frame.loc[frame.started.notna()]  # a run without a config differs in nothing
     resolved = runs.resolved(written)
-    return [key for key in keys if _several(written[key]) and _several(resolved[key])]
-
-
-def _several(values: pd.Series) -> bool:
-    return bool(values.nunique() + values.isna().any() > 1)  # null counts as missing
+    return [key for key in keys if several(written[key]) and several(resolved[key])]
 
 
 def where(frame: pd.DataFrame, condition: str) -> pd.DataFrame:
@@ -159,7 +160,7 @@ def pair(a: Path, b: Path) -> dict[str, Any]:
     if len(written) < 2:
         raise InputError(f"{a} and {b} must both be run folders that can be read")
     frame = runs.resolved(written)
-    keys = [str(key) for key in frame if key not in ("folder", "started", "study")]
+    keys = [str(key) for key in frame if key not in ("folder", "started", "name", "study")]
     keys = [key for key in keys if not runs.is_result(key)]
     config = _side_by_side(frame, [key for key in keys if _differ(written[key]) and _differ(frame[key])])
     results = _side_by_side(frame, [key for key in runs.RESULTS if key != "trial" and frame[key].notna().any()])
@@ -197,7 +198,16 @@ def main() -> None:
     args = _arguments().parse_intermixed_args()  # options may come anywhere
     if args.top is not None and args.top < 0:
         raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
-    asked = (args.where, args.columns, args.group_by, args.over, args.sort, args.reverse, args.top is not None)
+    asked = (
+        args.where,
+        args.columns,
+        args.group_by,
+        args.over,
+        args.sort,
+        args.reverse,
+        args.wide,
+        args.top is not None,
+    )
     table_of_runs = any(asked)  # even if there are only two
     args.folders = [str(artifacts.run_folder(folder)) for folder in args.folders]
     two = len(args.folders) == 2 and all(list(runs.find(folder)) == [Path(folder)] for folder in args.folders)
@@ -240,14 +250,65 @@ def show_runs(args: argparse.Namespace) -> None:
     if args.csv or args.json:
         top = table.head(args.top or len(table))[chosen]
         output.print_csv(top) if args.csv else output.print_json(output.records(top))
-    else:
-        top = table.head((ROWS if args.top is None else args.top) or len(table))
-        short = top.assign(folder=top.folder.map(output.near)) if "folder" in top else top
-        output.terminal(short[chosen])
-        more = f"; {len(table) - len(top):,} more with --top 0" if len(top) < len(table) else ""
-        output.print_text(f"\n{summary}{more}")
-        for line in test_readings(written):
-            output.print_text(line)
+        return
+    shown = print_rows(args, table, written, chosen)
+    more = f"; {len(table) - shown:,} more with --top 0" if shown < len(table) else ""
+    print()
+    for line in (f"{summary}{more}", *test_readings(written)):
+        output.print_wrapped(line)
+
+
+def print_rows(args: argparse.Namespace, table: pd.DataFrame, written: pd.DataFrame, chosen: list[str]) -> int:
+    """Print the rows of a table as the options say. The number of rows printed.
+
+    written: the runs, with references.   chosen: the columns that were asked for, or all.
+    """
+    top = table.head((ROWS if args.top is None else args.top) or len(table))
+    if args.columns or args.group_by or args.wide:
+        rows = top.assign(folder=top.folder.map(output.near)) if "folder" in top else top
+        output.terminal(rows[chosen], whole=True)
+        return len(rows)
+    return print_over(top) if args.over else print_by_data_set(table, written.loc[table.index], args.top)
+
+
+def print_over(table: pd.DataFrame) -> int:
+    """Print groups of runs, as wide as the terminal, and which columns are not shown. The number of groups."""
+    place = list(table).index("runs")
+    keys = run_groups.ranked_by_variety(table.iloc[:, :place])
+    _print_hidden(output.terminal(table[[*table.columns[place:], *keys]], width=output.width()))
+    return len(table)
+
+
+def print_by_data_set(frame: pd.DataFrame, written: pd.DataFrame, top: int | None) -> int:
+    """Print a table for each data set, as wide as the terminal, and which columns are not shown. The number of rows.
+
+    frame: runs in order, references resolved.   written: the same with references.   top: rows; 0: all; None: ROWS.
+    """
+    listed = frame.head(top) if top else frame
+    groups = run_groups.by_data_set(listed, written.loc[listed.index], differing(written))
+    each = max(FEWEST, ROWS // max(len(groups), 1)) if top is None else len(listed)
+    hidden, shown = [], 0
+    for group in groups:
+        if shown:
+            print()
+        if len(groups) > 1:
+            output.print_wrapped(group.heading)
+        if group.common:
+            output.print_wrapped(", ".join(group.common))
+        rows = group.table.head(each).dropna(axis=1, how="all")
+        hidden += [*output.terminal(rows, width=output.width()), *group.paths]
+        shown += len(rows)
+    _print_hidden(hidden)
+    return shown
+
+
+def _print_hidden(columns: Sequence[str]) -> None:
+    names = list(dict.fromkeys(columns))
+    if names:
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        print()
+        listed = f"{', '.join(names[:NAMED])}{more}"
+        output.print_wrapped(f"not shown: {listed}; --wide shows all columns, --columns KEY,... the ones you name")
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -272,6 +333,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--reverse", action="store_true", help="reverse the order")
     add("--top", type=int, metavar="N", help=f"number of rows; 0: all; default: {ROWS} on the terminal, else all")
     add("--columns", type=split, metavar="KEY,...", help="show these columns instead")
+    add("--wide", action="store_true", help="one table with all columns, wider than the terminal")
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument("--group-by", type=split, metavar="KEY,...", help="mean, standard deviation and number of runs")
     groups.add_argument(
@@ -308,7 +370,7 @@ def show_pair(args: argparse.Namespace) -> None:
         return
     output.print_text(f"a  {both['a']}\nb  {both['b']}\n")
     for name, frame in tables.items():
-        output.terminal(frame, titles[name]) if len(frame) else print(titles[name])
+        output.terminal(frame, titles[name], fold=True) if len(frame) else print(titles[name])
         print()
     print(paired.verdict(both))
     for line in both["test_readings"]:
@@ -325,6 +387,8 @@ def write(
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {args.out} can't be a folder: {error.strerror}") from error
+    from tuner import plots  # slow to import
+
     names = _labels(table)
     curves = _curves(table, names) if "folder" in table else {}
     if args.plots:
@@ -370,7 +434,9 @@ def _curves(table: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame
     return {name: curve for name, curve in curves.items() if curve.val_accuracy.notna().any()}
 
 
-def _interactive(curves: dict[str, pd.DataFrame]) -> go.Figure:
+def _interactive(curves: dict[str, pd.DataFrame]) -> "Figure":
+    import plotly.graph_objects as go  # slow to import, and only the page needs it
+
     names = {name: html.escape(name, quote=False) for name in curves}  # plotly reads tags
     lines = [go.Scatter(x=curve.epoch, y=curve.val_accuracy, name=names[name]) for name, curve in curves.items()]
     return go.Figure(lines, go.Layout(xaxis_title="epoch", yaxis_title="validation accuracy", template="plotly_white"))

@@ -1,17 +1,19 @@
 """Tables for people and for programs: on the terminal, as CSV and JSON, and on a self-contained web page."""
 
 import html
-import io
 import json
 import math
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pandas as pd
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +24,7 @@ from tuner.safe_text import HARMFUL, cell, printable, printable_lines
 if TYPE_CHECKING:
     from plotly.basedatatypes import BaseFigure
 
-LEGIBLE = 10  # characters; longer text may be folded to this width
+LEGIBLE = 20  # characters; longer text may be shortened to this width
 WHOLE = 100_000  # characters; no row is longer
 TO_FOUR_PLACES = ("accuracy", "loss", "probability", "precision", "f1")  # columns whose names end so have four decimals
 STYLE = """
@@ -89,43 +91,108 @@ def print_text(text: str) -> None:
     print(printable_lines(text), flush=True)
 
 
-def terminal(frame: pd.DataFrame, title: str = "") -> None:
-    """Print a table without its index.
+def width() -> int:
+    """Characters of a line of standard output: the terminal's, or COLUMNS; 80 if neither is known."""
+    return Terminal().width
 
-    If the output is not a terminal, or too narrow for the columns, each row is one line of any length.
+
+def print_wrapped(text: str) -> None:
+    """Print a paragraph in lines of `width()`, broken between words."""
+    print_text(textwrap.fill(text, width(), break_long_words=False, break_on_hyphens=False))
+
+
+def terminal(
+    frame: pd.DataFrame, title: str = "", *, width: int | None = None, fold: bool = False, whole: bool = False
+) -> list[str]:
+    """Print a table without its index. Returns the names of the columns that did not fit.
+
+    Headers are stacked and long text is shortened in its middle before a column is left out, the last one first.
+    Numbers are never broken. The columns left out are named, unless `width` is given: then the caller names them.
+    width: of the table; default: the terminal's, and no limit if the output is not a terminal.
+    fold: break long text over several lines instead of shortening it.
+    whole: print rows of any length rather than leave out a column.
     """
     console = Terminal()
-    if not console.is_terminal or _too_wide(frame, console.width):
-        console = Terminal(width=WHOLE)
+    console.width = width or (console.width if console.is_terminal else WHOLE)
+    fitted, left_out = _fitted(frame, console.width, fold)
+    if left_out and whole:
+        console.width = WHOLE
+        fitted, left_out = _fitted(frame, WHOLE, fold)
     if title:
         console.print(Text(title, "bold"))
-    console.print(table(frame))
+    console.print(fitted)
+    if left_out and width is None:
+        console.print(Text(f"not shown, the terminal is too narrow: {', '.join(left_out)}"))
+    return left_out
 
 
-def within(frame: pd.DataFrame, width: int) -> Table | Text:
-    """A table as `terminal` prints it, for a place of `width` characters; long lines are wrapped there."""
-    if not _too_wide(frame, width):
-        return table(frame)
-    console = Console(width=WHOLE, file=io.StringIO(), record=True)
-    console.print(table(frame))
-    return Text("\n".join(line.rstrip() for line in console.export_text().splitlines()))
+def within(frame: pd.DataFrame, width: int) -> Table:
+    """A table as `terminal` prints it, for a place of `width` characters."""
+    return _fitted(frame, width, fold=False)[0]
 
 
-def _too_wide(frame: pd.DataFrame, width: int) -> bool:
-    """Whether columns would be narrower than LEGIBLE."""
-    longest = [max(len(str(name)), *(len(shown(x, str(name))) for x in column), 0) for name, column in frame.items()]
-    return sum(min(length, LEGIBLE) + 2 for length in longest) > width
-
-
-def table(frame: pd.DataFrame) -> Table:
-    """A frame as rich prints it, without its index; numbers are aligned right."""
+def _fitted(frame: pd.DataFrame, limit: int, fold: bool) -> tuple[Table, list[str]]:
+    """A table of at most `limit` characters a line, and the columns left out."""
+    headers = [printable(str(name)) for name in frame]
+    cells = [[shown(value, str(name)) for value in frame.iloc[:, i]] for i, name in enumerate(frame)]
+    numbers = [_is_numeric(column, texts) for (_, column), texts in zip(frame.items(), cells, strict=True)]
+    needed = [max(map(cell_len, texts), default=0) for texts in cells]
+    stacked = [_stacked(header, size) for header, size in zip(headers, needed, strict=True)]
+    least = [
+        max(_size(h), n if number else min(n, LEGIBLE)) for h, n, number in zip(stacked, needed, numbers, strict=True)
+    ]
+    count = max([1, *(n for n in range(1, len(least) + 1) if _total(least[:n]) <= limit)]) if least else 0
+    for names in (headers, stacked):
+        sizes = [max(_size(name), size) for name, size in zip(names[:count], needed, strict=False)]
+        if _total(sizes) <= limit:
+            break
+    while _total(sizes) > limit and (wide := [i for i in range(count) if sizes[i] > least[i]]):
+        sizes[max(wide, key=lambda i: sizes[i])] -= 1
     printed = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, column in frame.items():
-        numbers = all(is_number(value) or shown(value) == "-" for value in column)
-        printed.add_column(Text(printable(str(name))), justify="right" if numbers else "left", overflow="fold")
-    for row in frame.itertuples(index=False):
-        printed.add_row(*(Text(shown(value, str(name))) for name, value in zip(frame, row, strict=True)))
-    return printed
+    for name, number, size in zip(names, numbers, sizes, strict=False):
+        printed.add_column(
+            Text(name),
+            justify="right" if number else "left",
+            overflow="fold",
+            max_width=size,
+            vertical="top" if fold else "bottom",
+        )
+    for row in zip(*cells[:count], strict=True):
+        texts = row if fold else [_shortened(text, size) for text, size in zip(row, sizes, strict=True)]
+        printed.add_row(*map(Text, texts))
+    return printed, [str(name) for name in frame.columns[count:]]
+
+
+def _is_numeric(column: pd.Series, texts: Sequence[str]) -> bool:
+    return all(is_number(value) or text == "-" for value, text in zip(column, texts, strict=True))
+
+
+def _total(sizes: Sequence[int]) -> int:
+    return sum(sizes) + 2 * (len(sizes) - 1)
+
+
+def _size(header: str) -> int:
+    return max(map(cell_len, header.split("\n")))
+
+
+def _stacked(header: str, size: int) -> str:
+    """A header over several lines, broken after its dots, spaces and underscores, for a column of this size."""
+    parts = re.findall(r".+?(?:[. _](?![. _])|$)", header) or [header]
+    size = max(size, *(cell_len(part) for part in parts))
+    lines = [""]
+    for part in parts:
+        if lines[-1] and cell_len(lines[-1] + part) > size:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _shortened(text: str, size: int) -> str:
+    """The text without its middle, if it is longer: long names often share their beginnings."""
+    if cell_len(text) <= size:
+        return text
+    head = (size - 3) // 2
+    return set_cell_size(text, head) + "..." + set_cell_size(text[::-1], size - 3 - head)[::-1]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
