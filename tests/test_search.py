@@ -275,6 +275,9 @@ def test_a_best_whose_folder_is_on_another_machine_is_retrained_from_what_the_st
         ("final.default=maybe", "final.default=maybe must be true or false"),
         ("final.seeds=x", "final.seeds=x must be a whole number of at least 0"),
         ("data.folds=1", "data.folds=1 must be a whole number of at least 2 and at most 100, or null"),
+        ("optimizer.lr=1e-4..1e-2", "optimizer.lr=1e-4..1e-2 must be a number of more than 0"),
+        ("optimizer.lr=interval(-1,-0.5)", "optimizer.lr=-1.0 must be a number of more than 0"),
+        ("model.head.width=choice(few,many)", "model.head.width=few must be"),
     ],
 )
 def test_a_value_that_no_trial_can_have_is_refused_before_the_search(command, word, message):
@@ -291,6 +294,7 @@ def test_a_value_that_only_some_trials_can_have_fails_those(command):
     assert code == 0, output
     states = {trial.params["keep"]: trial.state.name for trial in study().trials}
     assert states == {"best": "FAIL", "last": "COMPLETE"}
+    assert "some trials will fail: data.folds=2 needs keep=last" in output
 
 
 def test_a_best_that_cannot_be_retrained_stays_as_it_was(command):

@@ -304,6 +304,7 @@ def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple
     objective=accuracy_and_cost also the billions of multiply-adds for an image. Where a search's best trial is
     retrained: the mean test accuracy.
     """
+    job.bar.close()  # what follows is logged below it
     try:
         if isinstance(fitted, BaseException):
             raise fitted
@@ -320,7 +321,6 @@ def finish(job: Prepared, fitted: list[Fitted] | BaseException) -> float | tuple
         record_end(job.run, error)
         raise
     finally:
-        job.bar.close()
         job.run.close()
 
 

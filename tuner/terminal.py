@@ -3,8 +3,10 @@
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import TextIO
 
@@ -19,12 +21,20 @@ INTERRUPTED = 128 + 2  # after Ctrl-C
 
 
 class Console(logging.StreamHandler[TextIO]):
-    """Writes log lines above the progress bars, instead of into them."""
+    """Writes log lines above the progress bars, instead of into them; on a terminal it breaks lines between words."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging."""
         with tqdm.external_write_mode(self.stream):
             super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Called by `emit`. Paths are not broken, and texts of several lines, such as tracebacks, are left alone."""
+        text = super().format(record)
+        width = shutil.get_terminal_size().columns
+        if "\n" in text or len(text) <= width or not self.stream.isatty():
+            return text
+        return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def epochs_bar(epochs: int, done: int = 0, *, hidden: bool = False) -> tqdm:

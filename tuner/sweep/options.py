@@ -12,10 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tuner import InputError
 from tuner.sweep import search_space
+from tuner.sweep.config_cache import CachingConfigLoader
 from tuner.sweep.search_space import SearchSpace
 from tuner.sweep.settings import flat
 
 log = logging.getLogger("tuner.sweep")
+MOST = 20  # choices of a parameter that are tried before the search starts
 LIMITS = {  # lowest and highest value
     "n_trials": (0, None),
     "n_jobs": (1, None),
@@ -44,28 +46,53 @@ def check_subdir(config: DictConfig) -> None:
 def check_composes(
     space: SearchSpace, config: DictConfig, loader: ConfigLoader, check: Callable[[DictConfig], object]
 ) -> None:
-    """Raises InputError if the first value of each searched parameter gives no config: a key may be misspelt.
+    """Raises InputError if no trial can run: a key may be misspelt, or all values of a parameter may break a rule.
 
-    check: raises InputError for a config that no job can run with. It is told if it refuses that one and the default.
+    Warns of single values that break one.   check: raises InputError for a config that no job can run with.
     """
-    overrides = space.overrides({name: search_space.first(d) for name, d in space.distributions.items()})
+    _check_names(space, config)
+    caching = CachingConfigLoader(loader)
+
+    def refusal(params: Mapping[str, Any]) -> InputError | None:
+        return _refusal(caching, config, space.overrides(params), check)
+
+    ends = {name: search_space.ends(distribution)[:MOST] for name, distribution in space.distributions.items()}
+    first_error = refusal({name: values[0] for name, values in ends.items()})
+    if default_error := refusal({}):  # the searched values may be what it lacks
+        if first_error:
+            raise default_error
+        return
+    for name, values in ends.items():
+        errors = [error for value in values if (error := refusal({name: value}))]
+        if len(errors) == len(values):
+            raise errors[0]
+        for error in errors:
+            log.warning("some trials will fail: %s", error)
+
+
+def _check_names(space: SearchSpace, config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=False)
     known = [*config.hydra.runtime.choices, *(key for key, _ in flat(plain))]
     for name in space.distributions:
         if name not in known and name[0] != "+" and (close := difflib.get_close_matches(name, known, 1)):
             raise InputError(f"{name} is not a key of the config; did you mean {close[0]}? A new one: +{name}=...")
+
+
+def _refusal(
+    loader: CachingConfigLoader, config: DictConfig, overrides: list[str], check: Callable[[DictConfig], object]
+) -> InputError | None:
+    """What `check` says against a job with these overrides. Raises InputError if they do not compose."""
     try:
-        _check(loader.load_sweep_config(config, overrides), check)
+        job = loader.load_sweep_config(config, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from error
-    except InputError:  # the values of another trial may be valid
-        _check(loader.load_sweep_config(config, list(space.fixed.values())), check)
-
-
-def _check(config: DictConfig, check: Callable[[DictConfig], object]) -> None:
-    with read_write(config), open_dict(config):
-        del config["hydra"]  # jobs do not get it
-    check(config)
+    with read_write(job), open_dict(job):
+        del job["hydra"]  # jobs do not get it
+    try:
+        check(job)
+    except InputError as error:
+        return error
+    return None
 
 
 def directions(direction: Any) -> list[str]:

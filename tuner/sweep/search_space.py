@@ -145,12 +145,12 @@ def quoted(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
 
 
-def first(distribution: BaseDistribution) -> Any:
-    """A value of a distribution: the first choice, or the lower bound."""
+def ends(distribution: BaseDistribution) -> Sequence[Any]:
+    """The choices of a distribution, or its bounds."""
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0]
+        return distribution.choices
     assert isinstance(distribution, FloatDistribution | IntDistribution)
-    return distribution.low
+    return distribution.low, distribution.high
 
 
 def describe(distribution: BaseDistribution) -> str:
