@@ -54,7 +54,7 @@ def config_page() -> str:
     for entry in entries:
         if entry.key.startswith(OF_SEARCHES) and not entry.key.startswith(OF_OPTIONS):
             sweeper.setdefault(entry.key, entry)
-    parts = [CONFIG, "## All runs\n", *table(root), "\n## Searches\n", *table(sweeper.values())]
+    parts = [CONFIG, "## All runs\n", *definitions(root), "\n## Searches\n", *definitions(sweeper.values())]
     for group in dict.fromkeys(option.group for option in options):
         parts += [
             f"\n## {group}\n",
@@ -74,17 +74,13 @@ def of_option(option: Option) -> Iterator[str]:
         yield f"    {line.strip()}" if command else escaped(line)
         was_command = command
     yield ""
-    yield from table([entry for entry in config_reference.entries_of(option) if entry.comment])
+    yield from definitions([entry for entry in config_reference.entries_of(option) if entry.comment])
 
 
-def table(entries: Iterable[Entry]) -> Iterator[str]:
-    """A row for each key."""
-    rows = list(entries)
-    if rows:
-        yield from ("| key | default | |", "|---|---|---|")
-    for entry in rows:
-        default = f"`{entry.default}`".replace("|", "\\|") if entry.default else ""
-        yield f"| `{entry.key}` | {default} | {escaped(entry.comment)} |"
+def definitions(entries: Iterable[Entry]) -> Iterator[str]:
+    """Each key with its default, and its comment below."""
+    for entry in entries:
+        yield f"\n`{entry.key}={entry.default}`\n:   {escaped(entry.comment)}"
 
 
 def escaped(text: str) -> str:

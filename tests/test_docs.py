@@ -1,6 +1,7 @@
 """The commands and the Python of README.md and docs/ work as they stand there."""
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -13,6 +14,7 @@ from helpers import TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from test_rooms import COMMANDS
 from torchvision.models import resnet18
 
 from tuner import train
@@ -98,8 +100,13 @@ def test_the_readme_is_short():
     assert sum(line.startswith("!") or "| ![" in line for line in lines) <= 2
 
 
+def test_the_page_on_commands_has_them_all():
+    listed = re.search(r"^COMMANDS = (\(.*?\))$", (DOCS / "reference_pages.py").read_text(), re.MULTILINE)[1]
+    assert {"train", *ast.literal_eval(listed)} == COMMANDS
+
+
 def test_every_page_is_in_the_navigation():
-    listed = set(re.findall(r"- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE))
+    listed = set(re.findall(r"- (?:.+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE))
     assert listed == {path.relative_to(DOCS).as_posix() for path in {*DOCS.rglob("*.md"), *GENERATED}}
 
 
