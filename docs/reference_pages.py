@@ -15,6 +15,7 @@ from tuner.config_reference import Entry, Option
 
 COMMANDS = ("study", "compare", "audit", "predict", "evaluate", "export", "resume", "cache", "worker", "server")
 ROOT = "conf/train.yaml"
+COMMON = (ROOT, "conf/hparams_search/_head.yaml", "conf/hparams_search/_study.yaml", "tuner/sweep/plugin.py")
 OF_SEARCHES = ("hydra.sweeper.", "hydra.launcher.", "hydra.run.", "hydra.sweep.")
 OF_OPTIONS = ("hydra.sweeper.pruner.", "hydra.sweeper.sampler.")  # shown with the option
 CONFIG = """# Config keys
@@ -52,7 +53,7 @@ def config_page() -> str:
     root = [entry for entry in entries if entry.file == ROOT and not entry.key.startswith("hydra.")]
     sweeper: dict[str, Entry] = {}
     for entry in entries:
-        if entry.key.startswith(OF_SEARCHES) and not entry.key.startswith(OF_OPTIONS):
+        if entry.file in COMMON and entry.key.startswith(OF_SEARCHES) and not entry.key.startswith(OF_OPTIONS):
             sweeper.setdefault(entry.key, entry)
     parts = [CONFIG, "## All runs\n", *definitions(root), "\n## Searches\n", *definitions(sweeper.values())]
     for group in dict.fromkeys(option.group for option in options):
