@@ -21,6 +21,7 @@ from tuner.data import image_folder
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 DOCUMENTS = [ROOT / "README.md", BENCHMARKS / "README.md", BENCHMARKS / "RESULTS.md"]
+DOCUMENTS += [path for path in sorted((ROOT / "docs").rglob("*.md")) if "python benchmarks/" in path.read_text()]
 DOCUMENTS += sorted((CONF / "experiment").glob("*.yaml"))
 # In backticks, or the rest of an indented line or of a comment.
 COMMAND = re.compile(r"`(python benchmarks/[^`]+)`|^#? {4,}(python benchmarks/.+)$", re.MULTILINE)

@@ -131,6 +131,13 @@ def options() -> tuple[Option, ...]:
     return tuple(sorted(found.values(), key=lambda option: (option.group.startswith("hydra"), option.typed)))
 
 
+def entries_of(option: Option) -> list[Entry]:
+    """The keys that an option sets; none for an option of another package."""
+    if option.file == _relative(PLUGIN):
+        return _of_class(_pruners()[option.name], "hydra.sweeper.pruner.")
+    return [entry for entry in entries() if entry.file == option.file]
+
+
 def explain(words: Sequence[str]) -> str:
     """What is known of each word: a key, a group, GROUP=OPTION, or a part of keys. Without words, an overview.
 
@@ -218,10 +225,7 @@ def _group_text(group: str) -> str:
 def _option_text(option: Option) -> str:
     lines = [option.typed + (" (default)" if option.default else "")]
     lines += [f"    {line}" for line in option.comment.splitlines()]
-    own = [entry for entry in entries() if option.file and entry.file == option.file]
-    if option.file == _relative(PLUGIN):
-        own = _of_class(_pruners()[option.name], "hydra.sweeper.pruner.")
-    rows = [_row(entry) for entry in own]
+    rows = [_row(entry) for entry in entries_of(option)]
     return "\n".join([*lines, *(["", *rows] if rows else []), *([f"    {option.file}"] if option.file else [])])
 
 

@@ -301,8 +301,8 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 def repeatable(device: torch.device) -> Iterator[None]:
     """Use deterministic algorithms and exact float32 on a GPU: the same seed then gives the same numbers.
 
-    Operations without a deterministic algorithm still run; README.md lists the networks that have some. The settings of
-    the process are restored afterwards.
+    Operations without a deterministic algorithm still run; docs/explanation/devices.md lists the networks that have
+    some. The settings of the process are restored afterwards.
     """
     if device.type == "cpu":
         yield
