@@ -8,13 +8,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tuner"
 COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
-COMMANDS |= {"evaluate", "export", "resume", "cache", "audit", "report"}
+COMMANDS |= {"evaluate", "export", "resume", "cache", "audit", "report", "demo"}
 ROOMS = (  # a module or a package, each above all that it may import
     *("safe_text", "yaml_file", "files", "targets", "rules", "earlier", "device", "cache_files", "output", "config"),
     *("data", "networks", "plots", "bank", "runs", "artifacts", "training", "sweep", "stages", "inference", "analysis"),
 )
 ONLY_IN = {
     "fsspec": {"artifacts"},
+    "gradio": {"demo"},
     "hydra": {"audit", "config", "evaluate", "sweep", "train"},
     "omegaconf": {"audit", "config", "evaluate", "sweep", "train"},
     "optuna": {"analysis", "artifacts", "server", "study", "sweep", "worker"},
