@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from tuner import config_reference
 from tuner.config_reference import Entry, Option
 
-COMMANDS = ("study", "compare", "audit", "predict", "evaluate", "export", "report", "resume", "cache", "worker", "server")
+COMMANDS = ("study", "compare", "audit", "predict", "evaluate", "export", "report", "demo", "resume", "cache", "worker", "server")
 ROOT = "conf/train.yaml"
 COMMON = (ROOT, "conf/hparams_search/_head.yaml", "conf/hparams_search/_study.yaml", "tuner/sweep/plugin.py")
 OF_SEARCHES = ("hydra.sweeper.", "hydra.launcher.", "hydra.run.", "hydra.sweep.")

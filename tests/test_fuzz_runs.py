@@ -27,7 +27,7 @@ from helpers import TINY
 from safetensors import safe_open
 
 from tuner import cache, cache_files, compare, evaluate, output, resume, study, train
-from tuner.analysis import loaded_study
+from tuner.analysis import finished_run, loaded_study, model_card
 from tuner.bank import features
 from tuner.config import of_run
 from tuner.data import synthetic
@@ -133,6 +133,11 @@ READERS = {
     "compare: curves": Reader(
         f"{RUN}/metrics.csv", lambda path: compare._curves(compare.runs.load("runs"), ["a", "b"])
     ),
+    "report: result.json": Reader(f"{RUN}/result.json", lambda path: reported(path.parent)),
+    "report: predictions.csv": Reader(f"{RUN}/predictions.csv", lambda path: reported(path.parent)),
+    "report: per_class.csv": Reader(f"{RUN}/per_class.csv", lambda path: reported(path.parent)),
+    "report: metrics.csv": Reader(f"{RUN}/metrics.csv", lambda path: reported(path.parent)),
+    "report: config.yaml": Reader(f"{RUN}/conf/config.yaml", lambda path: reported(path.parents[1])),
     "evaluate: result.json": Reader(
         f"{RUN}/result.json", lambda path: evaluate.check_unchanged(synthetic.load(noise=60.0), "test", path.parent)
     ),
@@ -149,6 +154,13 @@ READERS = {
     "study: overrides.yaml": Reader("multirun/sqlite/*/.hydra/overrides.yaml", lambda path: best(path.parents[2])),
     "study: hydra.yaml": Reader("multirun/sqlite/*/.hydra/hydra.yaml", lambda path: best(path.parents[2])),
 }
+
+
+def reported(folder: Path) -> None:
+    """What a report says, without its pictures, which take seconds."""
+    run = finished_run.read(folder, "run")
+    yaml.safe_load(model_card.card(run).split("---\n")[1])
+    assert run.metrics is None or len(run.metrics)
 
 
 def shown(folder: Path) -> None:

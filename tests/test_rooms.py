@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tuner"
 COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
-COMMANDS |= {"evaluate", "export", "resume", "cache", "audit", "report"}
+COMMANDS |= {"evaluate", "export", "resume", "cache", "audit", "report", "demo"}
 ROOMS = (  # a module or a package, each above all that it may import
     *("safe_text", "yaml_file", "files", "terminal", "targets", "rules", "config_reference", "completion", "earlier"),
     *("device", "cache_files", "output", "config", "data", "networks", "plots", "bank", "runs", "artifacts"),
@@ -16,6 +16,7 @@ ROOMS = (  # a module or a package, each above all that it may import
 )
 ONLY_IN = {
     "fsspec": {"artifacts"},
+    "gradio": {"demo"},
     "hydra": {"audit", "config", "evaluate", "sweep", "train"},
     "omegaconf": {"audit", "config", "evaluate", "sweep", "train"},
     "optuna": {"analysis", "artifacts", "server", "study", "sweep", "worker"},

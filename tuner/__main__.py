@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "score a trained model on a test split, or on other data",
     "export": "write a trained model as ONNX or torch.export",
     "report": "write a run as one web page, and its model card",
+    "demo": "classify images that are dropped on a web page (extra demo)",
     "resume": "resume a single run that was killed",
     "audit": "find wrong labels, copies and outliers in a data set",
     "cache": "list or delete cached features and images",

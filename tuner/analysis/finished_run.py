@@ -1,7 +1,7 @@
 """A finished run, read back from its folder: what its report and its model card say."""
 
+import json
 import logging
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from tuner import InputError, plots
 from tuner.config import of_run
 from tuner.data import exclusion
 from tuner.networks.weights import LICENCES
+from tuner.output import shown
 from tuner.rules import is_number
 from tuner.runs import baselines, metrics, readings, table
 from tuner.runs.layout import BEST
@@ -33,6 +34,7 @@ METRIC_NAMES = {
     "ece": "calibration error before calibration",
     "ece_calibrated": "calibration error",
 }
+HUGE = 1e15  # no number of a run is larger
 FEW = 100  # images of a class, in all splits
 WEAK = 3  # classes that are named as the weakest
 MISTAKES = 24  # that are shown
@@ -56,12 +58,12 @@ class FinishedRun:
     def number(self, key: str) -> float | None:
         """A finite number of result.json; None if it has none."""
         value: Any = self.result.get(key)
-        return value if is_number(value) and math.isfinite(value) else None
+        return value if is_number(value) and abs(value) < HUGE else None  # False for NaN
 
     def count(self, key: str) -> int | None:
         """A number of images of result.json; None if it has none."""
         value = self.result.get(key)
-        return value if type(value) is int and value >= 0 else None
+        return value if type(value) is int and 0 <= value < HUGE else None
 
     def group(self, key: str) -> Mapping[str, Any]:
         """A group of values of result.json; empty if it has none."""
@@ -146,7 +148,10 @@ def read(folder: Path, name: str) -> FinishedRun:
         raise InputError(f"{folder} is a run that is {result['status']}: only a complete run has a report")
     classes: Any = result.get("class_names")
     RULES["class_names"].check(f"class_names in {folder / 'result.json'}", classes)
-    config, _ = table.read_config(folder)
+    try:
+        config, _ = table.read_config(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the config of {folder} cannot be used: {error}") from error
     split = "test" if result.get("test_accuracy") is not None else "validation"
     row = table.resolved(pd.DataFrame([config], dtype=object)).to_dict("records")[0]
     return FinishedRun(folder, name, result, {str(key): value for key, value in row.items()}, list(classes), split)
@@ -214,8 +219,11 @@ def comparison(run: FinishedRun) -> str | None:
     metric, name, score, own = found
     if own is None:
         return f"The best classifier without tuning, {name}, has a validation {metric} of {score:.4f}."
-    verb = "beats" if own > score else "does not beat"
-    return f"It {verb} the best classifier without tuning, {name}: validation {metric} {own:.4f} against {score:.4f}."
+    verb, text = "beats" if own > score else "does not beat", f"validation {metric} {own:.4f} against {score:.4f}"
+    measured = interval(run, "val")
+    if own > score and metric == "accuracy" and measured and score > measured[2][0]:
+        text += ", a difference within the 95% interval"
+    return f"It {verb} the best classifier without tuning, {name}: {text}."
 
 
 def test_use(run: FinishedRun) -> str:
@@ -233,9 +241,9 @@ def limitations(run: FinishedRun) -> list[str]:
     """What can be computed about the limits of the model, a sentence each."""
     text = ["It gives one of its classes to every image, also to an image of something else."]
     text += _weak_classes(run)
-    fewest = run.group("data").get("fewest")
-    if isinstance(fewest, dict) and type(fewest.get("images")) is int and fewest["images"] < FEW:
-        text.append(f"The class {fewest.get('class')} has only {fewest['images']:,} images, in all splits.")
+    fewest = _images_of_class(run.group("data").get("fewest"))
+    if fewest and fewest[0] < FEW:
+        text.append(f"The class {fewest[1]} has only {fewest[0]:,} images, in all splits.")
     if measured := interval(run, "test") or interval(run, "val"):
         low, high = measured[2]
         text.append(f"The 95% interval of its accuracy is {100 * (high - low):.1f} points wide.")
@@ -282,13 +290,12 @@ def licence(run: FinishedRun) -> str:
 
 
 def scores(run: FinishedRun) -> pd.DataFrame:
-    """A row for each metric, with its value on validation and on test images."""
+    """A row for each metric, with its value on validation and on test images as text."""
     names = [*metrics.METRICS, "ece", "ece_calibrated"]
-    splits = SPLITS.items()
-    rows = [{"metric": name} | {split: run.number(f"{prefix}_{name}") for prefix, split in splits} for name in names]
-    frame = pd.DataFrame(rows)
-    frame["metric"] = frame["metric"].map(lambda name: METRIC_NAMES.get(name, name.replace("_", " ")))
-    return frame.dropna(how="all", subset=list(SPLITS.values())).dropna(axis=1, how="all")
+    values = {split: [run.number(f"{prefix}_{name}") for name in names] for prefix, split in SPLITS.items()}
+    frame = pd.DataFrame({"metric": [METRIC_NAMES.get(name, name.replace("_", " ")) for name in names]} | values)
+    frame = frame.dropna(how="all", subset=list(values)).dropna(axis=1, how="all")
+    return frame.map(lambda value: shown(value, "accuracy"))
 
 
 def data_facts(run: FinishedRun) -> dict[str, str]:
@@ -300,10 +307,11 @@ def data_facts(run: FinishedRun) -> dict[str, str]:
             facts[name] = f"{images:,}"
     if folds := run.config.get("data.folds"):
         facts["folds"] = str(folds)
-    for name, key in (("fewest images of a class", "fewest"), ("most images of a class", "most")):
-        of_class = data.get(key)
-        if isinstance(of_class, dict) and type(of_class.get("images")) is int:
-            facts[name] = f"{of_class['images']:,} ({of_class.get('class')})"
+    fewest, most = (_images_of_class(data.get(key)) for key in ("fewest", "most"))
+    if fewest and most and fewest[0] == most[0]:
+        facts["images of each class"] = f"{fewest[0]:,}"
+    elif fewest and most:
+        facts["images of a class"] = f"{fewest[0]:,} ({fewest[1]}) to {most[0]:,} ({most[1]})"
     for name, key in (
         ("left out by data.exclude", "n_excluded"),
         ("test images with an exact copy in training or validation", "test_duplicates"),
@@ -312,6 +320,12 @@ def data_facts(run: FinishedRun) -> dict[str, str]:
         if (images := run.count(key)) is not None:
             facts[name] = f"{images:,}"
     return facts
+
+
+def _images_of_class(value: Any) -> tuple[int, str] | None:
+    """`fewest` or `most` in the summary of the data: the number of images, and the class."""
+    known = isinstance(value, dict) and type(value.get("images")) is int
+    return (value["images"], str(value.get("class"))) if known else None
 
 
 def data_name(run: FinishedRun) -> str:
@@ -356,7 +370,7 @@ def usage(run: FinishedRun) -> tuple[str, str] | None:
     if not (run.folder / "model.safetensors").is_file():
         return None
     python = (
-        f"import tuner\n\nmodel = tuner.load({run.name!r})\n"
+        f"import tuner\n\nmodel = tuner.load({json.dumps(run.name, ensure_ascii=False)})\n"
         'probabilities = model.predict(["photo.jpg"])  # [images, classes], calibrated\n'
         "print(model.classes[probabilities[0].argmax()], probabilities[0].max().item())"
     )

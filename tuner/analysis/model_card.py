@@ -10,7 +10,6 @@ import tuner
 from tuner.analysis import finished_run as facts
 from tuner.analysis.finished_run import SPLITS, FinishedRun
 from tuner.files import replacing
-from tuner.output import shown
 from tuner.safe_text import markdown, printable
 
 NAMED = 50  # classes
@@ -89,8 +88,7 @@ def _tested(run: FinishedRun) -> str | None:
 
 def _scores(run: FinishedRun) -> str:
     frame = facts.scores(run)
-    rows = [[name, *(shown(value, "accuracy") for value in row)] for name, *row in frame.itertuples(index=False)]
-    return _rows([str(name) for name in frame], rows)
+    return _rows([str(name) for name in frame], frame.to_numpy().tolist())
 
 
 def _classes(run: FinishedRun) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from tuner import InputError, output, plots
@@ -22,7 +21,7 @@ log = logging.getLogger("tuner.report")
 NAMED = 50  # classes
 STYLE = """<style>
 body { max-width: 1080px } h1 { margin-bottom: .2rem } p, li { max-width: 75ch }
-h2 { border-top: 1px solid #e6e6e6; padding-top: 1.2rem }
+h2 { border-top: 1px solid #e6e6e6; padding-top: 1.2rem } h1 + h2 { border: 0; padding: 0; margin-top: 1rem }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 1.2rem 0 }
 .card { border: 1px solid #e6e6e6; border-radius: 8px; padding: .8rem 1.1rem; flex: 1 1 200px; background: #fafbfc }
 .card b { display: block; font-size: 1.9rem; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums }
@@ -57,7 +56,7 @@ def _sections(run: FinishedRun) -> Iterator[tuple[str, str]]:
         yield f"Classes, the weakest {run.split} accuracy first", output.html_table(run.per_class, run.folder)
     yield f"The most confident mistakes on the {run.split} images", _mistakes(run)
     yield "Calibration", _pictures(_calibration(run))
-    yield "All metrics", output.html_table(_with_four_places(facts.scores(run)), run.folder)
+    yield "All metrics", output.html_table(facts.scores(run), run.folder)
     yield "How to use it", _usage(run)
     yield "How it was trained", _facts(facts.training_facts(run) | facts.versions(run)) + _config(run)
     yield "Licence of the weights", _paragraph(facts.licence(run))
@@ -116,10 +115,6 @@ def _facts(values: Mapping[str, Any]) -> str:
     lines = ((html.escape(printable(str(text))) for text in pair) for pair in values.items())
     rows = (f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in lines)
     return f'<table class="facts">{"".join(rows)}</table>'
-
-
-def _with_four_places(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.rename(columns={split: f"{split} images" for split in SPLITS.values()}).round(4)
 
 
 # Pictures
