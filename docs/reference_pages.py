@@ -11,9 +11,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from tuner import config_reference
+from tuner.__main__ import COMMANDS
 from tuner.config_reference import Entry, Option
 
-COMMANDS = ("study", "compare", "audit", "predict", "evaluate", "export", "report", "demo", "resume", "cache", "worker", "server")
 ROOT = "conf/train.yaml"
 COMMON = (ROOT, "conf/hparams_search/_head.yaml", "conf/hparams_search/_study.yaml", "tuner/sweep/plugin.py")
 OF_SEARCHES = ("hydra.sweeper.", "hydra.launcher.", "hydra.run.", "hydra.sweep.")
@@ -94,7 +94,7 @@ def escaped(text: str) -> str:
 def commands_page() -> str:
     """What each command says for --help."""
     parts = [TRAIN]
-    for name in COMMANDS:
+    for name in [name for name in COMMANDS if name not in ("train", "sweep")]:
         module, printed = importlib.import_module(f"tuner.{name}"), io.StringIO()
         arguments, width = (
             patch.object(sys, "argv", [f"tuner.{name}", "--help"]),

@@ -1,10 +1,13 @@
 """tuner.plots.run: every figure is drawn and saved, and its title and labels are right."""
 
+import io
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from seen import drawn, texts, title
 
 from tuner import plots
@@ -195,6 +198,12 @@ def test_save_replaces_the_file_or_leaves_it_intact(tmp_path, monkeypatch):
     monkeypatch.undo()
     plots.save(figure, path)
     assert path.read_bytes() != before
+
+
+def test_a_notebook_shows_a_figure_as_a_picture():
+    data = plots.accuracy(history(3), 1)._repr_png_()
+    width, height = Image.open(io.BytesIO(data)).size
+    assert (width, height) == (900, 550)
 
 
 def test_drawing_does_not_change_the_global_state(tmp_path):

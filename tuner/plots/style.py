@@ -38,30 +38,39 @@ STATES = {  # of a trial: word, colour
 DEFAULT: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": INK, "markeredgewidth": 1.5, "markersize": 7}
 
 
+class Picture(Figure):
+    """A figure that a notebook shows. Jupyter shows matplotlib's own only once pyplot is in use."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        _write(self, file, dpi=100)
+        return file.getvalue()
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a PNG of 150 dots per inch. A reader of `path` sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        _write(figure, file)
+        _write(figure, file, dpi=150)
 
 
 def png(figure: Figure) -> bytes:
     """The same PNG in memory, for a web page."""
     file = io.BytesIO()
-    _write(figure, file)
+    _write(figure, file, dpi=150)
     return file.getvalue()
 
 
-def _write(figure: Figure, file: BinaryIO) -> None:
+def _write(figure: Figure, file: BinaryIO, dpi: int) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the box in its place says so
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=dpi)
 
 
 def figure(title: str, width: float = 9, height: float = 5.5, note: str = "") -> Figure:
     """An empty figure, in inches, with a title wrapped to its width and small print at the bottom."""
-    figure = Figure(figsize=(width, height), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    figure = Picture(figsize=(width, height), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     scale = max(1, width / 11)  # a larger figure is shown smaller
     for write, text, points, letter, style in (
         (figure.suptitle, title, TITLE * scale, 0.65, {"fontweight": "bold", "color": INK}),
