@@ -4,6 +4,7 @@ import argparse
 import importlib
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def own_parts():
 def test_your_own_parts_run(words, command, tmp_path, monkeypatch):
     page = (DOCS / "how-to/own-parts.md").read_text()
     files = dict(TAGGED.findall(page))
-    assert len(files) == 6
+    assert len(files) == 11
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -171,7 +172,7 @@ def test_your_own_parts_run(words, command, tmp_path, monkeypatch):
         torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TUNER_TRUST", re.search(r"export TUNER_TRUST='(.*)'", page)[1])
-    network = [] if "model=mine" in words else ["model=tiny"]
+    network = [] if {"model=mine", "model=small"} & {*words} else ["model=tiny"]
     search = ["hydra.sweeper.n_trials=2", "final.seeds=0"] if "-m" in words else []
     try:
         code, output = command(*words[1:], "epochs=2", "plots=false", *network, *search)
@@ -180,3 +181,6 @@ def test_your_own_parts_run(words, command, tmp_path, monkeypatch):
             del sys.modules[name]
     assert code == 0, output
     assert ("best value" if search else "validation accuracy") in output
+    if not search:
+        kappa = [sys.executable, "-m", "mine.kappa", "outputs/latest"]
+        assert subprocess.check_output(kappa, text=True).startswith("kappa 0.")

@@ -76,9 +76,10 @@ class Target:
             except InstantiationException as error:
                 reason = " ".join(str(error).split())
                 if "whitelist" in reason and (name := re.search(r"Target '(.*?)'", reason)):
+                    known = f"choose one of {names}, or " if (names := ", ".join(targets.GROUPS[self.group])) else ""
                     reason = (
-                        f"{self.group}: _target_ {name[1]!r} is not on the list of what a config may call; choose one "
-                        f"of {', '.join(targets.GROUPS[self.group])}, or name packages you trust in TUNER_TRUST, as in "
+                        f"{self.group}: _target_ {name[1]!r} is not on the list of what a config may call; "
+                        f"{known}name packages you trust in TUNER_TRUST, as in "
                         "TUNER_TRUST='mypackage.*'"
                     )
                 raise InputError(reason) from error
@@ -176,6 +177,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: Target = Target("scheduler")
+    loss: Target = Target("loss")
     augment: Target = Target("augment")
     logger: Target = Target("logger")
     final: FinalConfig = FinalConfig()

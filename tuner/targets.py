@@ -11,6 +11,7 @@ to overwrite, or a list of further targets; and each takes its arguments as data
 """
 
 import os
+from fnmatch import fnmatchcase
 
 DATA = tuple(
     f"tuner.data.{module}.load"
@@ -31,6 +32,7 @@ GROUPS = {
     "data": DATA,
     "optimizer": OPTIMIZERS,
     "scheduler": SCHEDULERS,
+    "loss": (),  # the cross-entropy needs no target
     "augment": AUGMENTATION,
     "logger": LOGGERS,
 }
@@ -66,6 +68,11 @@ SEARCH_SPACES = tuple(f"tuner.sweep.conditional_spaces.{name}" for name in ("mod
 def by_user() -> tuple[str, ...]:
     """What TUNER_TRUST in the environment adds for every group, such as `mypackage.*`."""
     return tuple(filter(None, (name.strip() for name in os.environ.get("TUNER_TRUST", "").split(","))))
+
+
+def is_trusted(name: str) -> bool:
+    """Whether TUNER_TRUST names a function or class, such as mypackage.networks.Net."""
+    return any(fnmatchcase(name, pattern) for pattern in by_user())
 
 
 def of_group(group: str) -> tuple[str, ...]:

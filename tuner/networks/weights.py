@@ -18,7 +18,7 @@ from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 from tuner import InputError
 from tuner.networks import efficientnet_lite
-from tuner.networks.architectures import OWN, TIMM, create, timm
+from tuner.networks.architectures import OWN, TIMM, create, is_of_user, timm
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = ASSETS / "vgg16_imagenet_features.safetensors"  # float16, torchvision's names
@@ -69,6 +69,8 @@ def resolve(network: str, spec: str | None, seed: int) -> Weights:
         return _of_timm(network, spec)
     if network in OWN:
         return _of_own(network, spec)
+    if is_of_user(network):
+        return _file(network, spec, [])
     published = get_model_weights(network)
     if spec == "bundled" and network == "vgg16":
         preset = published[BUNDLED_AS].transforms()
@@ -114,7 +116,7 @@ def _file(network: str, spec: str, published: Sequence[str]) -> Weights:
     except (OSError, RuntimeError, ValueError) as error:  # no home directory, or a null byte in the name
         raise InputError(
             f"model.weights={spec} is neither a readable file ({getattr(error, 'strerror', error)}) nor weights of "
-            f"{network}; use {', '.join(published)}, a path, or null (random)"
+            f"{network}; use {', '.join([*published, 'a path'])}, or null (random)"
         ) from error
     return Weights(str(path), checksum, IMAGENET_MEAN, IMAGENET_STD, lambda: _read(path))
 

@@ -22,7 +22,7 @@ from tuner.runs import calibration
 
 HEAD_KEYS = (  # of the config: how a head is trained. Members of an ensemble may differ in these
     *("model.head", "optimizer", "scheduler", "epochs", "batch_size", "label_smoothing", "grad_clip", "keep"),
-    *("patience", "class_weights"),
+    *("patience", "class_weights", "loss"),
 )
 LOG_P = "validation.safetensors"  # in the folder of a complete trial
 MOST, MOST_VALUES = 50, 1 << 25  # candidates, and their log-probabilities in memory: 134 MB

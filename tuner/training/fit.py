@@ -124,7 +124,9 @@ class _Training:
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise InputError(f"the checkpoint is not of this run ({reason}): delete it to start again") from error
-        if has_graphs(self.device) and model.trunk is None and capturable(self.optimizer):
+        self.loss = specs[0].loss
+        known = self.loss is None  # a loss of the user may wait for the device
+        if has_graphs(self.device) and model.trunk is None and known and capturable(self.optimizer):
             self.captured = CapturedSteps(self.device)
         self._set_up()
 
@@ -235,7 +237,10 @@ class _Training:
         for targets, share in labels:
             target = targets[self.inputs_of]  # [K, B]
             losses = F.nll_loss(log_p.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-            smoothed = (1 - self.smoothing) * losses - rest
+            if self.loss:
+                smoothed = self.loss(log_p.flatten(0, 1), target.flatten()).view_as(target)
+            else:
+                smoothed = (1 - self.smoothing) * losses - rest
             if self.class_weights is not None:
                 smoothed = smoothed * self.class_weights.gather(1, target)
             total = total + (smoothed * share).sum() / size

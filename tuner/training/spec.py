@@ -19,6 +19,7 @@ from tuner.runs.metrics import OBJECTIVES, objective_value
 from tuner.training.heads import Head, widths
 from tuner.training.setup import Setup
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # log-probabilities [N, classes], labels [N] -> [N]
 Schedule = Callable[[float], float]  # completed share of the training, 0..1 -> factor of the lr
 Metrics = dict[str, float]
 State = dict[str, torch.Tensor]
@@ -59,6 +60,8 @@ class Spec:
     train, val: int64 [N], image numbers. Without `val` there are no validation metrics, and `keep` must be "last".
     epochs: length of the schedule.   stop: the epoch after which training ends; None: after `epochs`.
     label_smoothing: in the gradient only; reported losses are plain cross-entropies.
+    loss: log-probabilities float32 [N, classes] and labels int64 [N] -> float32 [N], in the gradient only. None: the
+        cross-entropy, with label_smoothing.
     class_weights: float32 [classes], weight of an image in the gradient, by its class. None: all 1.
     grad_clip: largest norm of the gradient, or None.
     keep: the epoch whose weights are kept: "last", or "best" by `objective` (the latest of equals).
@@ -88,6 +91,7 @@ class Spec:
     stop: int | None = None
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
+    loss: Loss | None = None
     grad_clip: float | None = None
     keep: str = "last"
     objective: str = "accuracy"
@@ -104,7 +108,8 @@ class Spec:
     def kind(self) -> tuple[Any, ...]:
         """What the heads of a stack must have in common."""
         images = len(self.train), None if self.val is None else len(self.val)
-        return self.optimizer.func, self.epochs, self.stop, self.batch_size, self.folds, *images
+        same_loss = (self.loss.func, repr(self.loss.keywords)) if isinstance(self.loss, partial) else self.loss
+        return self.optimizer.func, same_loss, self.epochs, self.stop, self.batch_size, self.folds, *images
 
     def batches(self) -> tuple[Any, ...]:
         """What decides which images the head gets, and in which order: heads with equal batches share them."""
@@ -153,6 +158,7 @@ def spec_of(
         options["augment"] = setup.augment
     if config.class_weights:
         options["class_weights"] = balanced_weights(setup.data.pool.labels[train], len(setup.data.classes))
+    options["loss"] = loss_of(config, len(setup.data.classes))
     if val is None:
         options |= {"stop": config.final.epochs, "keep": "last", "patience": None}
     head = head_of(config.model.head, seed)
@@ -180,6 +186,24 @@ def _check(optimizer: "partial[Optimizer]") -> None:
         raise ValueError(f"{optimizer.func.__name__} does not take its arguments ({error})") from error
     if not torch.isfinite(parameter).all():
         raise ValueError(f"a step of {optimizer.func.__name__} is not finite: an argument is too large or too small")
+
+
+def loss_of(config: RunConfig, num_classes: int) -> Loss | None:
+    """The user's loss, tried on two images; None for the cross-entropy. Raises InputError if it does not fit."""
+    if not config.loss.keywords:
+        return None
+    loss: Loss = config.loss.build()
+    logits = torch.zeros(2, num_classes, requires_grad=True)
+    name = config.loss.keywords["_target_"]
+    with argument_errors("loss"):
+        try:
+            values = loss(logits.log_softmax(1), torch.tensor([0, num_classes - 1]))
+            values.sum().backward()
+        except (ArithmeticError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+            raise ValueError(f"{name} does not take log-probabilities [N, classes] and labels [N] ({error})") from error
+    if values.shape != (2,):
+        raise InputError(f"loss: {name} must return a loss for each image, [N]; it returns {list(values.shape)} of 2")
+    return loss
 
 
 def objective_of(config: RunConfig, num_classes: int) -> str:
