@@ -85,6 +85,8 @@ class FinishedRun:
             frame = frame[["epoch", "lr", *columns]].apply(pd.to_numeric, errors="raise")
             if self.result.get("saved_epoch") not in frame["epoch"].tolist():
                 raise ValueError("it lacks the epoch whose weights were saved")
+            if frame[["epoch", "lr"]].isna().any(axis=None) or frame.abs().max(axis=None) >= plots.HUGE:
+                raise ValueError("it has values that cannot be drawn")
             return frame
         except (OSError, ValueError, KeyError) as error:
             log.warning("left out the curves, as metrics.csv cannot be used: %s", " ".join(str(error).split()))
