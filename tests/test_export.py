@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 import tuner
 from tuner import InputError, export
 from tuner.data import synthetic
+from tuner.inference import quantization
 from tuner.networks.backbone import Preprocess
 
 LARGE = ("data.size=40", "precision=fp32")  # its images are made smaller: with antialiasing
@@ -35,7 +37,7 @@ def read_onnx(path):
 
 
 def read_torchscript(path):
-    about = dict.fromkeys(["class_names", "input_shape", "fit", "range"], "")
+    about = dict.fromkeys(["class_names", "input_shape", "fit", "range", "temperature"], "")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
         loaded = torch.jit.load(io.BytesIO(Path(path).read_bytes()), _extra_files=about)
@@ -43,7 +45,7 @@ def read_torchscript(path):
 
 
 def read_pt2(path):
-    about = dict.fromkeys(["class_names", "input_shape", "fit", "range"], "")
+    about = dict.fromkeys(["class_names", "input_shape", "fit", "range", "temperature"], "")
     return about, torch.export.load(path, extra_files=about).module()
 
 
@@ -57,11 +59,13 @@ def test_a_file_gives_what_the_model_gives(trained, call, form):
     assert f"mine.{form}: uint8 [N, 1, 40, 40] -> probabilities [N, 4]" in out
     assert "checked on 80 of the run's test images: probabilities differ by " in out
     assert ", the top class of 0" in out
+    assert ("TorchScript is deprecated" in err) == (form == "torchscript")
     about, run = READERS[form](f"mine.{form}")
+    model = tuner.load(trained(*LARGE))
     assert {key: json.loads(value) for key, value in about.items()} == {
         **{"class_names": NAMES, "input_shape": [1, 40, 40], "fit": "stretch", "range": 65535},
+        "temperature": model.temperature,
     }
-    model = tuner.load(trained(*LARGE))
     for n in (1, 2, 80):
         images = synthetic.load(size=40).test.images[:n]
         assert torch.allclose(run(images), model.predict(images), atol=1e-5)
@@ -174,3 +178,56 @@ def test_what_cannot_be_done_is_one_line(trained, call, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     code, _, err = call("export", trained(), "--format", "onnx", "--out", "m.onnx")
     assert (code, "--format onnx needs onnx, onnxscript, onnxruntime: pip install 'tuner[onnx]'" in err) == (1, True)
+
+
+# int8
+
+EASY = ("data.noise=10", "data.n=200", "precision=fp32")  # a run that gets all images right
+
+
+def test_int8_is_measured_beside_float_before_it_is_written(trained, call):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    code, out, err = call("export", trained(*EASY), "--format", "onnx", "--quantize", "int8", "--out", "m.onnx")
+    assert code == 0, err
+    measured = re.findall(
+        r"^  (float32|int8) +accuracy (\S+), (\S+) ms an image \(median of 30\), (\S+) MB$", out, re.M
+    )
+    assert [name for name, *_ in measured] == ["float32", "int8"]
+    assert out.index("they agree on") < out.index("m.onnx: uint8 [N, 1, 16, 16]")
+    about = {entry.key: json.loads(entry.value) for entry in onnx.load("m.onnx").metadata_props}
+    assert about["class_names"] == NAMES
+    told = about["quantization"]
+    assert [f"{value:.4f}" for value in told["accuracy"].values()] == [accuracy for _, accuracy, *_ in measured]
+    assert (told["calibration_images"], told["validation_images"]) == (128, 32)
+
+    data = synthetic.load(n=200, noise=10)
+    session = onnxruntime.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
+    [probabilities] = session.run(None, {"images": data.pool.images[data.val].numpy()})
+    right = probabilities.argmax(1) == data.pool.labels[data.val].numpy()
+    assert right.mean() == pytest.approx(told["accuracy"]["int8"])
+    kinds = [node.op_type for node in onnx.load("m.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") > 5
+
+
+def test_int8_that_loses_much_is_not_written(trained, call, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(quantization, "LARGE_LOSS", -1)
+    code, _, err = call("export", trained(*EASY), "--format", "onnx", "--quantize", "int8", "--out", "m.onnx")
+    assert code == 1
+    assert "validation accuracy falls from " in err
+    assert "No file was written: export without --quantize" in err
+    assert list(Path().iterdir()) == []
+
+
+def test_int8_needs_the_images_of_the_run_and_onnx(trained, call, tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "run"
+    shutil.copytree(trained(*EASY), folder)
+    config = folder / "conf" / "config.yaml"
+    config.write_text(config.read_text().replace("noise: 10", "noise: 11"))
+    code, _, err = call("export", folder, "--format", "onnx", "--quantize", "int8")
+    assert (code, "needs the images that the run was trained on, and its data has changed" in err) == (1, True)
+    assert not (folder / "model.onnx").exists()
+    code, _, err = call("export", folder, "--format", "pt2", "--quantize", "int8")
+    assert (code, "--quantize needs --format onnx" in err) == (2, True)

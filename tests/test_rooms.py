@@ -30,7 +30,7 @@ ONLY_IN = {
     "scipy": {"analysis", "plots", "runs"},
     "PIL": {"data"},
     "pyarrow": {"data"},
-    "onnxruntime": {"export"},
+    "onnxruntime": {"export", "inference"},
     "torchvision": {"data", "networks"},
     "timm": {"networks"},
     "huggingface_hub": {"networks"},

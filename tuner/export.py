@@ -1,8 +1,8 @@
 """Export a trained model as one file for other programs: `python -m tuner.export RUN --format onnx|torchscript|pt2`.
 
 The file takes uint8 images [N, C, H, W], for any N, and returns float32 probabilities [N, classes]. Preprocessing and
-temperature are included; class names, input_shape, fit and range are in the metadata. The file is written only if it
-returns the model's probabilities.
+temperature are included; README.md lists the metadata. The file is written only if it returns the model's
+probabilities. With --quantize int8 that holds for the file in float, and the one in int8 is measured against it.
 """
 
 import argparse
@@ -22,11 +22,13 @@ from torch import nn
 
 from tuner import InputError, artifacts, output, terminal
 from tuner.config import of_run
+from tuner.data import Data, exclusion
 from tuner.data.files.image_file import expand
 from tuner.files import replacing
-from tuner.inference import model
+from tuner.inference import model, quantization
 from tuner.inference.model import Model
 from tuner.networks.blocks import Preprocess
+from tuner.runs.result import read_result
 
 log = logging.getLogger("tuner.export")
 
@@ -79,7 +81,7 @@ def exportable(original: Model) -> Model:
 def metadata(original: Model) -> dict[str, str]:
     """The metadata of an exported file, each value as JSON."""
     about: dict[str, Any] = {"class_names": original.classes, "input_shape": original.input_shape, "fit": original.fit}
-    about["range"] = original.range
+    about |= {"range": original.range, "temperature": original.temperature}
     return {key: json.dumps(value) for key, value in about.items()}
 
 
@@ -182,12 +184,72 @@ def images_to_check(original: Model, run: str | Path, inputs: list[Path]) -> tup
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8), "random images"
 
 
+def quantized(content: bytes, run: str | Path, original: Model) -> bytes:
+    """An ONNX file of a run in int8. Prints what it gains and loses on the validation images, and writes that into it.
+
+    Raises InputError if the run's data is not available, or if too much accuracy is lost.
+    """
+    import onnx
+
+    data = data_of(run, original)
+    generator = torch.Generator().manual_seed(0)
+    rows = data.train[torch.randperm(len(data.train), generator=generator)[:IMAGES]]
+    result = quantization.to_int8(content, data.pool.images[rows])
+    threads = torch.get_num_threads()
+    labels = data.pool.labels[data.val]
+    before, after = (
+        quantization.measure(file, data.pool.images[data.val], labels, threads) for file in (content, result)
+    )
+    about = quantization.compare(before, after, len(rows), threads)
+    lines = [
+        f"int8, calibrated on {len(rows):,} training images; {len(data.val):,} validation images, {threads} threads:"
+    ]
+    for name, measured, file in (("float32", before, content), ("int8", after, result)):
+        speed = f"{measured.latency:.1f} ms an image (median of {quantization.LATENCY_RUNS})"
+        lines.append(f"  {name:<8} accuracy {measured.accuracy:.4f}, {speed}, {len(file) / 1e6:.1f} MB")
+    lines.append(f"  they agree on {about['agreement']:.2%} of the images")
+    output.print_text("\n".join(lines))
+    if before.accuracy - after.accuracy > quantization.VISIBLE_LOSS:
+        log.warning("int8 loses %.4f of accuracy", before.accuracy - after.accuracy)
+    if after.latency > before.latency:
+        log.warning("int8 is slower on this CPU: it pays on one with int8 instructions, such as AVX-512 VNNI")
+    model_proto = onnx.load_from_string(result)
+    model_proto.metadata_props.add(key="quantization", value=json.dumps(about))
+    serialized: bytes = model_proto.SerializeToString()
+    return serialized
+
+
+def data_of(run: str | Path, original: Model) -> Data:
+    """The data of a run, with the same training and validation images. Raises InputError if it is not available."""
+    folder = model.file_of(run).parent
+    try:
+        data = exclusion.load(of_run(folder, "data").data)
+    except InputError as error:
+        raise InputError(f"--quantize needs the run's own images, which are not available: {error}") from error
+    result = read_result(folder) if (folder / "result.json").exists() else {}
+    before = result.get("split_hashes")
+    if not isinstance(before, dict) or any(before.get(name) != data.hashes[name] for name in ("train", "val")):
+        raise InputError("--quantize needs the images that the run was trained on, and its data has changed since")
+    if data.pool.images.shape[1:] != original.input_shape:
+        raise InputError(
+            f"--quantize: images are {list(data.pool.images.shape[1:])} now, not {list(original.input_shape)}"
+        )
+    if not result.get("n_val"):
+        log.info("the model was trained on the validation images, too: their accuracy shows what int8 loses, no more")
+    return data
+
+
 def main() -> None:
     """Write a run's model as one file, and print how far its probabilities are from the model's.
 
     Raises InputError, and writes nothing, if the exported model differs or --out is not in an existing folder.
     """
-    args = _arguments().parse_args()
+    parser = _arguments()
+    args = parser.parse_args()
+    if args.quantize and args.format != "onnx":
+        parser.error("--quantize needs --format onnx")
+    if args.format == "torchscript":
+        log.warning("TorchScript is deprecated in PyTorch: use --format pt2, or onnx for other programs")
     source = model.file_of(args.run)
     if args.out is None and artifacts.is_url(args.run):
         raise InputError(f"{args.run} is a copy of a run: say where to write the model, --out FILE")
@@ -199,12 +261,15 @@ def main() -> None:
     original = model.load(args.run, device="cpu", precision="fp32")
     images, what = images_to_check(original, args.run, args.check)
     content, difference, others = export(original, args.format, images)
+    if args.quantize:
+        content = quantized(content, args.run, original)
     with replacing(out) as file:
         file.write(content)
     shape = ", ".join(map(str, original.input_shape))
     output.print_text(
         f"{out}: uint8 [N, {shape}] -> probabilities [N, {len(original.classes)}], {len(content) / 1e6:.1f} MB"
     )
+    what = f"{what}, before it was quantised" if args.quantize else what
     compared = f"probabilities differ by at most {difference:.2g}, the top class of {others:,} images"
     print(f"checked on {len(images):,} {what}: {compared}")
 
@@ -217,7 +282,9 @@ def _arguments() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="a run's folder, a search's best/, a .safetensors file in one, or the URL of a copy")
-    add("--format", choices=list(FORMATS), required=True, help="onnx needs the extra onnx")
+    add("--format", choices=list(FORMATS), required=True, help="onnx needs the extra onnx; torchscript is deprecated")
+    int8 = "with --format onnx: calibrated on training images, and scored on validation images beside the float model"
+    add("--quantize", choices=["int8"], help=int8)
     add("--out", type=Path, metavar="FILE", help="default: beside the model")
     check = "images to compare on; default: the run's test images, or random ones if those are not available"
     add("--check", type=Path, nargs="+", default=[], metavar="FILE|FOLDER", help=check)

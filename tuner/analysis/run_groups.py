@@ -118,7 +118,7 @@ def _images(runs: pd.DataFrame) -> int:
 
 def _near(folders: pd.Series) -> tuple[list[str], str]:
     """The folders as short as they can be told apart, and the folder that they are then relative to, or none."""
-    near = [output.near(folder) for folder in folders]
+    near = [output.near(folder) if Path(folder).is_absolute() else folder for folder in folders]
     if max(map(len, near)) <= FOLDER_WIDTH:
         return near, ""
     parent = os.path.commonpath([Path(folder).absolute().parent for folder in folders])

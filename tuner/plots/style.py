@@ -39,7 +39,10 @@ DEFAULT: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": INK, "
 
 
 class Picture(Figure):
-    """A figure that a notebook shows. Jupyter shows matplotlib's own only once pyplot is in use."""
+    """A figure that a notebook shows.
+
+    Jupyter shows matplotlib's own figures only once pyplot has been imported, which nothing here needs.
+    """
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
