@@ -12,7 +12,7 @@ from test_rooms import COMMANDS as MODULES
 
 import tuner
 from tuner import __main__ as command
-from tuner import completion
+from tuner import arguments, completion
 
 
 def run(*words, cwd=None, **more):
@@ -28,7 +28,7 @@ def run(*words, cwd=None, **more):
 
 
 def test_each_command_is_listed():
-    assert command.COMMANDS.keys() == MODULES | {"sweep"}
+    assert command.COMMANDS.keys() == MODULES | {"sweep"} == arguments.OF_COMMAND.keys() | {"train", "sweep"}
     for words in ([], ["--help"]):
         done = run(*words)
         assert done.returncode == 0
@@ -42,7 +42,9 @@ def test_each_command_is_listed():
         (["train", "--help", "dropout"], "model.head.dropout=0.3"),
         (["train", "--help", "optimizer"], "adamw (default)"),
         (["sweep", "--help"], "usage: tuner train"),
+        *(([name, "--help"], f"usage: python -m tuner.{name}") for name in sorted(arguments.OF_COMMAND)),
         (["--complete", "tuner tr"], "train\n"),
+        (["--complete", "tuner study --w"], "--watch\n"),
         (["--complete", "tuner train optimizer="], "optimizer=adam\noptimizer=adamw\noptimizer=sgd\n"),
     ],
 )

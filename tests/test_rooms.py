@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parent.parent / "tuner"
 COMMANDS = {"train", "study", "worker", "server", "compare", "predict"}
 COMMANDS |= {"evaluate", "export", "resume", "cache", "audit", "report", "demo"}
 ROOMS = (  # a module or a package, each above all that it may import
-    *("safe_text", "yaml_file", "files", "terminal", "targets", "rules", "config_reference", "completion", "earlier"),
-    *("device", "cache_files", "output", "config", "data", "networks", "plots", "bank", "runs", "artifacts"),
-    *("training", "sweep", "stages", "inference", "analysis", "calls"),
+    *("safe_text", "yaml_file", "files", "terminal", "targets", "rules", "config_reference", "earlier", "device"),
+    *("cache_files", "output", "config", "data", "networks", "plots", "bank", "runs", "artifacts"),
+    *("training", "sweep", "stages", "inference", "analysis", "calls", "arguments", "completion"),
 )
 ONLY_IN = {
     "fsspec": {"artifacts"},

@@ -4,8 +4,9 @@ import difflib
 import runpy
 import signal
 import sys
+from pathlib import Path
 
-from tuner import __version__, calls, completion, config_reference
+from tuner import __version__, arguments, completion, config_reference
 
 COMMANDS = {
     "train": "fine-tune a network: one run",
@@ -42,17 +43,28 @@ def main() -> None:
         close = difflib.get_close_matches(first, COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
         sys.exit(f"{first} is not a command of tuner: {hint}")
-    elif first in ("train", "sweep") and config_reference.asks_for_help(words):
-        config_reference.print_help(words)
+    elif config_reference.asks_for_help(words):
+        print_help(first, words)
     else:
         run(first, words)
+
+
+def print_help(command: str, words: list[str]) -> None:
+    """What --help prints, without the command's own imports."""
+    if command in arguments.OF_COMMAND:
+        arguments.OF_COMMAND[command]().print_help()
+    else:
+        config_reference.print_help(words)
 
 
 def run(command: str, words: list[str]) -> None:
     """Run a command in this process, as python -m does."""
     if command == "sweep":
+        from tuner import calls  # more than help needs
+
         command, words = "train", ["-m", *calls.default_search(words), *words]
     sys.argv[1:] = words
+    sys.path.insert(0, str(Path.cwd()))  # the user's own parts, as python -m finds them
     runpy.run_module(f"tuner.{command}", run_name="__main__", alter_sys=True)
 
 

@@ -1,6 +1,5 @@
 """Find faults in a data set: `python -m tuner.audit [data=NAME] [KEY=VALUE...]`."""
 
-import argparse
 import logging
 import shlex
 import time
@@ -15,7 +14,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from tuner import DivergedError, InputError, output, terminal
+from tuner import DivergedError, InputError, arguments, output, terminal
 from tuner.analysis import audit_page, findings
 from tuner.analysis.findings import Images
 from tuner.analysis.label_errors import LabelErrors, label_errors
@@ -215,7 +214,7 @@ def as_json(result: Audit) -> dict[str, Any]:
 
 def main() -> None:
     """Audit a data set, write audit.csv and audit.html, and print a summary."""
-    args = _arguments().parse_intermixed_args()  # options stand anywhere
+    args = arguments.audit().parse_intermixed_args()  # options stand anywhere
     config = composed(args.overrides, args.config_dir)
     if args.summary:
         for line in summary.lines(exclusion.load(with_size(config, SIZES[0]).data)):
@@ -246,25 +245,6 @@ def main() -> None:
     output.print_text(f"look at it: {output.near(folder / 'audit.html')}")
     for line in next_step(result, args.overrides, folder):
         output.print_text(line)
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m tuner.audit",
-        description="Find copies of images, labels that are probably wrong, and outliers, with a frozen network.",
-    )
-    add = parser.add_argument
-    add(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="as for tuner.train: data=NAME, data.KEY=VALUE, model=NAME ...",
-    )
-    add("--out", type=Path, metavar="FOLDER", help="for audit.csv and audit.html; default: audit/TIME")
-    add("--config-dir", type=Path, metavar="FOLDER", help="of your own configs, as for tuner.train")
-    add("--summary", action="store_true", help="print what the data set holds, and search nothing")
-    add("--json", action="store_true", help="print JSON")
-    return parser
 
 
 if __name__ == "__main__":

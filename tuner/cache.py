@@ -5,10 +5,9 @@ python -m tuner.cache --prune --days 30       # delete files unused for 30 days
 python -m tuner.cache --limit 20GB            # delete files unused for longest, until the others take 20 GB
 """
 
-import argparse
 from pathlib import Path
 
-from tuner import cache_files, output, terminal
+from tuner import arguments, cache_files, output, terminal
 from tuner.cache_files import Entry, format_bytes
 from tuner.rules import SIZE, as_bytes
 from tuner.runs import readings
@@ -32,20 +31,13 @@ def content(entry: Entry) -> str:
 
 def main() -> None:
     """List the files of the cache, or delete them with --prune or --limit, then print their total size."""
-    parser = argparse.ArgumentParser(
-        "python -m tuner.cache", description="List the cached features, images and unpacked archives, or delete some."
-    )
-    add = parser.add_argument
-    add("--cache-dir", default=str(cache_files.machine_cache()), help="default %(default)s")
-    add("--prune", action="store_true", help="delete files instead of listing them")
-    add("--days", type=float, default=0, help="only files unused for so many days")
-    add("--limit", metavar="SIZE", help="delete the longest unused until the others take at most SIZE, as in 20GB")
+    parser = arguments.cache()
     args = parser.parse_args()
     if args.limit is not None:
         if args.prune or args.days:
             parser.error("--limit chooses the files to delete itself: leave --prune and --days out")
         SIZE.check("--limit", args.limit)
-    folder, total = Path(args.cache_dir).expanduser(), 0
+    folder, total = Path(args.cache_dir or cache_files.machine_cache()).expanduser(), 0
     contents = {entry: content(entry) for entry in cache_files.entries(folder)}
     if args.limit is not None:
         chosen, left = cache_files.evict(folder, as_bytes(args.limit))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tuner import InputError, artifacts, output, terminal
+from tuner import InputError, arguments, artifacts, output, terminal
 from tuner.analysis import paired, run_groups
 from tuner.analysis.run_groups import several
 from tuner.rules import as_number
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 log = logging.getLogger("tuner.compare")
-ROWS = 30  # on the terminal, without --top; shared by the data sets
 FEWEST = 5  # of a data set
 NAMED = 12  # columns that are not shown
 NOT_OF_THE_MODEL = (  # keys that do not affect the model
@@ -195,7 +194,7 @@ def _difference(a: Any, b: Any) -> float | None:
 
 def main() -> None:
     """Print a table of runs; for exactly two run folders, print their differences instead."""
-    args = _arguments().parse_intermixed_args()  # options may come anywhere
+    args = arguments.compare().parse_intermixed_args()  # options may come anywhere
     if args.top is not None and args.top < 0:
         raise InputError(f"--top {args.top} must be a number of rows, or 0 for all")
     asked = (
@@ -263,7 +262,7 @@ def print_rows(args: argparse.Namespace, table: pd.DataFrame, written: pd.DataFr
 
     written: the runs, with references.   chosen: the columns that were asked for, or all.
     """
-    top = table.head((ROWS if args.top is None else args.top) or len(table))
+    top = table.head((arguments.ROWS if args.top is None else args.top) or len(table))
     if args.columns or args.group_by or args.wide:
         rows = top.assign(folder=top.folder.map(output.near)) if "folder" in top else top
         output.terminal(rows[chosen], whole=True)
@@ -282,11 +281,11 @@ def print_over(table: pd.DataFrame) -> int:
 def print_by_data_set(frame: pd.DataFrame, written: pd.DataFrame, top: int | None) -> int:
     """Print a table for each data set, as wide as the terminal, and which columns are not shown. The number of rows.
 
-    frame: runs in order, references resolved.   written: the same with references.   top: rows; 0: all; None: ROWS.
+    frame: runs in order, references resolved.   written: the same with references.   top: rows; 0: all.
     """
     listed = frame.head(top) if top else frame
     groups = run_groups.by_data_set(listed, written.loc[listed.index], differing(written))
-    each = max(FEWEST, ROWS // max(len(groups), 1)) if top is None else len(listed)
+    each = max(FEWEST, arguments.ROWS // max(len(groups), 1)) if top is None else len(listed)
     hidden, shown = [], 0
     for group in groups:
         if shown:
@@ -309,43 +308,6 @@ def _print_hidden(columns: Sequence[str]) -> None:
         print()
         listed = f"{', '.join(names[:NAMED])}{more}"
         output.print_wrapped(f"not shown: {listed}; --wide shows all columns, --columns KEY,... the ones you name")
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m tuner.compare",
-        description="A table of runs, the best first, with the config keys in which they differ. For two run folders: "
-        "their differences, and whether their accuracies differ by more than chance.",
-    )
-
-    def split(text: str) -> list[str]:
-        return list(dict.fromkeys(key.strip() for key in text.split(",") if key.strip()))
-
-    add = parser.add_argument
-    add(
-        "folders",
-        nargs="*",
-        metavar="FOLDER",
-        help="searched at any depth, or the URL of a run's copy; default: outputs and multirun",
-    )
-    add("--where", action="append", default=[], metavar="COND", help="such as 'optimizer.lr<1e-3'; may be repeated")
-    add("--sort", metavar="KEY", help="default: val_accuracy; the best score or latest start first, else the lowest")
-    add("--reverse", action="store_true", help="reverse the order")
-    add("--top", type=int, metavar="N", help=f"number of rows; 0: all; default: {ROWS} on the terminal, else all")
-    add("--columns", type=split, metavar="KEY,...", help="show these columns instead")
-    add("--wide", action="store_true", help="one table with all columns, wider than the terminal")
-    groups = parser.add_mutually_exclusive_group()
-    groups.add_argument("--group-by", type=split, metavar="KEY,...", help="mean, standard deviation and number of runs")
-    groups.add_argument(
-        "--over", type=split, metavar="KEY,...", help="group by all keys that differ, except these, such as seed"
-    )
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--csv", action="store_true", help="print CSV instead")
-    either.add_argument("--json", action="store_true", help="print JSON instead")
-    add("--plots", action="store_true", help="write curves.png and bars.png")
-    add("--html", action="store_true", help="write compare.html: a sortable table with links, and curves")
-    add("--out", type=Path, default=Path("comparison"), metavar="FOLDER", help="default: %(default)s/")
-    return parser
 
 
 def show_pair(args: argparse.Namespace) -> None:

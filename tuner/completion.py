@@ -1,9 +1,10 @@
 """What a shell offers after a part of a `tuner` command line: commands, config keys, groups and their options."""
 
+import re
 import sys
 from collections.abc import Iterable
 
-from tuner import config_reference
+from tuner import arguments, config_reference
 
 OPTION = "--complete"  # with which the scripts call tuner
 OF_CONFIG = ("train", "sweep", "resume", "evaluate", "audit", "worker")  # these take KEY=VALUE
@@ -54,6 +55,9 @@ def candidates(line: str, commands: Iterable[str]) -> list[str]:
         return sorted(name for name in (*commands, "completion") if name.startswith(word))
     if words[1] == "completion":
         return [shell for shell in SCRIPTS if shell.startswith(word)]
+    if word.startswith("-") and words[1] in arguments.OF_COMMAND:
+        usage = arguments.OF_COMMAND[words[1]]().format_usage()
+        return sorted({option for option in re.findall(r"--[\w-]+", usage) if option.startswith(word)})
     return of_config(word) if words[1] in OF_CONFIG else []
 
 

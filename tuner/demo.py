@@ -1,6 +1,5 @@
 """Try a trained model in the browser: `python -m tuner.demo RUN`. Drop an image, see its class and the evidence."""
 
-import argparse
 import base64
 import html
 import logging
@@ -10,9 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tuner import InputError, output, terminal
+from tuner import InputError, arguments, output, terminal
 from tuner.data.files.image_file import BrokenImageError
-from tuner.device import CHOICES
 from tuner.inference import model
 from tuner.inference.evidence import Explainer
 from tuner.inference.model import Model
@@ -32,7 +30,7 @@ footer { display: none !important } .gradio-container { max-width: 960px !import
 
 def main() -> None:
     """Serve the page on this machine alone, until Ctrl-C."""
-    args = _arguments().parse_args()
+    args = arguments.demo().parse_args()
     trained = model.load(args.run, device=args.device)
     with tempfile.TemporaryDirectory() as uploads:
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}  # read when it is imported
@@ -116,18 +114,6 @@ def serve(page: Any, port: int | None) -> str:
         max_file_size=LARGEST,
     )
     return str(address)
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m tuner.demo",
-        description="Serve a page on this machine where an image is dropped, and classified with its evidence.",
-    )
-    add = parser.add_argument
-    add("run", metavar="RUN", help="a run's folder, a search's best/, a .safetensors file in one, or the URL of a copy")
-    add("--port", type=int, metavar="N", help="default: the first free one from 7860 on")
-    add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
-    return parser
 
 
 if __name__ == "__main__":

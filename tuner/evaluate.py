@@ -1,6 +1,5 @@
 """Score a trained model on a data set: `python -m tuner.evaluate RUN [data=NAME] [data.KEY=VALUE...]`."""
 
-import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from tuner import InputError, output, plots, terminal
+from tuner import InputError, arguments, output, plots, terminal
 from tuner.config import CONF, RunConfig, parse_part, written
 from tuner.data import Data, Samples, copies, exclusion
-from tuner.device import CHOICES, Batches, send
+from tuner.device import Batches, send
 from tuner.inference import model
 from tuner.inference.model import Model
 from tuner.runs import metrics, readings
@@ -31,7 +30,6 @@ from tuner.sweep.hydra_private import parse_overrides
 
 log = logging.getLogger("tuner.evaluate")
 
-SPLITS = ("train", "val", "test", "all")
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
 FILE_LOADERS = {  # these resize the images they read; the arguments that they take from the model
     "tuner.data.image_folder.load": ("size", "fit", "range", "divide"),
@@ -196,7 +194,7 @@ def write(parts: Sequence[Predictions], classes: Sequence[str], folder: Path) ->
 
 def main() -> None:
     """Print the scores of a run on its own test split or on other data; --out writes tables and plots."""
-    args = _arguments().parse_intermixed_args()  # options stand anywhere
+    args = arguments.evaluate().parse_intermixed_args()  # options stand anywhere
     trained = model.load(args.run, device=args.device, precision=args.precision)
     folder = model.file_of(args.run).parent
     split = args.split or ("all" if args.overrides else "test")
@@ -236,24 +234,6 @@ def main() -> None:
             continue
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
         output.print_text(f"{key.replace('_', ' '):<18} {text}")
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m tuner.evaluate",
-        description="Score a trained model on the test split of its own data, or on other data whose classes it knows.",
-    )
-    add = parser.add_argument
-    add("run", metavar="RUN", help="a run's folder, a search's best/, a .safetensors file in one, or the URL of a copy")
-    also = "another data set, as for tuner.train: data=NAME data.KEY=VALUE"
-    add("overrides", nargs="*", metavar="DATA", help=also)
-    add("--split", choices=SPLITS, help="default: test of the run's own data, all of other data")
-    add("--out", type=Path, metavar="FOLDER", help="write tables and pictures there")
-    add("--json", action="store_true", help="print JSON")
-    add("--config-dir", type=Path, metavar="FOLDER", help="of your own configs, as for tuner.train")
-    add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
-    add("--precision", default="auto", help="bf16, fp32 or auto; default: auto, as in the run's config")
-    return parser
 
 
 if __name__ == "__main__":

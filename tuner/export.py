@@ -5,7 +5,6 @@ temperature are included; README.md lists the metadata. The file is written only
 probabilities. With --quantize int8 that holds for the file in float, and the one in int8 is measured against it.
 """
 
-import argparse
 import copy
 import importlib.util
 import io
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tuner import InputError, artifacts, output, terminal
+from tuner import InputError, arguments, artifacts, output, terminal
 from tuner.config import of_run
 from tuner.data import Data, exclusion
 from tuner.data.files.image_file import expand
@@ -244,7 +243,7 @@ def main() -> None:
 
     Raises InputError, and writes nothing, if the exported model differs or --out is not in an existing folder.
     """
-    parser = _arguments()
+    parser = arguments.export()
     args = parser.parse_args()
     if args.quantize and args.format != "onnx":
         parser.error("--quantize needs --format onnx")
@@ -272,23 +271,6 @@ def main() -> None:
     what = f"{what}, before it was quantised" if args.quantize else what
     compared = f"probabilities differ by at most {difference:.2g}, the top class of {others:,} images"
     print(f"checked on {len(images):,} {what}: {compared}")
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m tuner.export",
-        description="Write a trained model as one file: uint8 images [N, C, H, W] in, calibrated probabilities out. It "
-        "is first compared with the model, and written only if the probabilities agree.",
-    )
-    add = parser.add_argument
-    add("run", metavar="RUN", help="a run's folder, a search's best/, a .safetensors file in one, or the URL of a copy")
-    add("--format", choices=list(FORMATS), required=True, help="onnx needs the extra onnx; torchscript is deprecated")
-    int8 = "with --format onnx: calibrated on training images, and scored on validation images beside the float model"
-    add("--quantize", choices=["int8"], help=int8)
-    add("--out", type=Path, metavar="FILE", help="default: beside the model")
-    check = "images to compare on; default: the run's test images, or random ones if those are not available"
-    add("--check", type=Path, nargs="+", default=[], metavar="FILE|FOLDER", help=check)
-    return parser
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tuner import InputError, output, plots, terminal
+from tuner import InputError, arguments, output, plots, terminal
 from tuner.data.files import image_file
 from tuner.data.tables import csv_unlabelled
 from tuner.data.tables.csv_images import Place
 from tuner.data.tables.csv_unlabelled import Inputs
-from tuner.device import CHOICES
 from tuner.inference import model
 from tuner.inference.evidence import Explainer
 from tuner.inference.model import Model
@@ -124,7 +123,7 @@ class Maps:
 
 def main() -> None:
     """Print the classes of image files with their probabilities. Exits with code 1 if a file can't be read."""
-    args = _arguments().parse_intermixed_args()  # options may come anywhere
+    args = arguments.predict().parse_intermixed_args()  # options may come anywhere
     if args.maps and args.others:
         raise InputError("--maps works with one run only: leave --with out")
     models = load([args.run, *args.others], args.device, args.precision)
@@ -187,33 +186,6 @@ def _predict(
             broken += len(batch.broken)
             bar.update(len(batch.names) + len(batch.broken))
     return tables, broken
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m tuner.predict",
-        description="Predict the classes of images, with calibrated probabilities. Files that can't be read are named, "
-        "the others are predicted, and the exit code is 1.",
-    )
-    add = parser.add_argument
-    add("run", metavar="RUN", help="a run's folder, a search's best/, a .safetensors file in one, or the URL of a copy")
-    files = "images of any size and mode; folders at any depth; or one CSV file of pixels or of names of images"
-    add("inputs", type=Path, nargs="+", metavar="FILE|FOLDER", help=files)
-    add("--image", metavar="COLUMN", help="of a CSV file: the column that names images")
-    add("--folder", type=Path, metavar="FOLDER", help="that these names are relative to; default: the CSV file's")
-    add("--suffix", metavar=".jpg", help="of these names, if they have none")
-    also = "another run with the same classes: probabilities are averaged; may be repeated"
-    add("--with", dest="others", action="append", default=[], metavar="RUN", help=also)
-    add("--top", type=int, default=1, metavar="K", help="the K most probable classes; default: %(default)s")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--csv", action="store_true", help="print CSV, batch by batch")
-    either.add_argument("--json", action="store_true", help="print JSON")
-    add("--maps", type=Path, metavar="FOLDER", help="write a picture per file: where the evidence for its class lies")
-    larger = "of an image file; a larger one is not read; default: %(default)s"
-    add("--max-pixels", type=int, default=image_file.MAX_PIXELS, metavar="N", help=larger)
-    add("--device", default="auto", help=f"{CHOICES}; default %(default)s")
-    add("--precision", default="auto", help="bf16, fp32 or auto; default: auto, as in the run's config")
-    return parser
 
 
 if __name__ == "__main__":

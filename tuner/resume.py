@@ -4,7 +4,6 @@ The run's applied config is data. Of the folder, nothing else is read but the ch
 where the run was started.
 """
 
-import argparse
 import logging
 import os
 import shlex
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tuner import InputError, artifacts, terminal
+from tuner import InputError, arguments, artifacts, terminal
 from tuner.config import RunConfig, parse, start_folder, with_values, written
 from tuner.files import appending
 from tuner.runs.ending import one_line_errors
@@ -42,10 +41,7 @@ def killed_run(folder: Path, more: Sequence[str] = ()) -> RunConfig:
 
 def main() -> None:
     """Train a killed run to its end, in its folder. Its log goes on in train.log."""
-    parser = argparse.ArgumentParser("python -m tuner.resume", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the run's folder, as in outputs/2026-11-24/12-00-00-000000")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as device=cpu, on another machine")
-    args = parser.parse_args()
+    args = arguments.resume().parse_args()
     folder = args.folder.resolve()
     config = killed_run(folder, args.overrides)
     if (started := start_folder(folder)) and started.is_dir():  # a logger's store may be a relative path

@@ -115,6 +115,7 @@ def _is_folder_name(value: Any) -> bool:
     return len(value.encode()) <= 200 and value == value.strip()  # a file system allows 255, and `-2` may follow
 
 
+MAX_PIXELS = 50_000_000  # of an image file, by its header
 FOLDER_NAME = Rule(
     _is_folder_name,
     "the name of a folder: of at most 200 bytes, without slashes, and with no dot or space at its start",

@@ -1,6 +1,5 @@
 """Serve a database of studies to workers that do not reach it: `python -m tuner.server --storage URL`."""
 
-import argparse
 import logging
 import os
 import socket
@@ -11,7 +10,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, run_grpc_proxy_server
 
-from tuner import InputError, terminal
+from tuner import InputError, arguments, terminal
 from tuner.rules import POSITIVE
 from tuner.sweep import passwords, storage
 
@@ -21,18 +20,7 @@ PORTS = 65535
 
 def main() -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    parser = argparse.ArgumentParser(
-        "python -m tuner.server",
-        description="Optuna's storage proxy over a database: searches and workers with "
-        "hydra.sweeper.storage=grpc://HOST:PORT share its connections. Whoever reaches the port can read and change "
-        "all studies: there is no password.",
-    )
-    add = parser.add_argument
-    add("--storage", metavar="URL", required=True, help="the database, such as postgresql+psycopg://...")
-    add("--host", default="localhost", help="where to listen; 0.0.0.0: everywhere; default: %(default)s")
-    add("--port", type=int, default=13000, help="default: %(default)s")
-    add("--every", type=float, default=60, metavar="SECONDS", help="between two lines; default: %(default)s")
-    args = parser.parse_args()
+    args = arguments.server().parse_args()
     POSITIVE.check("--every", args.every)
     if not 1 <= args.port <= PORTS:
         raise InputError(f"--port {args.port} must be from 1 to {PORTS}")

@@ -20,7 +20,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tuner import InputError, artifacts, output, plots, terminal
+from tuner import InputError, arguments, artifacts, output, plots, terminal
 from tuner.analysis import loaded_study
 from tuner.analysis.advice import advice, cannot_be_told_apart, certainty
 from tuner.analysis.loaded_study import LoadedStudy
@@ -40,7 +40,7 @@ PAIRED = 4  # parameters drawn against each other on the page
 
 def main() -> None:
     """Print a study as tables, CSV or JSON, write its figures, or follow its running sweep."""
-    parser = _arguments()
+    parser = arguments.study()
     args = parser.parse_args()
     if (args.plots or args.html) and (args.best or args.watch or args.dashboard):
         parser.error("--plots and --html can't be combined with --best, --watch or --dashboard")
@@ -66,29 +66,6 @@ def main() -> None:
         output.print_json(as_json(s))
     else:
         show(s, args.top, output.Terminal())
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m tuner.study",
-        description="Show a study: its best trials, which parameters mattered, how sure that is, and what to try next.",
-    )
-    add = parser.add_argument
-    add("study", nargs="?", help="a sweep's folder or a study's name; default: the newest in multirun")
-    add("--storage", metavar="URL", help="storage of the study; default: that of its folder, or multirun/optuna.db")
-    add("--top", type=int, default=10, metavar="N", help="number of trials in the table; default: %(default)s; 0: all")
-    add("--plots", action="store_true", help="write plots/*.png")
-    add("--html", action="store_true", help="write study.html: interactive figures, and all trials in a sortable table")
-    add("--out", type=Path, metavar="FOLDER", help="for --plots and --html; default: the sweep's folder")
-    add("--fetch", action="store_true", help="first bring its run folders here that other machines have copied")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--csv", action="store_true", help="print all trials as CSV instead")
-    either.add_argument("--json", action="store_true", help="print everything as JSON instead")
-    either.add_argument("--best", action="store_true", help="print the overrides that run the best trial again")
-    either.add_argument("--watch", action="store_true", help="follow a running sweep until it ends, or Ctrl-C")
-    either.add_argument("--dashboard", action="store_true", help="start optuna-dashboard on this machine, read-only")
-    add("--port", type=int, default=8080, help="of the dashboard; default: %(default)s")
-    return parser
 
 
 def _the_best(s: LoadedStudy) -> optuna.trial.FrozenTrial:

@@ -1,6 +1,5 @@
 """Run trials of a study that was started elsewhere: `python -m tuner.worker --storage URL study=NAME`."""
 
-import argparse
 import logging
 import os
 import re
@@ -9,7 +8,7 @@ import sys
 
 import optuna
 
-from tuner import InputError, terminal
+from tuner import InputError, arguments, terminal
 from tuner.sweep import WORKER, passwords, storage
 from tuner.sweep.settings import COMMAND
 
@@ -23,16 +22,7 @@ PATIENCE = 600.0  # seconds to wait for a server that is being restarted, as sea
 
 def main() -> None:
     """Join a study with the config that it was started with, until no trials are left. Replaces this process."""
-    parser = argparse.ArgumentParser(
-        "python -m tuner.worker",
-        description="Run trials of a study on this machine, on all of its GPUs, until none are left. A worker may come "
-        "and go at any time; it retrains nothing: the command that started the study does.",
-    )
-    parser.add_argument("--storage", metavar="URL", required=True, help="the study's, such as postgresql+psycopg://...")
-    parser.add_argument(
-        "overrides", nargs="+", metavar="OVERRIDE", help="study=NAME; further ones, such as data.root=..."
-    )
-    args = parser.parse_args()
+    args = arguments.worker().parse_args()
     names = [word.removeprefix("study=") for word in args.overrides if word.startswith("study=")]
     if len(names) != 1:
         raise InputError("give the study once, as study=NAME")

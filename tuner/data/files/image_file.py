@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from tuner import InputError
 from tuner.data.files import pixels
 from tuner.data.files.pixels import RANGE
+from tuner.rules import MAX_PIXELS as MAX_PIXELS
 from tuner.rules import or_null, whole
 from tuner.safe_text import printable
 
@@ -38,7 +39,6 @@ EXTENSIONS = {
 }
 # Pillow's formats of these. Without a list it tries all, such as EPS, which is a program.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-MAX_PIXELS = 50_000_000  # of a file, by its header
 IN_FLIGHT = 64_000_000  # pixels that the threads of a process decode at once
 NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
