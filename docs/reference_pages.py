@@ -28,9 +28,9 @@ spaces.
 """
 TRAIN = """# Commands
 
-Each is run as `python -m tuner.NAME`; `tuner NAME` is the same, and prints its help at once. `tuner sweep` is `tuner train -m
-hparams_search=optuna`, or another search if one is given. `tuner --version` has the version. For completion of commands, keys and
-options with the tab key, put this into `~/.bashrc` (`zsh` into `~/.zshrc`, after `compinit`):
+Each is run as `python -m tuner.NAME`; `tuner NAME` is the same, and prints its help at once. `tuner sweep` is `tuner
+train -m hparams_search=optuna`, or another search if one is given. `tuner --version` has the version. For completion
+of commands, keys and options with the tab key, put this into `~/.bashrc` (`zsh` into `~/.zshrc`, after `compinit`):
 
     eval "$(tuner completion bash)"
 
@@ -42,8 +42,9 @@ and for fish, `tuner completion fish > ~/.config/fish/completions/tuner.fish`.
     python -m tuner.train -m hparams_search=optuna [GROUP=OPTION ...] [KEY=VALUE ...]
     python -m tuner.train --help [KEY | GROUP | GROUP=OPTION | WORD]
 
-One run, or a search: `hparams_search=NAME` is one without `-m`, too. A run's folder is `outputs/DATE/TIME`, or `outputs/NAME` with `name=NAME`;
-`outputs/latest` links to the last. Several values, as in `-m seed=0,1,2`, are as many runs, and end with mean and spread. [Config keys](config.md) lists groups and keys; `--config-dir FOLDER` adds
+One run, or a search: `hparams_search=NAME` is one without `-m`, too. A run's folder is `outputs/DATE/TIME`, or
+`outputs/NAME` with `name=NAME`; `outputs/latest` links to the last. Several values, as in `-m seed=0,1,2`, are as
+many runs, and end with mean and spread. [Config keys](config.md) lists groups and keys; `--config-dir FOLDER` adds
 [your own](../how-to/own-parts.md).
 """
 
