@@ -13,6 +13,7 @@ import yaml
 import tuner
 from tuner import InputError, targets
 from tuner.config import Target
+from tuner.networks.architectures import check_name, create
 
 LISTED = {name for names in targets.GROUPS.values() for name in names}
 
@@ -106,3 +107,50 @@ def test_a_run_of_somebody_else_runs_no_code(trained, call, tmp_path, monkeypatc
     if name in ("evaluate", "resume"):
         assert code
         assert "_target_ 'tuner.runs.run.write_table' is not on the list" in out + err
+
+
+@pytest.mark.parametrize(
+    ("trust", "name", "message"),
+    [
+        ("", "os.system", r"model.name=os.system is code that a config may not call: .* set TUNER_TRUST='os\.\*'"),
+        ("collections.*", "collections.nothing", "model.name=collections.nothing cannot be imported"),
+        ("collections.*", "collections.OrderedDict", "must return a torch.nn.Module, not OrderedDict"),
+    ],
+)
+def test_a_network_that_a_config_brings_is_called_only_if_it_is_trusted(trust, name, message, monkeypatch):
+    monkeypatch.setenv("TUNER_TRUST", trust)
+
+    def checked():
+        check_name(name)
+        return create(name)
+
+    with pytest.raises(InputError, match=message):
+        checked()
+
+
+LOSSES = """
+def mean(log_p, labels):
+    return -log_p.gather(1, labels[:, None]).mean()
+
+def other(log_p):
+    return log_p
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+loss._target_=losses.mean"], "losses.mean must return a loss for each image, [N]; it returns [] of 2"),
+        (["+loss._target_=losses.other"], "other() takes 1 positional argument but 2 were given"),
+        (["+loss._target_=losses.other", "+loss.gamma=2"], "other() got an unexpected keyword argument 'gamma'"),
+        (["+loss._target_=os.system"], "'os.system' is not on the list of what a config may call; name packages you"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_one_line(command, tmp_path, monkeypatch, words, message):
+    (tmp_path / "losses.py").write_text(LOSSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TUNER_TRUST", "losses.*")
+    code, output = command("data=synthetic", "model=tiny", "+loss._partial_=true", *words)
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output
