@@ -275,10 +275,11 @@ def test_references_that_only_some_runs_have():
 
 
 @pytest.mark.parametrize("metrics", [HEADER + EPOCHS, HEADER, None])
-def test_a_run_that_was_interrupted_is_read_as_far_as_it_came(metrics):
-    make("outputs/1", {}, {"status": "failed", "error": "KeyboardInterrupt: "}, metrics)
+@pytest.mark.parametrize("ended", [{"status": "interrupted"}, {"status": "failed", "error": "KeyboardInterrupt: "}])
+def test_a_run_that_was_interrupted_is_read_as_far_as_it_came(metrics, ended):
+    make("outputs/1", {}, ended, metrics)  # as it is today, and as it was
     row = runs.load().iloc[0]
-    assert (row.status, row.error) == ("failed", "KeyboardInterrupt: ")
+    assert (row.status, row.error) == (ended["status"], ended.get("error"))
     assert row.epochs == (2 if metrics and "\n2," in metrics else 0)
     assert row.val_accuracy == 0.65 if row.epochs else pd.isna(row.val_accuracy)
 

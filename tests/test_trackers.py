@@ -177,7 +177,7 @@ def test_a_tracker_that_cannot_start_ends_the_run_with_one_line(command, argumen
     assert code == 1
     assert message in output
     assert "Traceback" not in output
-    assert [result(path.parent)["status"] for path in Path("outputs").rglob("result.json")] == ["failed"]
+    assert not Path("outputs").exists()
 
 
 class Broken:

@@ -346,7 +346,7 @@ def test_a_finished_run_is_not_overwritten(command):
 
 
 def test_a_failed_run_can_be_done_again_in_its_folder(command):
-    command(*TINY, "hydra.run.dir=mine", "epochs=0")
+    command(*TINY, "hydra.run.dir=mine", "optimizer=sgd", "optimizer.lr=1e38", "scheduler=constant")
     assert result(Path("mine"))["status"] == "failed"
     code, _ = command(*TINY, "hydra.run.dir=mine")
     assert code == 0
