@@ -17,7 +17,7 @@ import torch
 from helpers import record, result
 from torch import nn
 
-from tuner import InputError, resume
+from tuner import InputError, resume, stages
 from tuner.bank.features import bank
 from tuner.cache_files import Cache
 from tuner.config import of_run
@@ -452,6 +452,22 @@ def test_ctrl_c_is_two_lines_that_says_how_to_go_on(command, tmp_path):
     assert resume.endswith(f"resume with: python -m tuner.resume {tmp_path / 'here'}")
     assert result(tmp_path / "here")["status"] == "interrupted"
     assert "Traceback" not in output
+
+
+def test_a_resumed_run_that_is_interrupted_again_says_so(command, call, monkeypatch):
+    interrupted(command, *TINY, "epochs=4")
+    real = stages.Prepared.on_epoch
+
+    def interrupt(job, epoch, metrics):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        real(job, epoch, metrics)
+
+    monkeypatch.setattr(stages.Prepared, "on_epoch", interrupt)
+    code, out, err = call("resume", "here")
+    assert code == 130
+    assert "interrupted after epoch 2" in out + err
+    assert result(Path("here"))["status"] == "interrupted"
 
 
 def test_a_checkpoint_of_a_gpu_is_gone_on_from_on_the_cpu_with_a_warning(command):

@@ -346,7 +346,11 @@ def train(config: RunConfig, run: Run) -> float | tuple[float, float]:
     """A single run, outside of Hydra."""
     with recorded(run):
         job = prepare(config, run)
-    [(_, fitted)] = fit_together([job])
+    fitted: list[Fitted] | BaseException
+    try:
+        [(_, fitted)] = fit_together([job])
+    except BaseException as error:  # noqa: BLE001 - the last stage records it and raises it
+        fitted = error
     return finish(job, fitted)
 
 
