@@ -80,6 +80,7 @@ def test_it_runs_a_command_as_python_m_does(tmp_path):
     done = run("sweep", *TINY, "epochs=1", "study=s", "hydra.sweeper.n_trials=1", "final.seeds=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "multirun" / "s" / "trials.csv").exists()
+    assert "continue with: python -m tuner.train -m hparams_search=optuna data=synthetic" in done.stdout + done.stderr
     done = run("study", "s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "study s in multirun/s: 1 trial" in done.stdout

@@ -34,7 +34,7 @@ PATH = "/a/folder/with-a-long-name/that-is-longer-than-a-line"
         ("short", ["short"]),
         ("one two three four five six seven eight nine", ["one two three four five six seven eight", "  nine"]),
         (f"the run is in {PATH}", ["the run is in", f"  {PATH}"]),
-        ("Traceback:\n" + 50 * "x ", ["Traceback:", (50 * "x ")]),
+        ("best:\n  " + 50 * "x", ["best:", "  " + 50 * "x"]),
     ],
 )
 def test_a_terminal_breaks_log_lines_between_words(text, lines):

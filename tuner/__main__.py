@@ -64,6 +64,7 @@ def run(command: str, words: list[str]) -> None:
 
         command, words = "train", ["-m", *calls.default_search(words), *words]
     sys.argv[1:] = words
+    sys.orig_argv[:] = [sys.executable, "-m", f"tuner.{command}", *words]  # which workers and messages repeat
     sys.path.insert(0, str(Path.cwd()))  # the user's own parts, as python -m finds them
     runpy.run_module(f"tuner.{command}", run_name="__main__", alter_sys=True)
 

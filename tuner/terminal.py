@@ -29,12 +29,18 @@ class Console(logging.StreamHandler[TextIO]):
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Called by `emit`. Paths are not broken, and texts of several lines, such as tracebacks, are left alone."""
+        """Called by `emit`. Paths, tracebacks and lines that are indented are left alone."""
         text = super().format(record)
-        width = shutil.get_terminal_size().columns
-        if "\n" in text or len(text) <= width or not self.stream.isatty():
+        if record.exc_info or not self.stream.isatty():
             return text
-        return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        return "\n".join(map(_wrapped, text.split("\n")))
+
+
+def _wrapped(line: str) -> str:
+    width = shutil.get_terminal_size().columns
+    if len(line) <= width or line[0] == " ":
+        return line
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def epochs_bar(epochs: int, done: int = 0, *, hidden: bool = False) -> tqdm:
