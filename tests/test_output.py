@@ -16,7 +16,7 @@ from rich.console import Console
 from test_runs import EPOCHS, HEADER, RESULT, make
 
 from tuner import compare
-from tuner import terminal as present
+from tuner import output as present
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,8 @@ PATH = "/a/folder/with-a-long-name/that-is-longer-than-a-line"
         ("short", ["short"]),
         ("one two three four five six seven eight nine", ["one two three four five six seven eight", "  nine"]),
         (f"the run is in {PATH}", ["the run is in", f"  {PATH}"]),
-        ("best:\n  " + 50 * "x", ["best:", "  " + 50 * "x"]),
+        ("best:\n  " + 12 * "four ", ["best:", "  " + " ".join(7 * ["four"]), "    " + " ".join(5 * ["four"])]),
+        (f"go on with: python -m tuner.resume {PATH}", [f"go on with: python -m tuner.resume {PATH}"]),  # to be copied
     ],
 )
 def test_a_terminal_breaks_log_lines_between_words(text, lines):

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from tuner.files import replacing
 from tuner.safe_text import HARMFUL, cell, printable, printable_lines
+from tuner.terminal import wrapped
 
 if TYPE_CHECKING:
     from plotly.basedatatypes import BaseFigure
@@ -87,8 +88,9 @@ def is_number(value: Any) -> bool:
 
 
 def print_text(text: str) -> None:
-    """Print lines of text, without what a terminal may obey."""
-    print(printable_lines(text), flush=True)
+    """Print lines of text, without what a terminal may obey. On a terminal long lines are broken between words."""
+    text = printable_lines(text)
+    print(wrapped(text) if sys.stdout.isatty() else text, flush=True)
 
 
 def width() -> int:

@@ -18,6 +18,7 @@ from tuner.safe_text import Formatter
 
 CLOSED = 128 + 13  # exit code if the reader of a pipe has gone, as shells report SIGPIPE
 INTERRUPTED = 128 + 2  # after Ctrl-C
+COMMAND = "python -m tuner."
 
 
 class Console(logging.StreamHandler[TextIO]):
@@ -29,18 +30,23 @@ class Console(logging.StreamHandler[TextIO]):
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Called by `emit`. Paths, tracebacks and lines that are indented are left alone."""
+        """Called by `emit`. Tracebacks are left alone."""
         text = super().format(record)
         if record.exc_info or not self.stream.isatty():
             return text
-        return "\n".join(map(_wrapped, text.split("\n")))
+        return wrapped(text)
 
 
-def _wrapped(line: str) -> str:
+def wrapped(text: str) -> str:
+    """Text for a terminal, its long lines broken between words; lines with a command are left whole, to be copied."""
     width = shutil.get_terminal_size().columns
-    if len(line) <= width or line[0] == " ":
-        return line
-    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= width or COMMAND in line else _broken(line, width) for line in lines)
+
+
+def _broken(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def epochs_bar(epochs: int, done: int = 0, *, hidden: bool = False) -> tqdm:
