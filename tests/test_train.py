@@ -438,9 +438,13 @@ def test_a_run_may_have_a_name_and_the_last_one_has_a_link(command):
     ("arguments", "message"),
     [
         (["name=latest"], "name=latest must be another name: outputs/latest is a link to the last run"),
+        (
+            ["-m", "optimizer.lr=interval(1e-4,1e-2)"],
+            "is a range, which only a search draws from",
+        ),
         (["name=a/b"], "name=a/b must be the name of a folder"),
-        (["-m", "name=a"], "name=a is for a single run; the name of a search is study=a"),
-        (["hparams_search=optuna", "name=a"], "name=a is for a single run; the name of a search is study=a"),
+        (["-m", "name=a"], "name=a is for a single run; several have study=a"),
+        (["hparams_search=optuna", "name=a"], "name=a is for a single run; several have study=a"),
     ],
 )
 def test_names_that_a_run_cannot_have(command, arguments, message):

@@ -206,7 +206,10 @@ def quantized(content: bytes, run: str | Path, original: Model) -> bytes:
     for name, measured, file in (("float32", before, content), ("int8", after, result)):
         speed = f"{measured.latency:.1f} ms an image (median of {quantization.LATENCY_RUNS})"
         lines.append(f"  {name:<8} accuracy {measured.accuracy:.4f}, {speed}, {len(file) / 1e6:.1f} MB")
-    lines.append(f"  they agree on {about['agreement']:.2%} of the images")
+    differ = about["largest_difference"]
+    lines.append(
+        f"  they agree on {about['agreement']:.2%} of the images; probabilities differ by at most {differ:.4f}"
+    )
     output.print_text("\n".join(lines))
     if before.accuracy - after.accuracy > quantization.VISIBLE_LOSS:
         log.warning("int8 loses %.4f of accuracy", before.accuracy - after.accuracy)
@@ -252,9 +255,10 @@ def main() -> None:
     source = model.file_of(args.run)
     if args.out is None and artifacts.is_url(args.run):
         raise InputError(f"{args.run} is a copy of a run: say where to write the model, --out FILE")
-    out = args.out or source.with_suffix(SUFFIXES[args.format])
+    suffix = f".{args.quantize}{SUFFIXES[args.format]}" if args.quantize else SUFFIXES[args.format]
+    out = args.out or source.with_suffix(suffix)
     if out.is_dir():
-        raise InputError(f"--out {out} is a folder: name a file, as in --out {out / ('model' + SUFFIXES[args.format])}")
+        raise InputError(f"--out {out} is a folder: name a file, as in --out {out / ('model' + suffix)}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.absolute().parent}")
     original = model.load(args.run, device="cpu", precision="fp32")

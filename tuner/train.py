@@ -31,7 +31,7 @@ from tuner import (
 )
 from tuner.config import CONF, applied_yaml, parse
 from tuner.rules import FOLDER_NAME, or_null
-from tuner.runs.ending import close_log_files, nothing_left, one_line_errors
+from tuner.runs.ending import TakenError, check_free, close_log_files, nothing_left, one_line_errors
 from tuner.runs.layout import LATEST
 from tuner.sweep import hydra_private, passwords, plugin
 from tuner.sweep.trial import RunningTrial, Stages
@@ -42,11 +42,12 @@ if TYPE_CHECKING:
 plugin.register()
 log = logging.getLogger("tuner.train")
 OUTPUTS = "outputs"
+RANGE = re.compile(r"^[\w./+@]+=(tag\(.*)?interval\(")
 
 
 def prepare_job(cfg: DictConfig, trial: RunningTrial | None) -> "Prepared":
     """Open the run folder of a Hydra job, check its config, and prepare the run."""
-    from tuner.runs.run import Run, TakenError
+    from tuner.runs.run import Run
     from tuner.stages import prepare, recorded
 
     hydra_cfg = HydraConfig.get()
@@ -93,6 +94,11 @@ def task(cfg: DictConfig) -> float | tuple[float, float]:
         return _run(cfg, folder)
     again = str(passwords.redacted(shlex.join(["python", "-m", "tuner.train", *sys.argv[1:]])))
     with one_line_errors(folder, again=again), nothing_left(folder):
+        try:
+            check_free(folder)
+        except TakenError:
+            close_log_files()  # they are another run's
+            raise
         parse(cfg)
         if (place := cfg.get("artifacts")) is not None:
             artifacts.check(str(place))  # before anything is written: a password may be in it
@@ -120,6 +126,12 @@ def link_latest(folder: Path, start: Path) -> None:
             log.warning("%s cannot be a link to this run: %s", outputs / LATEST, error.strerror)
 
 
+def searches_with_sampler(words: Sequence[str]) -> bool:
+    """Whether the words choose a search, directly or by a config file of the user."""
+    groups = ("hparams_search=", "hydra/sweeper=", "experiment=", "--config-dir", "-cd", "--config-name", "-cn")
+    return any(word.startswith((*groups, *(f"+{group}" for group in groups))) for word in words)
+
+
 def check_words(words: Sequence[str]) -> None:
     """Raises InputError for a folder that Hydra could not make, or would make elsewhere, and for a search's `name`."""
     values = {key: value.strip("'\"") for key, _, value in (word.partition("=") for word in words)}
@@ -130,7 +142,9 @@ def check_words(words: Sequence[str]) -> None:
         raise InputError(f"name={LATEST} must be another name: {OUTPUTS}/{LATEST} is a link to the last run")
     searches = {"-m", "--multirun"} & {*words} or values.get("hparams_search", "null") != "null"
     if searches and "name" in values:
-        raise InputError(f"name={values['name']} is for a single run; the name of a search is study={values['name']}")
+        raise InputError(f"name={values['name']} is for a single run; several have study={values['name']}")
+    if not searches_with_sampler(words) and (ranges := [word for word in words if RANGE.search(word)]):
+        raise InputError(f"{ranges[0]} is a range, which only a search draws from: add hparams_search=optuna")
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
         if any(len(os.fsencode(part)) > 255 for part in values.get(key, "").split("/")):
             raise InputError(f"{key}={values[key]} has the name of a folder of more than 255 bytes: shorten it")

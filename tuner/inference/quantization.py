@@ -27,7 +27,12 @@ class Measured:
 
     accuracy: float
     latency: float
-    predicted: torch.Tensor  # int64 [N]
+    probabilities: torch.Tensor  # [N, classes]
+
+    @property
+    def predicted(self) -> torch.Tensor:
+        """The most probable classes, int64 [N]."""
+        return self.probabilities.argmax(1)
 
 
 def to_int8(content: bytes, images: torch.Tensor) -> bytes:
@@ -92,13 +97,14 @@ def measure(content: bytes, images: torch.Tensor, labels: torch.Tensor, threads:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     outputs = [session.run(None, {"images": batch.numpy()})[0] for batch in images.split(PER_BATCH)]
-    predicted = torch.from_numpy(np.concatenate(outputs)).argmax(1)
+    scores = torch.from_numpy(np.concatenate(outputs))
     one, times = {"images": images[:1].numpy()}, []
     for _ in range(WARMUP + LATENCY_RUNS):
         start = time.perf_counter()
         session.run(None, one)
         times.append(1000 * (time.perf_counter() - start))
-    return Measured(float((predicted == labels).float().mean()), statistics.median(times[WARMUP:]), predicted)
+    accuracy = float((scores.argmax(1) == labels).float().mean())
+    return Measured(accuracy, statistics.median(times[WARMUP:]), scores)
 
 
 def compare(before: Measured, after: Measured, n_calibration: int, threads: int) -> dict[str, Any]:
@@ -115,6 +121,7 @@ def compare(before: Measured, after: Measured, n_calibration: int, threads: int)
         "validation_images": len(before.predicted),
         "accuracy": {"float32": round(before.accuracy, 6), "int8": round(after.accuracy, 6)},
         "agreement": round(float((before.predicted == after.predicted).float().mean()), 6),
+        "largest_difference": round(float((before.probabilities - after.probabilities).abs().max()), 4),
         "latency_ms": {"float32": round(before.latency, 3), "int8": round(after.latency, 3)},
         "threads": threads,
     }

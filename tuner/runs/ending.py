@@ -1,4 +1,4 @@
-"""How a single run ends: with a line about a mistake or a full disk, or with two after Ctrl-C."""
+"""Where a single run may begin, and how it ends: a line about a mistake or a full disk, two after Ctrl-C."""
 
 import csv
 import logging
@@ -11,10 +11,23 @@ from pathlib import Path
 
 from tuner import DivergedError, InputError
 from tuner.files import disk_error
-from tuner.runs.layout import CHECKPOINT
+from tuner.runs.layout import CHECKPOINT, STUDY_FILE
+from tuner.runs.result import read_result
 from tuner.terminal import INTERRUPTED
 
 log = logging.getLogger("tuner.train")
+
+
+class TakenError(InputError):
+    """A folder that a run can't have: another run's or a study's. Nothing may be written into it."""
+
+
+def check_free(folder: Path) -> None:
+    """Raises TakenError if a folder holds a finished run, or is that of a study."""
+    if (folder / STUDY_FILE).exists():
+        raise TakenError(f"{folder} is the folder of a study; choose another hydra.run.dir")
+    if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
+        raise TakenError(f"{folder} holds a finished run; choose another name or hydra.run.dir, or move that run")
 
 
 @contextmanager

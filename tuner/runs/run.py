@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from tuner import InputError, __version__, plots
 from tuner.files import appending, replacing, subfolder
-from tuner.runs.layout import CHECKPOINT, STUDY_FILE
+from tuner.runs.ending import TakenError, check_free
+from tuner.runs.layout import CHECKPOINT
 from tuner.runs.result import read_result
 from tuner.runs.table import read_metrics
 from tuner.runs.trackers import Tracker
@@ -31,10 +32,6 @@ METRICS = (
 )
 VERSIONS = ("torch", "torchvision", "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna")
 log = logging.getLogger("tuner.runs")
-
-
-class TakenError(InputError):
-    """A folder that a run can't have: another run's or a study's. Nothing may be written into it."""
 
 
 class Run:
@@ -51,8 +48,7 @@ class Run:
 
     def __init__(self, folder: Path):
         """Raises TakenError if `folder` holds a run that is finished or still going, or is the folder of a study."""
-        if (folder / STUDY_FILE).exists():
-            raise TakenError(f"{folder} is the folder of a study; choose another hydra.run.dir")
+        check_free(folder)
         self.lock = FileLock(folder / ".lock")
         try:
             self.lock.acquire(timeout=0)
@@ -61,10 +57,7 @@ class Run:
         except (OSError, NotImplementedError) as error:  # some network file systems have no locks
             log.warning("%s cannot be locked (%s): make sure that only one process writes there", folder, error)
         try:
-            if (folder / "result.json").exists() and read_result(folder)["status"] == "complete":
-                raise TakenError(
-                    f"{folder} holds a finished run; choose another name or hydra.run.dir, or move that run"
-                )
+            check_free(folder)  # another process may have ended it meanwhile
         except (InputError, OSError):
             self._unlock()
             raise

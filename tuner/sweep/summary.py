@@ -29,9 +29,11 @@ class Summary(Callback):
         if not str(config.hydra.sweeper._target_).endswith(BASIC):
             return
         folder = Path(config.hydra.sweep.dir)
-        for line in lines(folder):
+        found = lines(folder)
+        for line in found:
             log.info("%s", line)
-        log.info("all runs: python -m tuner.compare %s", folder)
+        if found:
+            log.info("all runs: python -m tuner.compare %s", folder)
 
 
 def lines(folder: Path) -> list[str]:

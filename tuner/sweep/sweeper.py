@@ -118,6 +118,7 @@ class AsyncSweeper:
             log.error("%s", error)
             sys.exit(1)
         except KeyboardInterrupt:  # before or after the trials
+            log.error("interrupted; continue with: %s", self._resume_command())
             sys.exit(130)
         except Exception as error:
             reason = disk_error(error)
