@@ -38,32 +38,36 @@ class Summary(Callback):
 
 def lines(folder: Path) -> list[str]:
     """A line for each configuration, and one that says how many more there are.   folder: of the multirun."""
-    accuracies = defaultdict(list)
-    for overrides, accuracy in complete_runs(folder):
-        accuracies[overrides].append(accuracy)
+    accuracies, tested = defaultdict(list), defaultdict(list)
+    for overrides, result in complete_runs(folder):
+        accuracies[overrides].append(result["val_accuracy"])
+        if isinstance(result.get("test_accuracy"), float):
+            tested[overrides].append(result["test_accuracy"])
     best_first = sorted(accuracies, key=lambda overrides: -statistics.fmean(accuracies[overrides]))
     common = set.intersection(*map(set, best_first)) if best_first else set()
     names = [" ".join(word for word in overrides if word not in common) for overrides in best_first]
-    shown = [
-        f"{name}: {spread(accuracies[overrides])}" if name else spread(accuracies[overrides])
-        for name, overrides in zip(names, best_first, strict=True)
-    ]
+    shown = []
+    for name, overrides in zip(names, best_first, strict=True):
+        text = spread("validation", accuracies[overrides])
+        if len(tested[overrides]) == len(accuracies[overrides]):
+            text += f"; {spread('test', tested[overrides])}"
+        shown.append(f"{name}: {text}" if name else text)
     return shown[:MOST] + ([f"and {len(shown) - MOST} more configurations"] if len(shown) > MOST else [])
 
 
-def complete_runs(folder: Path) -> Iterable[tuple[tuple[str, ...], float]]:
-    """The overrides of each complete run, apart from its seed, and its validation accuracy."""
+def complete_runs(folder: Path) -> Iterable[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The overrides of each complete run, apart from its seed, and its result."""
     for result_path in folder.glob("*/result.json"):
         result = read_result(result_path.parent)
         if result["status"] == "complete" and isinstance(result.get("val_accuracy"), float):
             overrides = yaml_file.read(result_path.parent / ".hydra" / "overrides.yaml")
             others = tuple(str(line) for line in overrides if not str(line).startswith("seed="))
-            yield others, result["val_accuracy"]
+            yield others, result
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(split: str, values: Sequence[float]) -> str:
     """Such as "validation accuracy 0.9042 (mean of 4 runs, standard deviation 0.0031, 0.9000 to 0.9083)"."""
-    mean = f"validation accuracy {statistics.fmean(values):.4f}"
+    mean = f"{split} accuracy {statistics.fmean(values):.4f}"
     if len(values) == 1:
         return f"{mean} (1 run)"
     deviation, low, high = statistics.stdev(values), min(values), max(values)
