@@ -92,6 +92,8 @@ def task(cfg: DictConfig) -> float | tuple[float, float]:
     in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if in_sweep:
         return _run(cfg, folder)
+    if search := hydra_cfg.runtime.choices.get("hparams_search"):  # by the defaults of a config of the user
+        raise SystemExit(f"hparams_search={search} needs -m")
     again = str(passwords.redacted(shlex.join(["python", "-m", "tuner.train", *sys.argv[1:]])))
     with one_line_errors(folder, again=again), nothing_left(folder):
         try:
@@ -132,6 +134,17 @@ def searches_with_sampler(words: Sequence[str]) -> bool:
     return any(word.startswith((*groups, *(f"+{group}" for group in groups))) for word in words)
 
 
+def is_multirun(words: Sequence[str]) -> bool:
+    """Whether a command line asks Hydra for several jobs."""
+    return not {"-m", "--multirun"}.isdisjoint(words)
+
+
+def names_search(words: Sequence[str]) -> bool:
+    """Whether a command line has hparams_search=NAME."""
+    values = [word.partition("=")[2] for word in words if word.startswith("hparams_search=")]
+    return bool(values) and values[-1] not in ("null", "")
+
+
 def check_words(words: Sequence[str]) -> None:
     """Raises InputError for a folder that Hydra could not make, or would make elsewhere, and for a search's `name`."""
     values = {key: value.strip("'\"") for key, _, value in (word.partition("=") for word in words)}
@@ -140,8 +153,7 @@ def check_words(words: Sequence[str]) -> None:
             or_null(FOLDER_NAME).check(key, None if text == "null" else text)
     if values.get("name") == LATEST:
         raise InputError(f"name={LATEST} must be another name: {OUTPUTS}/{LATEST} is a link to the last run")
-    searches = {"-m", "--multirun"} & {*words} or values.get("hparams_search", "null") != "null"
-    if searches and "name" in values:
+    if (is_multirun(words) or names_search(words)) and "name" in values:
         raise InputError(f"name={values['name']} is for a single run; several have study={values['name']}")
     if not searches_with_sampler(words) and (ranges := [word for word in words if RANGE.search(word)]):
         raise InputError(f"{ranges[0]} is a range, which only a search draws from: add hparams_search=optuna")
@@ -162,6 +174,9 @@ def main() -> None:
     sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
     earlier.refuse_old_names(sys.argv[1:])
     check_words(sys.argv[1:])
+    if names_search(sys.argv[1:]) and not is_multirun(sys.argv[1:]) and not {"--cfg", "-c"} & {*sys.argv[1:]}:
+        sys.argv.append("-m")  # hydra.mode can only be set by the primary config
+        sys.orig_argv.append("-m")  # which workers and messages repeat
     with hydra_private.files_in_one_line():
         hydra.main(config_path=str(CONF), config_name="train", execution_whitelist=targets.of_hydra())(task)()
 
