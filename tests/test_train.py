@@ -461,6 +461,14 @@ def test_a_mistake_leaves_no_folder(command, mistake):
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("folder", [".", "elsewhere/empty"])
+def test_a_mistake_removes_no_folder_that_was_there(command, folder):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    code, _ = command(*TINY, "epochs=0", f"hydra.run.dir={folder}")
+    assert code == 1
+    assert Path(folder).is_dir()
+
+
 def test_a_run_does_not_go_into_the_folder_of_a_study(command):
     Path("here").mkdir()
     Path("here/.study").write_text("an id")

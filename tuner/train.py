@@ -32,7 +32,7 @@ from tuner import (
 from tuner.config import CONF, applied_yaml, parse
 from tuner.rules import FOLDER_NAME, or_null
 from tuner.runs.ending import TakenError, check_free, close_log_files, nothing_left, one_line_errors
-from tuner.runs.layout import LATEST
+from tuner.runs.layout import LATEST, OUTPUTS
 from tuner.sweep import hydra_private, passwords, plugin
 from tuner.sweep.trial import RunningTrial, Stages
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 plugin.register()
 log = logging.getLogger("tuner.train")
-OUTPUTS = "outputs"
 RANGE = re.compile(r"^[\w./+@]+=(tag\(.*)?interval\(")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tuner import DivergedError, InputError
 from tuner.files import disk_error
-from tuner.runs.layout import CHECKPOINT, STUDY_FILE
+from tuner.runs.layout import CHECKPOINT, OUTPUTS, STUDY_FILE
 from tuner.runs.result import read_result
 from tuner.terminal import INTERRUPTED
 
@@ -77,17 +77,19 @@ def _stands(folder: Path) -> str:
 def nothing_left(folder: Path) -> Iterator[None]:
     """Remove the folder that Hydra has made for a run if a mistake of the user ends it before it has trained.
 
-    A folder that was there before is kept.
+    One that had files before is kept, and so is everything outside of outputs/.
     """
+    outputs = Path.cwd() / OUTPUTS
     is_new = all(path.suffix == ".log" and path.stat().st_size == 0 for path in folder.iterdir())
+    is_new = is_new and outputs in folder.parents
     try:
         yield
     except InputError:
         if is_new and not has_trained(folder):
             close_log_files()
             shutil.rmtree(folder)
-            for parent in list(folder.parents)[:2]:  # outputs/DATE, outputs
-                if parent != Path.cwd() and not any(parent.iterdir()):
+            for parent in folder.parents:  # outputs/DATE, outputs
+                if outputs in (parent, *parent.parents) and not any(parent.iterdir()):
                     parent.rmdir()
         raise
 
