@@ -1,16 +1,16 @@
-# tuner in a container, with PyTorch for CPUs or for CUDA:
+# tuner in a container, with PyTorch's default wheels (CUDA; they run on CPUs, too), or those of another index:
 #     docker build -t tuner .
-#     docker build -t tuner --build-arg TORCH=cu130 .
-# TORCH is a folder of PyTorch's wheel index. docs/how-to/install.md has the commands that run it.
+#     docker build -t tuner --build-arg TORCH_INDEX=URL .
+# URL: of the CPU wheels, on PyTorch's install page. docs/how-to/install.md has the commands that run it.
 FROM python:3.12-slim AS build
-ARG TORCH=cpu
+ARG TORCH_INDEX=
 RUN python -m venv /opt/tuner
 ENV PATH=/opt/tuner/bin:$PATH
 WORKDIR /source
 COPY constraints.txt .
-# from its own index PyTorch comes first, and alone: the index does not have the pinned versions of all else
+# PyTorch comes first, and alone: its index does not have the pinned versions of all else
 RUN grep -E '^torch(vision)?==' constraints.txt > torch.txt \
-    && pip install --no-cache-dir --index-url "https://download.pytorch.org/whl/$TORCH" -r torch.txt
+    && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r torch.txt
 COPY . .
 RUN pip install --no-cache-dir -c constraints.txt .
 
