@@ -131,6 +131,14 @@ def test_trials_that_say_nothing(trials, expected):
     assert said(lines, expected) if expected else not (said(lines, "too strict") or said(lines, "the same value"))
 
 
+def test_there_is_nothing_to_gain_on_the_best_possible_value():
+    s = study([trial(1.0)] * 3)
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        s.study.set_metric_names(["accuracy"])
+    s.study.set_user_attr("fixed", {})  # a study of tuner
+    assert said(advice(s), "all 3 complete trials have the same value, 1: there is nothing to gain on these validation")
+
+
 # Ends of what was searched
 
 

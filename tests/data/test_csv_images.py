@@ -117,7 +117,7 @@ def test_broken_files_can_be_skipped(photos, caplog):
     path = table(photos, ["image,label", *rows(), "t.csv,odd"])
     data = load(path, photos, skip_broken=True)
     assert len(data.pool) + len(data.test) == 12
-    assert "1 file cannot be used as an image and are skipped" in caplog.text
+    assert "1 file cannot be used as an image, skipped" in caplog.text
 
 
 @pytest.mark.parametrize("others", [["b\0.png,even"] * 6, rows()], ids=["all", "one"])

@@ -247,7 +247,7 @@ def test_broken_files_can_be_skipped(files, caplog, broken):
         [warning] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         n = "1 file cannot be used as an image" if len(broken) == 1 else f"{len(broken)} files cannot be used as images"
         listed = "; ".join(f"{files.names[row]} ({TEXT})" for row in broken)
-        assert warning == f"{n} and are skipped (data.skip_broken=true): {listed}"
+        assert warning == f"{n}, skipped (data.skip_broken=true): {listed}"
 
 
 def test_a_repaired_file_is_noticed(files):

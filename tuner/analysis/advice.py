@@ -180,6 +180,8 @@ def _on_equal_values(s: LoadedStudy) -> list[str]:
         return []
     same = " and ".join(f"{value:.6g}" for value in values.iloc[0])
     why = "no parameter changes it; widen the ranges, or check in a trial's train.log whether it learns"
+    if s.goals == ["maximize"] and s.objectives[0].endswith("accuracy") and same == "1":
+        why = "there is nothing to gain on these validation images; only more of them could tell the trials apart"
     return [f"all {len(s.complete)} complete trials have the same value, {same}: {why}"]
 
 

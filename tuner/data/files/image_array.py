@@ -154,7 +154,7 @@ def _report_broken(broken: Sequence[str], skip: bool) -> None:
     files = "1 file cannot be used as an image" if count == "1" else f"{count} files cannot be used as images"
     if not skip:
         raise InputError(f"{files}: repair or remove them, or skip them with data.skip_broken=true: {listed}")
-    log.warning("%s and are skipped (data.skip_broken=true): %s", files, listed)
+    log.warning("%s, skipped (data.skip_broken=true): %s", files, listed)
 
 
 def _check_values(highest: Sequence[int | None], value_range: int) -> None:
