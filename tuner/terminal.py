@@ -18,7 +18,7 @@ from tuner.safe_text import Formatter
 
 CLOSED = 128 + 13  # exit code if the reader of a pipe has gone, as shells report SIGPIPE
 INTERRUPTED = 128 + 2  # after Ctrl-C
-COMMAND = "python -m tuner."
+COMMAND = "-m tuner."  # of python, python3 or a path
 
 
 class Console(logging.StreamHandler[TextIO]):
