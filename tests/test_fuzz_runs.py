@@ -26,7 +26,7 @@ from fuzz import mutations, outcome
 from helpers import TINY
 from safetensors import safe_open
 
-from tuner import cache, cache_files, compare, evaluate, output, resume, study, train
+from tuner import cache, cache_files, compare, evaluate, output, resume, stages, study, train
 from tuner.analysis import finished_run, loaded_study, model_card
 from tuner.bank import features
 from tuner.config import of_run
@@ -55,14 +55,14 @@ def folder(tmp_path_factory):
         command(*LITTLE, "seed=1", "hydra.run.dir=runs/b")
         command(*SEARCH, "study=sqlite")
         command(*SEARCH, "study=journal", "hydra.sweeper.storage=journal:///multirun/journal.log")
-        real = train.Prepared.on_epoch
+        real = stages.Prepared.on_epoch
 
         def interrupt(job, epoch, metrics):
             if epoch == 3:
                 raise KeyboardInterrupt
             real(job, epoch, metrics)
 
-        patch.setattr(train.Prepared, "on_epoch", interrupt)
+        patch.setattr(stages.Prepared, "on_epoch", interrupt)
         command(*LITTLE, "hydra.run.dir=killed")
         (folder / "killed" / "result.json").unlink()
     shutil.copytree(folder / "runs" / "a", folder / "old")  # as an earlier version left it

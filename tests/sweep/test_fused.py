@@ -11,7 +11,7 @@ import torch
 import yaml
 from helpers import result
 
-from tuner import device, train
+from tuner import device, stages
 from tuner.runs.run import METRICS
 from tuner.training import fit, together
 
@@ -239,7 +239,7 @@ def test_heads_that_have_begun_are_not_begun_again(command, monkeypatch):
 
 
 def test_an_interrupt_ends_every_job_and_the_study_goes_on(command, monkeypatch):
-    real = train.Prepared.on_epoch
+    real = stages.Prepared.on_epoch
 
     def interrupted(job, epoch, metrics):
         real(job, epoch, metrics)
@@ -248,14 +248,13 @@ def test_an_interrupt_ends_every_job_and_the_study_goes_on(command, monkeypatch)
 
     lrs = "optimizer.lr=choice(1e-3,2e-3,3e-3)"
     with monkeypatch.context() as patch:
-        patch.setattr(train.Prepared, "on_epoch", interrupted)
+        patch.setattr(stages.Prepared, "on_epoch", interrupted)
         code, output = command(*GRID, lrs)
     assert code == 130, output
     assert "continue with: " in output
     assert states()[:3] == ["FAIL"] * 3
     assert "RUNNING" not in states()
-    assert statuses(MINE) == ["failed"] * 3
-    assert all(result(MINE / n)["error"].startswith("KeyboardInterrupt") for n in "012")
+    assert statuses(MINE) == ["interrupted"] * 3
     assert [len(curve(MINE / n)) for n in "012"] == [2, 2, 1]
 
     code, output = command(*GRID, lrs)
@@ -267,17 +266,17 @@ def test_an_interrupt_ends_every_job_and_the_study_goes_on(command, monkeypatch)
 
 def test_a_stack_is_finished_before_the_next_one_trains(command, monkeypatch):
     """Jobs of two batch sizes in one launch: an interrupt in the second stack loses nothing of the first."""
-    real = train.Prepared.on_epoch
+    real = stages.Prepared.on_epoch
 
     def interrupted(job, epoch, metrics):
         real(job, epoch, metrics)
         if job.config.batch_size == 32:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Prepared, "on_epoch", interrupted)
+    monkeypatch.setattr(stages.Prepared, "on_epoch", interrupted)
     code, output = command(*SWEEP, "batch_size=64,32", "optimizer.lr=1e-3,2e-3")
     assert code == 130, output
-    assert statuses(Path("fused")) == ["complete", "complete", "failed", "failed"]
+    assert statuses(Path("fused")) == ["complete", "complete", "interrupted", "interrupted"]
     assert not list(Path("fused").rglob(".lock"))
 
 

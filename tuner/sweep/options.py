@@ -63,11 +63,19 @@ def check_composes(
             raise default_error
         return
     for name, values in ends.items():
-        errors = [error for value in values if (error := refusal({name: value}))]
+        errors = [error for value in values if (error := _returned(refusal, {name: value}))]
         if len(errors) == len(values):
             raise errors[0]
         for error in errors:
             log.warning("some trials will fail: %s", error)
+
+
+def _returned(function: Callable[[Any], InputError | None], argument: Any) -> InputError | None:
+    """The error that a function returns or raises."""
+    try:
+        return function(argument)
+    except InputError as error:
+        return error
 
 
 def _check_names(space: SearchSpace, config: DictConfig) -> None:
