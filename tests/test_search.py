@@ -277,7 +277,6 @@ def test_a_best_whose_folder_is_on_another_machine_is_retrained_from_what_the_st
         ("data.folds=1", "data.folds=1 must be a whole number of at least 2 and at most 100, or null"),
         ("optimizer.lr=1e-4..1e-2", "optimizer.lr=1e-4..1e-2 must be a number of more than 0"),
         ("optimizer.lr=interval(-1,-0.5)", "optimizer.lr=-1.0 must be a number of more than 0"),
-        ("model.head.width=choice(few,many)", "model.head.width=few must be"),
     ],
 )
 def test_a_value_that_no_trial_can_have_is_refused_before_the_search(command, word, message):
