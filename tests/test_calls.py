@@ -1,7 +1,10 @@
 """Training and searching from Python, as in a notebook."""
 
+import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import TINY
@@ -50,14 +53,35 @@ def test_a_mistake_is_an_error(call, word, message, tmp_path):
         getattr(tuner, call)(*TINY, word)
 
 
-def test_an_interrupted_call_interrupts_the_command(tmp_path):
+def called(tmp_path):
+    """A process that trains for long, in its second epoch; its Ctrl-C is that of a terminal."""
     code = f"import tuner; tuner.train(*{TINY!r}, 'epochs=100000', 'name=long')"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while "epoch 2/" not in process.stdout.readline():
-            pass
-        process.send_signal(2)
-        out, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while "epoch 2/" not in process.stdout.readline():
+        pass
+    return process
+
+
+def test_an_interrupted_call_interrupts_the_command(tmp_path):
+    with called(tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
     assert "interrupted after epoch" in out
     assert err.strip().endswith("KeyboardInterrupt")
+
+
+def test_a_command_ends_with_the_process_that_has_called_it(tmp_path):
+    with called(tmp_path) as process:
+        process.kill()
+        process.wait()
+        result = tmp_path / "outputs" / "long" / "result.json"
+        while not result.exists():
+            time.sleep(0.1)
+    assert json.loads(result.read_text())["status"] == "interrupted"

@@ -4,6 +4,7 @@ Each runs its command in a process of its own, and prints what that prints, as i
 the memory of the GPU back. Interrupting it is Ctrl-C for the command.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner import InputError
 from tuner.runs.result import on_images, read_result
-from tuner.terminal import INTERRUPTED
+from tuner.terminal import CALLER, INTERRUPTED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,9 +115,16 @@ def _refuse(words: Iterable[str], key: str, instead: str) -> None:
 def _run(words: list[str]) -> None:
     """Run `python -m tuner.train` and print its output. Raises InputError or KeyboardInterrupt if it fails."""
     command = [sys.executable, "-m", "tuner.train", *words]
+    environment = os.environ | {CALLER: str(os.getpid())}
     last: deque[str] = deque(maxlen=10)
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env=environment,
     ) as process:
         assert process.stdout
         while True:

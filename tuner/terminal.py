@@ -7,6 +7,8 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from typing import TextIO
 
@@ -18,6 +20,7 @@ from tuner.safe_text import Formatter
 
 CLOSED = 128 + 13  # exit code if the reader of a pipe has gone, as shells report SIGPIPE
 INTERRUPTED = 128 + 2  # after Ctrl-C
+CALLER = "TUNER_CALLER"  # in the environment: the process that has called a command from Python
 COMMAND = "-m tuner."  # of python, python3 or a path
 
 
@@ -35,6 +38,20 @@ class Console(logging.StreamHandler[TextIO]):
         if record.exc_info or not self.stream.isatty():
             return text
         return wrapped(text)
+
+
+def end_with_caller() -> None:
+    """Interrupt this process when the one that has called it from Python is gone, such as a notebook's kernel."""
+    caller = os.environ.pop(CALLER, None)
+    if caller is None or int(caller) != os.getppid():
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(caller):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, name="caller", daemon=True).start()
 
 
 def wrapped(text: str) -> str:

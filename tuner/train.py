@@ -171,6 +171,7 @@ def main() -> None:
         return
     # Hydra refuses this spelling, with the password
     sys.argv[1:] = [re.sub(r"^\+hydra\.sweeper\.storage\b", "hydra.sweeper.storage", word) for word in sys.argv[1:]]
+    terminal.end_with_caller()
     earlier.refuse_old_names(sys.argv[1:])
     check_words(sys.argv[1:])
     if names_search(sys.argv[1:]) and not is_multirun(sys.argv[1:]) and not {"--cfg", "-c"} & {*sys.argv[1:]}:
