@@ -17,11 +17,11 @@ RUN pip install --no-cache-dir -c constraints.txt .
 FROM python:3.12-slim
 COPY --from=build /opt/tuner /opt/tuner
 ENV PATH=/opt/tuner/bin:$PATH
-RUN useradd --create-home --uid 1000 tuner \
-    && install --directory --owner=tuner --group=tuner /work /home/tuner/.cache
+ENV TUNER_CACHE=/cache/tuner TORCH_HOME=/cache/torch HF_HOME=/cache/huggingface
+RUN useradd --create-home --uid 1000 tuner && install --directory --owner=tuner --group=tuner /data /cache
 USER 1000
-WORKDIR /work
+WORKDIR /data
 # outputs/ and multirun/ are in the first, features and downloaded weights in the second
-VOLUME ["/work", "/home/tuner/.cache"]
+VOLUME ["/data", "/cache"]
 ENTRYPOINT ["tuner"]
 CMD ["--help"]

@@ -75,9 +75,10 @@ def train(*overrides: str) -> TrainedRun:
     """
     words = list(overrides)
     _refuse(words, "hydra.run.dir", "name")
-    folder = Path("outputs", _given(words, "name") or f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}").absolute()
-    _run([*words, f"hydra.run.dir='{folder}'"])
-    return TrainedRun(folder)
+    name = _given(words, "name")
+    folder = f"outputs/{name or format(datetime.now(), '%Y-%m-%d/%H-%M-%S-%f')}"
+    _run(words if name else [*words, f"hydra.run.dir={folder}"])
+    return TrainedRun(Path(folder).absolute())
 
 
 def sweep(*overrides: str) -> "LoadedStudy":
